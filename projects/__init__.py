@@ -1,0 +1,1 @@
+"""Self-contained studies built on the library."""

@@ -1,0 +1,189 @@
+"""BatchChannelNorm: batch normalisation per channel, then group normalisation per sample, as one layer."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from ..ops.batch_channel_norm import batch_channel_norm, channel_norm
+from ..ops.batch_norm import batch_norm
+from ..ops.memory_format import like_input
+
+STATISTICS = ('estimated', 'batch', 'sync')
+AFFINES = ('group', 'channel')
+
+
+class BatchChannelNorm(_InstanceNorm):
+    """Batch-Channel Normalization of (N, C, *) tensors of any rank >= 2.
+
+    The batch half normalises each channel, with `weight` and `bias` of shape (C,); the channel half then normalises
+    each group of channels of each sample with live statistics, with `group_weight` and `group_bias`. The first five
+    entries of the state are those of BatchNorm and mean the same, so a BatchNorm checkpoint's keys fit.
+
+    Source: arXiv 1903.10520 v2, Algorithm 1, and the README of joe-siyuan-qiao/Batch-Channel-Normalization. Departures:
+    the rate has a working default (the authors' starts at 0, which never learns the statistics),
+    `num_batches_tracked` counts, and the affine of the channel half can be per channel.
+
+    It is an `_InstanceNorm` by type because the frameworks above decide by type: weight-decay exclusion and `is_norm`
+    then include it, conversion to SyncBatchNorm and conv-bn fusing, both of which would be wrong, pass it by.
+
+    Args:
+        num_features: C.
+        num_groups: G, a divisor of C.
+        channels_per_group: Alternative to `num_groups`: G = C / channels_per_group.
+        statistics: What the batch half normalises with in training. `estimated`: running estimates updated by the
+            current batch first, no gradient through them, defined for a single sample and a 1x1 map. `batch`: live
+            statistics of this rank's batch. `sync`: live statistics of all ranks' batches; the same as `batch`
+            without a process group.
+        rate: Weight of the current batch in the running statistics, in [0, 1]; 0 freezes them.
+        warmup: Whether the rate starts as an average over all batches so far, max(rate, 1 / (t + 1)), so that the first
+            batch replaces the 0/1 start.
+        affine: `group`: `group_weight` and `group_bias` are (G,), the authors'. `channel`: (C,), as in GroupNorm.
+        eps: Added to the variances of both halves.
+
+    Raises:
+        ValueError: For a number of groups that does not divide C, a rate outside [0, 1], or an unknown word.
+    """
+
+    _abbr_ = 'bn'
+
+    def __init__(
+        self,
+        num_features: int,
+        num_groups: int = 32,
+        *,
+        channels_per_group: int | None = None,
+        statistics: Literal['estimated', 'batch', 'sync'] = 'estimated',
+        rate: float = 0.1,
+        warmup: bool = False,
+        affine: Literal['group', 'channel'] = 'group',
+        eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if statistics not in STATISTICS:
+            raise ValueError(f'statistics={statistics!r} is unknown: choose one of {", ".join(STATISTICS)}')
+        if affine not in AFFINES:
+            raise ValueError(f'affine={affine!r} is unknown: choose one of {", ".join(AFFINES)}')
+        if not (isinstance(rate, (int, float)) and 0 <= rate <= 1):
+            raise ValueError(f'rate={rate!r} is no weight of a batch: a number from 0 (frozen) to 1 is expected')
+        groups = resolve_groups(num_features, num_groups, channels_per_group)
+        super().__init__(
+            num_features, eps, momentum=rate, affine=True, track_running_stats=True, device=device, dtype=dtype
+        )
+        self.num_groups = groups
+        self.statistics = statistics
+        self.warmup = warmup
+        self.channel_affine = affine
+        size = groups if affine == 'group' else num_features
+        self.group_weight = nn.Parameter(torch.ones(size, device=device, dtype=dtype))
+        self.group_bias = nn.Parameter(torch.zeros(size, device=device, dtype=dtype))
+
+    @property
+    def momentum(self) -> float:
+        """The rate, under the name that host code reads and sets on batch norms."""
+        return self.rate
+
+    @momentum.setter
+    def momentum(self, value: float) -> None:
+        self.rate = value
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if 'group_weight' in self._parameters:
+            nn.init.ones_(self.group_weight)
+            nn.init.zeros_(self.group_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, *) -> (N, C, *), in the dtype and memory format of `x`."""
+        if x.ndim < 2 or x.shape[1] != self.num_features:
+            raise ValueError(f'input of shape {tuple(x.shape)}: (N, {self.num_features}, *) is expected')
+        training = self.training and self.rate > 0
+        rate: float | Tensor = self.rate
+        if training and x.numel():
+            if self.warmup:
+                rate = torch.clamp_min(1 / (self.num_batches_tracked + 1), self.rate).to(self.running_mean.dtype)
+            self.num_batches_tracked.add_(1)
+        if self.statistics == 'estimated':
+            return batch_channel_norm(
+                x,
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                self.group_weight,
+                self.group_bias,
+                num_groups=self.num_groups,
+                rate=rate,
+                training=training,
+                eps=self.eps,
+            )
+        out = batch_norm(
+            x,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            rate=rate,
+            training=training,
+            synchronize=self.statistics == 'sync',
+            eps=self.eps,
+        )
+        return like_input(channel_norm(out, self.num_groups, self.group_weight, self.group_bias, self.eps), x)
+
+    def extra_repr(self) -> str:
+        warmup = ', warmup' if self.warmup else ''
+        return (
+            f'{self.num_features}, groups={self.num_groups}, statistics={self.statistics}, rate={self.rate}{warmup}, '
+            f'affine={self.channel_affine}, eps={self.eps}'
+        )
+
+
+def resolve_groups(num_features: int, num_groups: int, channels_per_group: int | None) -> int:
+    """Number of groups for `num_features` channels.
+
+    Raises:
+        ValueError: If the channels do not divide evenly, naming the nearest numbers that would do.
+    """
+    if channels_per_group is None:
+        name, value = 'num_groups', num_groups
+    elif num_groups != 32:
+        raise ValueError(f'num_groups={num_groups} and channels_per_group={channels_per_group}: give one of them')
+    else:
+        name, value = 'channels_per_group', channels_per_group
+    if value < 1 or num_features % value:
+        divisors = [d for d in range(1, num_features + 1) if num_features % d == 0]
+        below = max((d for d in divisors if d < value), default=None)
+        above = min((d for d in divisors if d > value), default=None)
+        nearest = ' and '.join(str(d) for d in (below, above) if d is not None)
+        raise ValueError(
+            f'{name}={value} does not divide num_features={num_features}: the nearest values that do are {nearest}'
+        )
+    return value if channels_per_group is None else num_features // channels_per_group
+
+
+def zero_init_last_norm_(norm: nn.Module) -> None:
+    """Set the output scale of a residual branch's last norm to 0, so that the block starts as the identity.
+
+    For BatchChannelNorm this is `group_weight`, as in the authors' ImageNet code. Its `weight` must not be zeroed (what
+    frameworks do by name): the channel half would divide a zero map by sqrt(eps) and multiply gradients by 316.
+
+    Args:
+        norm: Any normalisation layer with a scale.
+
+    Raises:
+        ValueError: If the layer has no scale.
+    """
+    scale = getattr(norm, 'group_weight', None)
+    if scale is None:
+        scale = getattr(norm, 'weight', None)
+    if scale is None:
+        raise ValueError(f'{norm} has no scale to set to 0')
+    nn.init.zeros_(scale)
+
+
+def has_zeroed_batch_half(norm: nn.Module) -> bool:
+    """Whether a BatchChannelNorm starts with the zero `weight` that `zero_init_last_norm_` warns of."""
+    return isinstance(norm, BatchChannelNorm) and math.isclose(float(norm.weight.detach().abs().max()), 0.0)

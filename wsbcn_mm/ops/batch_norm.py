@@ -1,0 +1,80 @@
+"""Batch normalisation with live statistics, of one rank's batch or of the batches of all ranks together.
+
+torch's SyncBatchNorm runs on GPUs alone. This one is written with differentiable all-reduces, so the same model trains
+on CPU with gloo, on one GPU, or on many; without a process group both forms are the same.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn.functional import all_reduce
+
+
+def num_ranks() -> int:
+    """Size of the default process group, 1 without one."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def batch_norm(
+    x: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *,
+    rate: float | Tensor,
+    training: bool,
+    synchronize: bool = False,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Batch normalisation of any rank of tensor.
+
+    Training normalises with live statistics, differentiated, and moves the buffers as torch's BatchNorm does (the
+    running variance gets the unbiased one). Evaluation uses the buffers.
+
+    Args:
+        x: (N, C, *).
+        running_mean: (C,); changed in training.
+        running_var: (C,); changed in training.
+        weight: (C,) or None.
+        bias: (C,) or None.
+        rate: Weight of this batch in the buffers (torch's `momentum`).
+        training: Whether to take live statistics.
+        synchronize: Whether to take them over the union of all ranks' batches, which may differ in size and be empty
+            on some ranks.
+        eps: Added to the variance.
+
+    Returns:
+        (N, C, *) in float32 or better.
+
+    Raises:
+        ValueError: In training without other ranks, with fewer than two values per channel.
+    """
+    synchronize = synchronize and num_ranks() > 1
+    per_channel = (-1,) + (1,) * (x.ndim - 2)
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    if not training:
+        mean, var = running_mean.clone(), running_var.clone()
+    else:
+        positions = x.numel() // x.shape[1]
+        if positions < 2 and not synchronize:
+            raise ValueError(
+                f'input of shape {tuple(x.shape)} has {positions} value per channel: batch statistics are undefined '
+                "there; use statistics='estimated'"
+            )
+        over = [0, *range(2, x.ndim)]
+        # Counts travel with the sums, so that uneven batches weigh by their size.
+        local = torch.cat([x.sum(over), x.new_full((1,), positions)])
+        total = all_reduce(local) if synchronize else local
+        count = total[-1].detach()
+        mean = total[:-1] / count
+        squares = (x - mean.view(per_channel)).square().sum(over)
+        var = (all_reduce(squares) if synchronize else squares) / count
+        with torch.no_grad():
+            running_mean.lerp_(mean.to(running_mean.dtype), rate)
+            running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), rate)
+    scale = torch.rsqrt(var + eps)
+    if weight is not None:
+        scale = scale * weight
+    out = (x - mean.view(per_channel)) * scale.view(per_channel)
+    return out if bias is None else out + bias.view(per_channel)

@@ -1,0 +1,19 @@
+"""Keep the memory format of a normalisation's input on its output."""
+
+import torch
+from torch import Tensor
+
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def like_input(out: Tensor, x: Tensor) -> Tensor:
+    """`out` with the dtype of `x`, channels last where `x` is, contiguous otherwise.
+
+    Args:
+        out: (N, C, *).
+        x: (N, C, *) of the same shape.
+    """
+    channels_last = CHANNELS_LAST.get(x.ndim)
+    if channels_last is not None and not x.is_contiguous() and x.is_contiguous(memory_format=channels_last):
+        return out.to(x.dtype).contiguous(memory_format=channels_last)
+    return out.to(x.dtype).contiguous()

@@ -1,0 +1,114 @@
+"""Weight Standardization: every filter gets zero mean and unit standard deviation before it convolves.
+
+    W_hat[o] = (W[o] - mean(W[o])) / std(W[o])      over the fan-in I of output channel o
+
+Source: Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization"
+(arXiv 1903.10520 v2), Eq. 5-7. Published code differs from the paper and from itself in the variance (biased or
+not) and in where eps stands; `VARIANTS` names each of these formulas, because weights trained with one do not fit
+another.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Variant(NamedTuple):
+    """How the divisor of one published formula is made."""
+
+    unbiased: bool
+    eps: float
+    eps_inside: bool
+    """True: sqrt(var + eps). False: sqrt(var) + eps."""
+
+
+VARIANTS = {
+    # joe-siyuan-qiao/WeightStandardization, the BCN repository's DeepLabV3, mmcv's ConvWS
+    'jhu': Variant(unbiased=True, eps=1e-5, eps_inside=False),
+    # joe-siyuan-qiao/Batch-Channel-Normalization, imagenet/models/layers.py
+    'bcn': Variant(unbiased=True, eps=1e-5, eps_inside=True),
+    # arXiv 1903.10520 v2, Eq. 7; its eps is not published
+    'paper': Variant(unbiased=False, eps=1e-5, eps_inside=True),
+    # timm StdConv2d
+    'timm': Variant(unbiased=False, eps=1e-6, eps_inside=True),
+    # google-research/big_transfer
+    'bit': Variant(unbiased=False, eps=1e-10, eps_inside=True),
+}
+
+
+def get_variant(name: str) -> Variant:
+    """Look a variant up by name.
+
+    Raises:
+        ValueError: If there is no such variant.
+    """
+    if name not in VARIANTS:
+        raise ValueError(f'variant={name!r} is no Weight Standardization variant: choose one of {", ".join(VARIANTS)}')
+    return VARIANTS[name]
+
+
+def fan_in(weight: Tensor, *, groups: int = 1, transposed: bool = False) -> int:
+    """Number of weights that make one output value of a convolution with this weight.
+
+    Args:
+        weight: (O, I/groups, *k), or (I, O/groups, *k) if `transposed`.
+        groups: Groups of the convolution.
+        transposed: Whether the weight belongs to a transposed convolution.
+    """
+    return weight.numel() // (weight.shape[1] * groups if transposed else weight.shape[0])
+
+
+def weight_standardize(
+    weight: Tensor,
+    *,
+    variant: str = 'jhu',
+    eps: float | None = None,
+    groups: int = 1,
+    transposed: bool = False,
+) -> Tensor:
+    """Standardise each filter of a convolution weight over its fan-in.
+
+    Statistics are taken in float32 or better. A constant filter gives a zero filter and a finite gradient.
+
+    Args:
+        weight: (O, I/groups, *k) as in torch's ConvNd, or (I, O/groups, *k) as in ConvTransposeNd if `transposed`.
+        variant: One of `VARIANTS`. `jhu` is what the authors' public checkpoints were trained with.
+        eps: Replaces the variant's own eps.
+        groups: Groups of the convolution; it matters for transposed weights only, whose first axis joins the groups.
+        transposed: Whether output channels lie on axis 1.
+
+    Returns:
+        A tensor of the shape and dtype of `weight`.
+
+    Raises:
+        ValueError: For an unknown variant, fewer than 2 axes, a fan-in of 1, or groups that do not divide axis 0.
+    """
+    unbiased, default_eps, eps_inside = get_variant(variant)
+    eps = default_eps if eps is None else eps
+    if weight.ndim < 2:
+        raise ValueError(f'weight of shape {tuple(weight.shape)} has no fan-in: at least 2 axes are needed')
+    if transposed and weight.shape[0] % groups:
+        raise ValueError(f'groups={groups} does not divide axis 0 of the transposed weight {tuple(weight.shape)}')
+    if fan_in(weight, groups=groups, transposed=transposed) < 2:
+        raise ValueError(f'weight of shape {tuple(weight.shape)} has fan-in 1: a single value has no deviation')
+
+    w = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    if transposed:
+        w = w.unflatten(0, (groups, -1))  # (G, I/G, O/G, *k)
+        over = [1, *range(3, w.ndim)]
+    else:
+        over = list(range(1, w.ndim))
+
+    centred = w - w.mean(over, keepdim=True)
+    variance = centred.square().mean(over, keepdim=True)
+    if unbiased:
+        fan = centred.numel() // variance.numel()
+        variance = variance * (fan / (fan - 1))
+    if eps_inside:
+        std = torch.sqrt(variance + eps)
+    else:
+        # The square root has an infinite slope at 0; a constant filter must not turn that into NaN.
+        varies = variance > 0
+        std = torch.where(varies, variance, 1).sqrt() * varies + eps
+    return (centred / std).reshape(weight.shape).to(weight.dtype)
