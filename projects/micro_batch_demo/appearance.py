@@ -78,7 +78,7 @@ def contrasting_ink(rng: np.random.Generator, background: np.ndarray) -> np.ndar
 def illumination(rng: np.random.Generator, size: int) -> tuple[float, np.ndarray, np.ndarray]:
     """Draws the light and camera setting of one image or clip: exponent, multiplicative field, additive offset.
 
-    The contrast is log-uniform in [0.15, 1], its place in the value range is uniform, each colour has its own gain,
+    The contrast is log-uniform in [0.2, 1], its place in the value range is uniform, each colour has its own gain,
     and the light falls off smoothly in a random direction. Two images of one set thus differ far more in mean and
     standard deviation than two crops of one photograph.
 
@@ -86,11 +86,11 @@ def illumination(rng: np.random.Generator, size: int) -> tuple[float, np.ndarray
         ``gamma`` and two arrays of shape (size, size, 3) and (3,), to be used by :func:`expose`.
     """
     gamma = float(np.exp(rng.uniform(-0.5, 0.5)))
-    contrast = float(np.exp(rng.uniform(np.log(0.15), 0)))
+    contrast = float(np.exp(rng.uniform(np.log(0.2), 0)))
     direction = rng.uniform(0, 2 * np.pi)
     ramp = np.linspace(-1, 1, size, dtype=np.float32)
     slope = (np.cos(direction) * ramp[None, :] + np.sin(direction) * ramp[:, None]) / np.sqrt(2)
-    field = 1 + rng.uniform(0, 0.45) * slope
+    field = 1 + rng.uniform(0, 0.7) * slope
     colour = np.exp(rng.uniform(-0.2, 0.2, 3))
     offset = rng.uniform(0, 1 - contrast) + rng.uniform(-0.04, 0.04, 3)
     return gamma, (contrast * field[..., None] * colour).astype(np.float32), offset.astype(np.float32)

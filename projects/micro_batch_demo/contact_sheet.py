@@ -7,14 +7,11 @@ from pathlib import Path
 
 import av
 import cv2
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from projects.micro_batch_demo.clips import ANNOTATIONS
 from projects.micro_batch_demo.scenes import IGNORE, seg_palette
-
-matplotlib.use('Agg')
-from matplotlib import pyplot as plt  # noqa: E402 (after the choice of a backend without a display)
 
 
 def colour_labels(labels: np.ndarray, palette: list[list[int]]) -> np.ndarray:
@@ -46,7 +43,7 @@ def write_contact_sheet(root: str | Path, path: str | Path, n_scenes: int = 16, 
     per_row = 4
     scene_rows = -(-len(images) // per_row)
     rows = scene_rows + len(entries)
-    figure = plt.figure(figsize=(12, 1.45 * rows), layout='constrained')
+    figure = Figure(figsize=(12, 1.45 * rows), layout='constrained')
     grid = figure.add_gridspec(rows, 2 * per_row)
     if images:
         digits = json.loads((root / 'seg/manifest.json').read_text())['parameters']['digits']
@@ -70,5 +67,4 @@ def write_contact_sheet(root: str | Path, path: str | Path, n_scenes: int = 16, 
         axes.set_axis_off()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
     return path

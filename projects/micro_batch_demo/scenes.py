@@ -78,8 +78,8 @@ def draw_scene(
         cover = warp_digit(pool[rng.integers(len(pool))], center, side, rng.uniform(-12, 12), size)
         ink = contrasting_ink(rng, scene[cover > 0.02])
         scene = scene + cover[..., None] * (ink - scene)
-        labels[cover > 0.1] = IGNORE
-        labels[cover > 0.8] = index + 1
+        labels[cover > 0.15] = IGNORE
+        labels[cover > 0.75] = index + 1
     return expose(scene, illumination(rng, size)), labels
 
 
