@@ -1,0 +1,10 @@
+# What every recipe shares. Intervals (logging, checkpoints, validation) belong to the schedules.
+env_cfg = dict(
+    cudnn_benchmark=True,
+    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
+    dist_cfg=dict(backend='nccl'))
+custom_hooks = [dict(type='NormReport')]
+randomness = dict(seed=0)
+log_level = 'INFO'
+load_from = None
+resume = False

@@ -1,0 +1,42 @@
+"""Train a recipe: python tools/train.py configs/tiny/deeplabv3_bcn-ws_1xb1-acc1.py"""
+
+import argparse
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='recipe file')
+    parser.add_argument('--work-dir', help='where logs and checkpoints go (default: work_dirs/<recipe name>)')
+    parser.add_argument(
+        '--resume', nargs='?', const='auto', help='continue from this checkpoint, or from the last one in the work dir'
+    )
+    parser.add_argument('--from-scratch', action='store_true', help='start from random instead of pretrained weights')
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision (GPU)')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
+    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='change the recipe, e.g. randomness.seed=1')
+    parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    from mmengine.runner import Runner
+
+    from wsbcn_mm.engine import recipe
+    from wsbcn_mm.engine.environment import require_openmmlab
+    from wsbcn_mm.engine.launch import prepare_launch
+
+    require_openmmlab()
+    cfg = recipe.load_recipe(args.config, work_dir=args.work_dir, options=args.cfg_options)
+    recipe.resume_from(cfg, args.resume)
+    if args.from_scratch:
+        recipe.drop_pretrained(cfg)
+    if args.amp:
+        recipe.use_amp(cfg)
+    recipe.check_recipe(cfg)
+    prepare_launch(cfg, args.launcher)
+    Runner.from_cfg(cfg).train()
+
+
+if __name__ == '__main__':
+    main()

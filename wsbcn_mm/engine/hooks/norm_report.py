@@ -1,0 +1,83 @@
+"""Say at the start of training what the config made of the model, and stop where it cannot be meant."""
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import nn
+
+from ...layers import BatchChannelNorm
+from ...layers.batch_channel_norm import has_zeroed_batch_half
+from ...surgery.census import count_convs, count_norms, unknown_statistics
+
+
+@HOOKS.register_module()
+class NormReport(Hook):
+    """Log convs, norms and the effective batch before training.
+
+    Raises:
+        ValueError: If a module keeps running statistics that no rule of this package covers, if a BatchChannelNorm
+            starts with a zero `weight`, or if one is validated without ever having seen a batch.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def before_train(self, runner: Runner) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        runner.logger.info(describe_layers(model))
+        runner.logger.info(describe_batch(runner))
+        check_model(model)
+
+    def before_val(self, runner: Runner) -> None:
+        self._check_statistics(runner)
+
+    def before_test(self, runner: Runner) -> None:
+        self._check_statistics(runner)
+
+    def _check_statistics(self, runner: Runner) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        empty = [
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, BatchChannelNorm) and module.rate > 0 and not int(module.num_batches_tracked)
+        ]
+        if empty:
+            raise ValueError(
+                f'{len(empty)} BCN layers (the first: {empty[0]}) have never updated their statistics: evaluation would '
+                'normalise with the 0/1 start; load a trained checkpoint'
+            )
+
+
+def describe_layers(model: nn.Module) -> str:
+    """One line: convs and norms by kind, and the parameters that train."""
+    convs, norms = count_convs(model), count_norms(model)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return (
+        f'convs: {", ".join(f"{n} {kind}" for kind, n in sorted(convs.items())) or "none"}; '
+        f'norms: {", ".join(f"{n} {kind}" for kind, n in sorted(norms.items())) or "none"}; '
+        f'{trainable / 1e6:.2f} M trainable parameters'
+    )
+
+
+def describe_batch(runner: Runner) -> str:
+    """One line: how many samples an optimizer step sees."""
+    per_device = runner.train_dataloader.batch_size or runner.train_dataloader.batch_sampler.batch_size
+    accumulation = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
+    batch = per_device * accumulation * runner.world_size
+    return f'effective batch {batch} = {runner.world_size} device(s) x {per_device} x accumulation {accumulation}'
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise ValueError for layers whose training would go wrong without a word."""
+    unknown = unknown_statistics(model)
+    if unknown:
+        raise ValueError(
+            f'{len(unknown)} modules keep running statistics but are no known norm (the first: {unknown[0]}): '
+            'weight decay, freezing and synchronisation would miss them'
+        )
+    zeroed = [name for name, module in model.named_modules() if has_zeroed_batch_half(module)]
+    if zeroed:
+        raise ValueError(
+            f'{len(zeroed)} BCN layers (the first: {zeroed[0]}) start with weight 0, so that their channel half divides '
+            'by sqrt(eps): set zero_init_residual=False, or zero group_weight (wsbcn_mm.layers.zero_init_last_norm_)'
+        )

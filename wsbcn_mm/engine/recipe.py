@@ -1,0 +1,112 @@
+"""Load a recipe, apply the command line to it, and refuse what would fail late or silently."""
+
+import argparse
+import difflib
+import inspect
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.runner import Runner
+
+
+def load_recipe(path: str, *, work_dir: str | None = None, options: Sequence[str] | None = None) -> Config:
+    """Read a recipe file and apply `--cfg-options` and `--work-dir`.
+
+    Raises:
+        FileNotFoundError: If there is no such file, naming similar ones beside it.
+        ValueError: If an option is not KEY=VALUE, or its key starts with nothing the recipe or the Runner knows.
+    """
+    file = Path(path)
+    if not file.is_file():
+        near = sorted(p.name for p in file.parent.glob('*.py'))[:5] if file.parent.is_dir() else []
+        raise FileNotFoundError(f'recipe {path!r} does not exist' + (f'; that folder has {", ".join(near)}' if near else ''))
+    cfg = Config.fromfile(path)
+    if options:
+        cfg.merge_from_dict(parse_options(options, known=set(cfg) | set(inspect.signature(Runner.__init__).parameters)))
+    if work_dir is not None:
+        cfg.work_dir = work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs') / file.stem)
+    return cfg
+
+
+def parse_options(options: Sequence[str], known: set[str]) -> dict[str, Any]:
+    """'a.b=1' -> {'a.b': 1}, with the types and brackets that mmengine understands.
+
+    Raises:
+        ValueError: For an option without '=' or with a first key that is not in `known`.
+    """
+    for option in options:
+        key = option.split('=')[0]
+        if '=' not in option:
+            raise ValueError(f'--cfg-options {option!r} is not of the form KEY=VALUE')
+        first = key.split('.')[0]
+        if first not in known:
+            near = difflib.get_close_matches(first, known, n=1)
+            hint = f'; did you mean {near[0]!r}?' if near else ''
+            raise ValueError(f'--cfg-options {option!r}: neither the recipe nor the Runner has {first!r}{hint}')
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--options', nargs='+', action=DictAction)
+    return parser.parse_args(['--options', *options]).options
+
+
+def resume_from(cfg: Config, checkpoint: str | None) -> None:
+    """Make `cfg` continue a run: from `checkpoint`, or for 'auto' from the last one in its work_dir."""
+    if checkpoint is None:
+        return
+    cfg.resume = True
+    cfg.load_from = None if checkpoint == 'auto' else checkpoint
+
+
+def use_amp(cfg: Config) -> None:
+    """Train in automatic mixed precision.
+
+    Raises:
+        ValueError: Without a GPU, or for an optimizer wrapper that has no mixed-precision form.
+    """
+    if not torch.cuda.is_available():
+        raise ValueError('--amp needs a GPU, and there is none: leave it out on CPU')
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise ValueError(f"--amp works with optim_wrapper type 'OptimWrapper', not {kind!r}")
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def check_recipe(cfg: Config) -> None:
+    """Refuse a recipe that would fail after minutes of loading, or not do what it says.
+
+    Raises:
+        FileNotFoundError: If pretrained weights it starts from are not there.
+        ValueError: If `sync_bn` is set for a model with BCN, which that conversion does not reach.
+    """
+    for node in dicts_in(cfg.get('model') or {}):
+        checkpoint = node.get('checkpoint')
+        if node.get('type') == 'Pretrained' and '://' not in checkpoint and not Path(checkpoint).is_file():
+            raise FileNotFoundError(
+                f'the recipe starts from pretrained weights {checkpoint!r}, and there is no such file. Put it there '
+                '(docs/pretrained.md says where it comes from), or start from random weights with --from-scratch'
+            )
+    if cfg.get('sync_bn') and any(node.get('type') == 'BCN' for node in dicts_in(cfg.model)):
+        raise ValueError(f"sync_bn={cfg.sync_bn!r} does not reach BCN: set statistics='sync' in its norm_cfg instead")
+
+
+def drop_pretrained(cfg: Config) -> None:
+    """Remove every pretrained start from the model, which then starts from random weights."""
+    for node in dicts_in(cfg.model):
+        init = node.get('init_cfg')
+        if isinstance(init, dict) and init.get('type') == 'Pretrained':
+            node['init_cfg'] = None
+
+
+def dicts_in(node: Any) -> Iterator[dict]:
+    """Every dict in a config, the outermost first."""
+    if isinstance(node, dict):
+        yield node
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for child in node:
+            yield from dicts_in(child)

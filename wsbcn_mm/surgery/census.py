@@ -1,0 +1,49 @@
+"""Census: which convolutions and norms a built model really has."""
+
+from collections import Counter
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from ..layers import BatchChannelNorm
+from ..layers.ws_conv import _WSConv
+
+
+def norm_kind(module: nn.Module) -> str | None:
+    """Name of the kind of a normalisation layer, None for any other module."""
+    if isinstance(module, BatchChannelNorm):
+        return 'BCN' if module.statistics == 'estimated' else f'BCN ({module.statistics})'
+    if isinstance(module, nn.SyncBatchNorm):
+        return 'SyncBN'
+    for kind, types in (('BN', _BatchNorm), ('GN', nn.GroupNorm), ('LN', nn.LayerNorm), ('IN', _InstanceNorm)):
+        if isinstance(module, types):
+            return kind
+    return None
+
+
+def conv_kind(module: nn.Module) -> str | None:
+    """'WS' or 'plain' for a convolution, None for any other module."""
+    if not isinstance(module, _ConvNd):
+        return None
+    return 'WS' if isinstance(module, _WSConv) else 'plain'
+
+
+def count_convs(model: nn.Module) -> Counter[str]:
+    """Number of convolutions by kind."""
+    return Counter(kind for module in model.modules() if (kind := conv_kind(module)))
+
+
+def count_norms(model: nn.Module) -> Counter[str]:
+    """Number of norms by kind."""
+    return Counter(kind for module in model.modules() if (kind := norm_kind(module)))
+
+
+def unknown_statistics(model: nn.Module) -> list[str]:
+    """Names of modules that keep running statistics but are no norm this package knows."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if norm_kind(module) is None and getattr(module, 'running_mean', None) is not None
+    ]
