@@ -145,14 +145,10 @@ def _build(folder: Path, what: str, write: Callable, parameters: dict, console: 
         found = json.loads(manifest.read_text())
         present = sum(path.is_file() for path in folder.rglob('*')) - 1
         if found['fingerprint'] == fingerprint and found['files'] == present:
-            console.print(
-                f'{folder}: {found["parameters"]["n_train"]} + {found["parameters"]["n_val"]} {what}, as built'
-            )
+            console.print(f'{folder}: {parameters["n_train"]} + {parameters["n_val"]} {what} are there already')
             return folder
     elif folder.exists() and any(folder.iterdir()):
-        raise ValueError(
-            f'{folder} holds files but no {MANIFEST} of this demo: give another --root or empty the folder'
-        )
+        raise ValueError(f'{folder} holds files but no {MANIFEST}: give another root or empty the folder')
 
     partial = folder.with_name(f'{folder.name}.partial')
     shutil.rmtree(partial, ignore_errors=True)
