@@ -1,0 +1,13 @@
+# 80000 optimizer steps of 8 images: mmsegmentation's Cityscapes schedule.
+# Iterations are micro-batches: a recipe with accumulation k multiplies all of these numbers by k.
+optim_wrapper = dict(
+    type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=5e-4), accumulative_counts=1)
+param_scheduler = [dict(type='PolyLR', power=0.9, eta_min=1e-4, begin=0, end=80_000, by_epoch=False)]
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=80_000, val_interval=8_000)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+log_processor = dict(by_epoch=False)
+default_hooks = dict(
+    logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
+    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=8_000, max_keep_ckpts=3, save_best='mIoU'),
+    norm_check=dict(type='MicroBatchNormCheck'))

@@ -1,0 +1,91 @@
+"""DeepLabV3 and V3+ heads: mmsegmentation's, with the three things that cannot be configured there.
+
+* mmseg's V3+ head gives `conv_cfg` to 4 of its 14 normalised convolutions; here the separable ones receive it too.
+* The 3x3 bottleneck of mmseg's V3 head can be the 1x1 of the DeepLabV3 paper and of the BCN authors' `deeplab.py`.
+* The image pooling branch can do without a norm, so that a BatchNorm model trains at one image per device at all.
+
+The classifier `conv_seg` is always a plain convolution: no norm follows it.
+"""
+
+from typing import Any
+
+from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
+from mmseg.models.decode_heads import ASPPHead, DepthwiseSeparableASPPHead
+from mmseg.registry import MODELS
+from torch import nn
+
+
+@MODELS.register_module()
+class DeepLabV3Head(ASPPHead):
+    """ASPP head of DeepLabV3 (arXiv 1706.05587): (N, C, h, w) features to (N, num_classes, h, w) logits.
+
+    Departure from the authors' `deeplab.py`: mmseg concatenates the image pooling branch first, they put it last.
+
+    Args:
+        bottleneck_kernel_size: Kernel of the convolution after the concatenation: 3 in mmseg, 1 in the paper and in
+            the BCN authors' code.
+        image_pool_norm: Whether a norm follows the convolution of the image pooling branch. Without it that
+            convolution is a plain one with a bias.
+        **kwargs: Those of mmseg's `ASPPHead`.
+
+    Raises:
+        ValueError: For an even kernel size.
+    """
+
+    def __init__(self, *, bottleneck_kernel_size: int = 3, image_pool_norm: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if bottleneck_kernel_size < 1 or bottleneck_kernel_size % 2 == 0:
+            raise ValueError(f'bottleneck_kernel_size={bottleneck_kernel_size!r}: an odd number, 1 or 3, is expected')
+        if bottleneck_kernel_size != 3:
+            self.bottleneck = ConvModule(
+                (len(self.dilations) + 1) * self.channels,
+                self.channels,
+                bottleneck_kernel_size,
+                padding=bottleneck_kernel_size // 2,
+                conv_cfg=self.conv_cfg,
+                norm_cfg=self.norm_cfg,
+                act_cfg=self.act_cfg,
+            )
+        if not image_pool_norm:
+            self.image_pool[1] = conv_without_norm(self)
+
+
+@MODELS.register_module()
+class DeepLabV3PlusHead(DepthwiseSeparableASPPHead):
+    """ASPP head and decoder of DeepLabV3+ (arXiv 1802.02611), `conv_cfg` reaching every normalised convolution.
+
+    Args:
+        image_pool_norm: Whether a norm follows the convolution of the image pooling branch. Without it that
+            convolution is a plain one with a bias.
+        **kwargs: Those of mmseg's `DepthwiseSeparableASPPHead`.
+    """
+
+    def __init__(self, *, image_pool_norm: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for i, dilation in enumerate(self.dilations):
+            if dilation > 1:
+                self.aspp_modules[i] = self._separable_conv(self.in_channels, dilation)
+        decoder_channels = self.sep_bottleneck[0].depthwise_conv.in_channels
+        self.sep_bottleneck = nn.Sequential(
+            self._separable_conv(decoder_channels),
+            self._separable_conv(self.channels),
+        )
+        if not image_pool_norm:
+            self.image_pool[1] = conv_without_norm(self)
+
+    def _separable_conv(self, in_channels: int, dilation: int = 1) -> DepthwiseSeparableConvModule:
+        return DepthwiseSeparableConvModule(
+            in_channels,
+            self.channels,
+            3,
+            padding=dilation,
+            dilation=dilation,
+            conv_cfg=self.conv_cfg,
+            norm_cfg=self.norm_cfg,
+            act_cfg=self.act_cfg,
+        )
+
+
+def conv_without_norm(head: ASPPHead) -> ConvModule:
+    """A 1x1 convolution for the image pooling branch of `head`; plain, since standardised filters need a norm."""
+    return ConvModule(head.in_channels, head.channels, 1, act_cfg=head.act_cfg)
