@@ -61,6 +61,29 @@ def resume_from(cfg: Config, checkpoint: str | None) -> None:
     cfg.load_from = None if checkpoint == 'auto' else checkpoint
 
 
+def load_checkpoint_into(cfg: Config, checkpoint: str) -> None:
+    """Evaluate `checkpoint`; the weights a model would have started training from are not looked for.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    if '://' not in checkpoint and not Path(checkpoint).is_file():
+        raise FileNotFoundError(f'checkpoint {checkpoint!r} does not exist')
+    cfg.load_from = checkpoint
+    cfg.resume = False
+    drop_pretrained(cfg)
+
+
+PICTURES = {'mmseg': 'SaveOverlays', 'mmengine': 'SaveClipStrips'}
+"""Hook that draws predictions, by the default scope of the task's recipes."""
+
+
+def save_pictures(cfg: Config, folder: str, at_most: int) -> None:
+    """Add the hook of this recipe's task that saves predictions beside the truth as PNG."""
+    hook = dict(type=PICTURES[cfg.default_scope], out_dir=folder, max_images=at_most)
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
+
+
 def use_amp(cfg: Config) -> None:
     """Train in automatic mixed precision.
 

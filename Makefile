@@ -1,0 +1,33 @@
+# Two commands are all a newcomer needs: `make demo` and `make test`. Both set up .venv first, once.
+# To use an environment that has torch and torchvision already: make demo ENV=/path/to/environment
+
+ENV ?= .venv
+PYTHON := $(ENV)/bin/python
+READY := $(ENV)/.wsbcn_mm-ready
+
+# Two threads of OpenMP that wait by spinning are up to 50 times slower on a busy machine with few cores.
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: demo demo-full test lint clean
+
+demo: $(READY)
+	$(PYTHON) -m projects.micro_batch_demo.run
+
+demo-full: $(READY)
+	$(PYTHON) -m projects.micro_batch_demo.run --full
+
+test: lint
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest
+
+lint: $(READY)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+$(READY): pyproject.toml constraints.txt tools/set_up.py
+	test -x $(PYTHON) || python3 -m venv $(ENV)
+	$(PYTHON) tools/set_up.py
+	touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info work_dirs data/micro_batch_demo projects/micro_batch_demo/work_dirs

@@ -1,0 +1,50 @@
+"""Install this package and what it needs into the environment whose Python runs this file.
+
+A torch and torchvision that are there already stay as they are; everything else comes in the versions of
+constraints.txt. Ends by importing all of it and saying in one line what is wrong, if anything is.
+"""
+
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+KEPT = ('torch', 'torchvision')
+
+
+def constraints(tested: str, installed: dict[str, str]) -> str:
+    """The tested versions, but for what is `installed` already its own version."""
+    lines = [line for line in tested.splitlines() if line.split('==')[0] not in installed]
+    return '\n'.join([*lines, *(f'{name}=={version}' for name, version in installed.items())]) + '\n'
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the `KEPT` packages that this environment has."""
+    names = {d.metadata['Name'] for d in metadata.distributions()}
+    return {name: metadata.version(name) for name in KEPT if name in names}
+
+
+def main() -> int:
+    if sys.version_info < (3, 10):
+        print(f'wsbcn_mm needs Python 3.10 or newer; {sys.executable} is {sys.version.split()[0]}', file=sys.stderr)
+        return 1
+    sys.path.insert(0, str(ROOT))
+    from wsbcn_mm.engine.environment import installed_distributions, stock_packages_message
+
+    message = stock_packages_message(installed_distributions())
+    if message:
+        print(f'wsbcn_mm: {message}', file=sys.stderr)
+        return 1
+    print('Setting up: about two minutes, 6 GB with torch ...', flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / 'constraints.txt'
+        file.write_text(constraints((ROOT / 'constraints.txt').read_text(), installed_versions()))
+        pip = [sys.executable, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check']
+        subprocess.run([*pip, '--constraint', str(file), '--editable', f'{ROOT}[test]'], check=True)
+    return subprocess.run([sys.executable, '-m', 'wsbcn_mm.engine.environment'], cwd=ROOT).returncode
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""Evaluate a checkpoint: python tools/test.py RECIPE CHECKPOINT --show-dir overlays
+
+Segmentation prints mIoU and a table per class, video top-1, top-5 and mean-class accuracy. The metrics are written as
+JSON beside the log.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='recipe file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--work-dir', help='where logs and metrics.json go (default: work_dirs/<recipe name>)')
+    parser.add_argument('--show-dir', help='save pictures of predictions beside the truth in this folder')
+    parser.add_argument('--show-max', type=int, default=20, help='number of pictures (default: 20)')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
+    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='change the recipe')
+    parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    from mmengine.dist import is_main_process
+    from mmengine.runner import Runner
+
+    from wsbcn_mm.engine import recipe
+    from wsbcn_mm.engine.environment import require_openmmlab
+    from wsbcn_mm.engine.launch import prepare_launch
+
+    require_openmmlab()
+    cfg = recipe.load_recipe(args.config, work_dir=args.work_dir, options=args.cfg_options)
+    recipe.load_checkpoint_into(cfg, args.checkpoint)
+    if args.show_dir:
+        recipe.save_pictures(cfg, args.show_dir, args.show_max)
+    prepare_launch(cfg, args.launcher)
+    metrics = Runner.from_cfg(cfg).test()
+    if is_main_process():
+        file = Path(cfg.work_dir) / 'metrics.json'
+        file.write_text(json.dumps(metrics, indent=2, default=float) + '\n')
+        print(f'{", ".join(f"{name} {value:.2f}" for name, value in metrics.items())} -> {file}')
+
+
+if __name__ == '__main__':
+    main()
