@@ -1,0 +1,22 @@
+"""DeepLabV3, ResNet-101, output stride 16: BN of each device's batch, VOC12+aug 513x513.
+
+bash tools/dist_train.sh configs/deeplabv3/deeplabv3_r101-d16_bn_8xb1-acc2-33k_voc12aug-513x513.py 8
+8 GPUs x 1 image x 2 accumulated = batch 16; memory: not measured yet.
+No norm in the image pooling branch, where BN of one image is undefined.
+Published: 76.49 mIoU (BN, README of joe-siyuan-qiao/Batch-Channel-Normalization).
+Measured: not measured yet.
+"""
+_base_ = [
+    '../_base_/models/deeplabv3_r101-d16.py', '../_base_/norms/bn.py',
+    '../_base_/datasets/voc12aug-513x513.py', '../_base_/schedules/voc12aug-poly-33k.py',
+    '../_base_/default_runtime.py']
+model = dict(
+    data_preprocessor=dict(size={{_base_.crop_size}}),
+    backbone=dict(conv_cfg={{_base_.conv_cfg}}, norm_cfg={{_base_.norm_cfg}},
+                  init_cfg=dict(type='Pretrained', checkpoint='pretrained/resnet101_bn.pth')),
+    decode_head=dict(conv_cfg={{_base_.conv_cfg}}, norm_cfg={{_base_.norm_cfg}}, image_pool_norm=False))
+train_dataloader = dict(batch_size=1)
+optim_wrapper = dict(accumulative_counts=2)
+param_scheduler = [dict(type='PolyLR', power=0.9, eta_min=0.0, begin=0, end=66_200, by_epoch=False)]
+train_cfg = dict(max_iters=66_200, val_interval=6_620)
+default_hooks = dict(checkpoint=dict(interval=6_620))

@@ -1,0 +1,17 @@
+"""DeepLabV3, ResNet-101, output stride 16: BN synchronised over devices, VOC12+aug 513x513.
+
+bash tools/dist_train.sh configs/deeplabv3/deeplabv3_r101-d16_syncbn_16xb1-acc1-33k_voc12aug-513x513.py 16
+16 GPUs x 1 image x 1 accumulated = batch 16; memory: not measured yet.
+Published: 76.49 mIoU (BN, README of joe-siyuan-qiao/Batch-Channel-Normalization).
+Measured: not measured yet.
+"""
+_base_ = [
+    '../_base_/models/deeplabv3_r101-d16.py', '../_base_/norms/syncbn.py',
+    '../_base_/datasets/voc12aug-513x513.py', '../_base_/schedules/voc12aug-poly-33k.py',
+    '../_base_/default_runtime.py']
+model = dict(
+    data_preprocessor=dict(size={{_base_.crop_size}}),
+    backbone=dict(conv_cfg={{_base_.conv_cfg}}, norm_cfg={{_base_.norm_cfg}},
+                  init_cfg=dict(type='Pretrained', checkpoint='pretrained/resnet101_bn.pth')),
+    decode_head=dict(conv_cfg={{_base_.conv_cfg}}, norm_cfg={{_base_.norm_cfg}}))
+train_dataloader = dict(batch_size=1)
