@@ -1,6 +1,7 @@
 """BatchChannelNorm: batch normalisation per channel, then group normalisation per sample, as one layer."""
 
 import math
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -49,6 +50,11 @@ class BatchChannelNorm(_InstanceNorm):
 
     _abbr_ = 'bn'
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    _rate: float
+
     def __init__(
         self,
         num_features: int,
@@ -67,8 +73,6 @@ class BatchChannelNorm(_InstanceNorm):
             raise ValueError(f'statistics={statistics!r} is unknown: choose one of {", ".join(STATISTICS)}')
         if affine not in AFFINES:
             raise ValueError(f'affine={affine!r} is unknown: choose one of {", ".join(AFFINES)}')
-        if not (isinstance(rate, (int, float)) and 0 <= rate <= 1):
-            raise ValueError(f'rate={rate!r} is no weight of a batch: a number from 0 (frozen) to 1 is expected')
         groups = resolve_groups(num_features, num_groups, channels_per_group)
         super().__init__(
             num_features, eps, momentum=rate, affine=True, track_running_stats=True, device=device, dtype=dtype
@@ -80,6 +84,17 @@ class BatchChannelNorm(_InstanceNorm):
         size = groups if affine == 'group' else num_features
         self.group_weight = nn.Parameter(torch.ones(size, device=device, dtype=dtype))
         self.group_bias = nn.Parameter(torch.zeros(size, device=device, dtype=dtype))
+
+    @property
+    def rate(self) -> float:
+        """Weight of the current batch in the running statistics; a schedule may set it between steps."""
+        return self._rate
+
+    @rate.setter
+    def rate(self, value: float) -> None:
+        if not (isinstance(value, Real) and 0 <= value <= 1):
+            raise ValueError(f'rate={value!r} is no weight of a batch: a number from 0 (frozen) to 1 is expected')
+        self._rate = float(value)
 
     @property
     def momentum(self) -> float:
@@ -100,9 +115,9 @@ class BatchChannelNorm(_InstanceNorm):
         """(N, C, *) -> (N, C, *), in the dtype and memory format of `x`."""
         if x.ndim < 2 or x.shape[1] != self.num_features:
             raise ValueError(f'input of shape {tuple(x.shape)}: (N, {self.num_features}, *) is expected')
-        training = self.training and self.rate > 0
+        moving = self.training and self.rate > 0
         rate: float | Tensor = self.rate
-        if training and x.numel():
+        if moving and x.numel():
             if self.warmup:
                 rate = torch.clamp_min(1 / (self.num_batches_tracked + 1), self.rate).to(self.running_mean.dtype)
             self.num_batches_tracked.add_(1)
@@ -117,7 +132,7 @@ class BatchChannelNorm(_InstanceNorm):
                 self.group_bias,
                 num_groups=self.num_groups,
                 rate=rate,
-                training=training,
+                training=moving,
                 eps=self.eps,
             )
         out = batch_norm(
@@ -127,7 +142,7 @@ class BatchChannelNorm(_InstanceNorm):
             self.weight,
             self.bias,
             rate=rate,
-            training=training,
+            training=self.training,
             synchronize=self.statistics == 'sync',
             eps=self.eps,
         )

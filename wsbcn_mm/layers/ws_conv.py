@@ -7,7 +7,7 @@ the standard deviation of its input by about sqrt(fan-in).
 
 from typing import Any
 
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.weight_standardization import fan_in, get_variant, weight_standardize
@@ -21,7 +21,8 @@ class _WSConv(nn.Module):
         eps: Replaces the variant's eps.
 
     Raises:
-        ValueError: At construction, for an unknown variant or a fan-in of 1 (a depthwise 1x1 convolution).
+        ValueError: At construction, for an unknown variant, an eps that is not positive or a fan-in of 1 (a
+            depthwise 1x1 convolution).
     """
 
     weight: Tensor
@@ -30,7 +31,7 @@ class _WSConv(nn.Module):
     transposed: bool
 
     def __init__(self, *args: Any, variant: str = 'jhu', eps: float | None = None, **kwargs: Any) -> None:
-        get_variant(variant)
+        get_variant(variant, eps)
         super().__init__(*args, **kwargs)
         self.variant = variant
         self.ws_eps = eps
@@ -46,7 +47,7 @@ class _WSConv(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return super()._conv_forward(x, self.standardized_weight(), self.bias)
+        return super()._conv_forward(x, self.standardized_weight(), self.bias)  # type: ignore[misc]
 
     def _conv_forward(self, *args: Any) -> Tensor:
         raise RuntimeError(
@@ -58,9 +59,9 @@ class _WSConv(nn.Module):
         is_new_bias = name == 'bias' and param is not None and self._parameters.get('bias', param) is None
         if is_new_bias:
             raise RuntimeError(
-                    f'{type(self).__name__} cannot be fused with the norm after it: it standardises its weight in every '
-                    'forward, which undoes the factor that fusing puts on it'
-                )
+                f'{type(self).__name__} cannot be fused with the norm after it: it standardises its weight in every '
+                'forward, which undoes the factor that fusing puts on it'
+            )
         super().register_parameter(name, param)
 
     def extra_repr(self) -> str:
@@ -72,6 +73,7 @@ class _WSConvTranspose(_WSConv):
     """Adds the forward of the transposed classes, which torch leaves without a place to hand in a weight."""
 
     _conv_transpose: Any
+    _output_padding: Any
     _spatial_axes: int
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:

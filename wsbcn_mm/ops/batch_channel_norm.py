@@ -11,7 +11,6 @@ Shape suffixes: N samples, C channels, L all positions of a channel.
 """
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from .memory_format import like_input
@@ -58,7 +57,7 @@ def normalize_with_estimates(
     per_channel = (-1,) + (1,) * (x.ndim - 2)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     # The buffers change in place at the next forward, which may come before this one's backward.
-    mean, scale = running_mean.clone(), torch.rsqrt(running_var + eps)
+    mean, scale = running_mean.clone(), torch.rsqrt(running_var.to(x.dtype) + eps)
     if weight is not None:
         scale = scale * weight
     out = (x - mean.view(per_channel)) * scale.view(per_channel)
@@ -69,7 +68,7 @@ def channel_norm(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor
     """Group normalisation with live statistics (Algorithm 1, step 6).
 
     Args:
-        x: (N, C, *).
+        x: (N, C, *) in float32 or better.
         num_groups: G, a divisor of C.
         weight: (G,) as the authors have it, or (C,) as in GroupNorm.
         bias: As `weight`.
@@ -80,7 +79,10 @@ def channel_norm(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor
         weight = weight.repeat_interleave(per_group)
     if bias is not None and bias.numel() == num_groups:
         bias = bias.repeat_interleave(per_group)
-    return F.group_norm(x, num_groups, weight, bias, eps)
+    # Not F.group_norm: it refuses a group of one value if the batch has a single sample. Here such a group becomes 0.
+    return torch.group_norm(
+        x, num_groups, None if weight is None else weight.to(x.dtype), None if bias is None else bias.to(x.dtype), eps
+    )
 
 
 def batch_channel_norm(

@@ -67,13 +67,13 @@ def batch_norm(
         local = torch.cat([x.sum(over), x.new_full((1,), positions)])
         total = all_reduce(local) if synchronize else local
         count = total[-1].detach()
-        mean = total[:-1] / count
+        mean = total[:-1] / count.clamp_min(1)
         squares = (x - mean.view(per_channel)).square().sum(over)
-        var = (all_reduce(squares) if synchronize else squares) / count
+        var = (all_reduce(squares) if synchronize else squares) / count.clamp_min(1)
         with torch.no_grad():
             running_mean.lerp_(mean.to(running_mean.dtype), rate)
-            running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), rate)
-    scale = torch.rsqrt(var + eps)
+            running_var.lerp_((var * (count / (count - 1).clamp_min(1))).to(running_var.dtype), rate)
+    scale = torch.rsqrt(var.to(x.dtype) + eps)
     if weight is not None:
         scale = scale * weight
     out = (x - mean.view(per_channel)) * scale.view(per_channel)

@@ -37,15 +37,19 @@ VARIANTS = {
 }
 
 
-def get_variant(name: str) -> Variant:
-    """Look a variant up by name.
+def get_variant(name: str, eps: float | None = None) -> Variant:
+    """Look a variant up by name, with `eps` in place of its own unless None.
 
     Raises:
-        ValueError: If there is no such variant.
+        ValueError: If there is no such variant or `eps` is not positive.
     """
     if name not in VARIANTS:
         raise ValueError(f'variant={name!r} is no Weight Standardization variant: choose one of {", ".join(VARIANTS)}')
-    return VARIANTS[name]
+    if eps is None:
+        return VARIANTS[name]
+    if not eps > 0:
+        raise ValueError(f'eps={eps!r} does not keep a constant filter finite: a positive number is expected')
+    return VARIANTS[name]._replace(eps=eps)
 
 
 def fan_in(weight: Tensor, *, groups: int = 1, transposed: bool = False) -> int:
@@ -82,10 +86,10 @@ def weight_standardize(
         A tensor of the shape and dtype of `weight`.
 
     Raises:
-        ValueError: For an unknown variant, fewer than 2 axes, a fan-in of 1, or groups that do not divide axis 0.
+        ValueError: For an unknown variant, an eps that is not positive, fewer than 2 axes, a fan-in of 1, or groups
+            that do not divide axis 0.
     """
-    unbiased, default_eps, eps_inside = get_variant(variant)
-    eps = default_eps if eps is None else eps
+    unbiased, eps, eps_inside = get_variant(variant, eps)
     if weight.ndim < 2:
         raise ValueError(f'weight of shape {tuple(weight.shape)} has no fan-in: at least 2 axes are needed')
     if transposed and weight.shape[0] % groups:
