@@ -27,7 +27,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def main() -> int:
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 - whoever has an older Python should read why it stops here
         print(f'wsbcn_mm needs Python 3.10 or newer; {sys.executable} is {sys.version.split()[0]}', file=sys.stderr)
         return 1
     sys.path.insert(0, str(ROOT))

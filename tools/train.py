@@ -13,7 +13,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--from-scratch', action='store_true', help='start from random instead of pretrained weights')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision (GPU)')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
-    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='change the recipe, e.g. randomness.seed=1')
+    parser.add_argument(
+        '--cfg-options', nargs='+', metavar='KEY=VALUE', help='change the recipe, e.g. randomness.seed=1'
+    )
     parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -51,7 +51,7 @@ def prepare_launch(cfg: Config, launcher: str) -> None:
     Without CUDA the process group is started here with gloo, since mmengine's own start-up takes CUDA for granted.
 
     Raises:
-        ValueError: For an unknown launcher, an environment that is not the launcher's, or a model that cannot run there.
+        ValueError: For an unknown launcher, an environment that is not the launcher's, or a norm that needs a GPU.
     """
     if launcher not in LAUNCHERS:
         raise ValueError(f'launcher={launcher!r} is unknown: choose one of {", ".join(LAUNCHERS)}')

@@ -22,7 +22,9 @@ def load_recipe(path: str, *, work_dir: str | None = None, options: Sequence[str
     file = Path(path)
     if not file.is_file():
         near = sorted(p.name for p in file.parent.glob('*.py'))[:5] if file.parent.is_dir() else []
-        raise FileNotFoundError(f'recipe {path!r} does not exist' + (f'; that folder has {", ".join(near)}' if near else ''))
+        raise FileNotFoundError(
+            f'recipe {path!r} does not exist' + (f'; that folder has {", ".join(near)}' if near else '')
+        )
     cfg = Config.fromfile(path)
     if options:
         cfg.merge_from_dict(parse_options(options, known=set(cfg) | set(inspect.signature(Runner.__init__).parameters)))
@@ -107,7 +109,7 @@ def check_recipe(cfg: Config) -> None:
         ValueError: If `sync_bn` is set for a model with BCN, which that conversion does not reach.
     """
     for node in dicts_in(cfg.get('model') or {}):
-        checkpoint = node.get('checkpoint')
+        checkpoint = str(node.get('checkpoint'))
         if node.get('type') == 'Pretrained' and '://' not in checkpoint and not Path(checkpoint).is_file():
             raise FileNotFoundError(
                 f'the recipe starts from pretrained weights {checkpoint!r}, and there is no such file. Put it there '

@@ -43,8 +43,8 @@ class NormReport(Hook):
         ]
         if empty:
             raise ValueError(
-                f'{len(empty)} BCN layers (the first: {empty[0]}) have never updated their statistics: evaluation would '
-                'normalise with the 0/1 start; load a trained checkpoint'
+                f'{len(empty)} BCN layers (the first: {empty[0]}) have never updated their statistics: evaluation '
+                'would normalise with the 0/1 start; load a trained checkpoint'
             )
 
 
@@ -78,6 +78,7 @@ def check_model(model: nn.Module) -> None:
     zeroed = [name for name, module in model.named_modules() if has_zeroed_batch_half(module)]
     if zeroed:
         raise ValueError(
-            f'{len(zeroed)} BCN layers (the first: {zeroed[0]}) start with weight 0, so that their channel half divides '
-            'by sqrt(eps): set zero_init_residual=False, or zero group_weight (wsbcn_mm.layers.zero_init_last_norm_)'
+            f'{len(zeroed)} BCN layers (the first: {zeroed[0]}) start with weight 0, so that their channel half '
+            'divides by sqrt(eps): set zero_init_residual=False, or zero group_weight '
+            '(wsbcn_mm.layers.zero_init_last_norm_)'
         )
