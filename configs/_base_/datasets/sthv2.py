@@ -1,0 +1,69 @@
+# Something-Something v2, 174 classes: one frame from each of 8 segments; 224x224 crops. Test: 2 clips x 3 crops of 256x256.
+# No flip: classes such as "Pushing something from left to right" have a direction. FlipClip(swap_labels=True) is possible.
+#
+# data/sthv2/
+#   something-something-v2-labels.json      {class name: id}, as downloaded
+#   something-something-v2-train.json       [{id, label, template, placeholders}, ...], as downloaded
+#   something-something-v2-validation.json
+#   20bn-something-something-v2/<id>.webm   (videos converted to another format: dataset=dict(suffix='.mp4'))
+dataset_type = 'SomethingV2Dataset'
+data_root = 'data/sthv2/'
+data_prefix = dict(video='20bn-something-something-v2')
+class_file = 'something-something-v2-labels.json'
+frame_sampler = dict(type='segments', num_segments=8)
+train_pipeline = [
+    dict(type='DecodeClip', sampler=frame_sampler, random=True),
+    dict(type='MultiScaleCropClip', size=224),
+    dict(type='PackClipInputs'),
+]
+val_pipeline = [
+    dict(type='DecodeClip', sampler=frame_sampler, random=False),
+    dict(type='ResizeClip', size=256),
+    dict(type='CenterCropClip', size=224),
+    dict(type='PackClipInputs'),
+]
+test_pipeline = [
+    dict(type='DecodeClip', sampler=dict(num_clips=2, **frame_sampler), random=False),
+    dict(type='ResizeClip', size=256),
+    dict(type='ThreeCropClip', size=256),
+    dict(type='PackClipInputs'),
+]
+train_dataloader = dict(
+    batch_size=1,
+    num_workers=8,
+    persistent_workers=True,
+    sampler=dict(type='InfiniteSampler', shuffle=True),
+    dataset=dict(
+        type=dataset_type,
+        ann_file='something-something-v2-train.json',
+        class_file=class_file,
+        data_root=data_root,
+        data_prefix=data_prefix,
+        pipeline=train_pipeline))
+val_dataloader = dict(
+    batch_size=1,
+    num_workers=8,
+    persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type=dataset_type,
+        ann_file='something-something-v2-validation.json',
+        class_file=class_file,
+        data_root=data_root,
+        data_prefix=data_prefix,
+        pipeline=val_pipeline,
+        test_mode=True))
+test_dataloader = dict(
+    batch_size=1,
+    num_workers=8,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type=dataset_type,
+        ann_file='something-something-v2-validation.json',
+        class_file=class_file,
+        data_root=data_root,
+        data_prefix=data_prefix,
+        pipeline=test_pipeline,
+        test_mode=True))
+val_evaluator = dict(type='TopKAccuracy')
+test_evaluator = val_evaluator
