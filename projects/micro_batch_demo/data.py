@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import inspect
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -132,7 +133,7 @@ def _fingerprint(parameters: dict) -> str:
     """Changes when a parameter or the code that draws changes."""
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
     for module in (appearance, scenes, clips):
-        digest.update(Path(module.__file__).read_bytes())
+        digest.update(inspect.getsource(module).encode())
     return digest.hexdigest()
 
 
@@ -184,7 +185,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.task != 'video':
         build_segmentation(
             args.root,
-            *args.scenes,
+            n_train=args.scenes[0],
+            n_val=args.scenes[1],
             size=args.scene_size,
             digit_size=args.digit_size,
             digits_per_scene=args.digits_per_scene,
@@ -195,7 +197,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.task != 'segmentation':
         build_video(
             args.root,
-            *args.clips,
+            n_train=args.clips[0],
+            n_val=args.clips[1],
             size=args.clip_size,
             frames=args.frames,
             digits=args.digits,

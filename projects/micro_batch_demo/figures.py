@@ -60,30 +60,37 @@ def _mean_curve(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.nda
     return x, np.mean([np.interp(x, *curve) for curve in curves], axis=0)
 
 
+def _points(run: RunRecord, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The finite points of a run's curve, the loss as running mean."""
+    points = np.array(getattr(run, name), float).reshape(-1, 2)
+    x, y = points[np.isfinite(points).all(axis=1)].T
+    return x, running_mean(y) if name == 'loss_curve' and len(y) else y
+
+
 def _draw_curves(axes: Axes, runs: Sequence[RunRecord], name: str) -> None:
-    """One line per setting, each named at its end in its own colour; a real batch beside accumulated ones is dashed."""
+    """One line per setting, each named at its end in its own colour; a real batch beside accumulated ones is dashed.
+
+    The mean is over the seeds with a result, as in the table, or over all where none has one.
+    """
     settings: dict[tuple, list[RunRecord]] = {}
     for run in sorted(runs, key=row_order):
         settings.setdefault(run.setting, []).append(run)
     several = len({setting[2:] for setting in settings}) > 1
     ends = []
     for (_, norm, per_device, accumulation), members in settings.items():
-        curves = []
-        for run in members:
-            points = np.array(getattr(run, name), float).reshape(-1, 2)
-            points = points[np.isfinite(points).all(axis=1)]
-            if len(points):
-                curves.append((points[:, 0], running_mean(points[:, 1]) if name == 'loss_curve' else points[:, 1]))
+        curves = [(run.reason, *_points(run, name)) for run in members]
+        curves = [curve for curve in curves if len(curve[1])]
         if not curves:
             continue
         colour = COLOURS.get(norm, OTHER_COLOUR)
         style = '--' if several and accumulation == 1 else '-'
         if len(curves) > 1:
-            for x, y in curves:
+            for _, x, y in curves:
                 axes.plot(x, y, style, color=colour, linewidth=0.8, alpha=0.35)
-        x, y = _mean_curve(curves)
+        averaged = [curve[1:] for curve in curves if not curve[0]] or [curve[1:] for curve in curves]
+        x, y = _mean_curve(averaged)
         axes.plot(x, y, style, color=colour, linewidth=2, marker='o' if len(x) < 3 else None, markersize=4)
-        label = f'{norm}, {setting_text(per_device, accumulation)}' if several else norm
+        label = f'{norm}, {setting_text(per_device, accumulation).removesuffix(" accumulated")}' if several else norm
         if any(run.reason for run in members):
             label += ' (failed)' if all(run.reason for run in members) else ' (a seed failed)'
         ends.append((float(y[-1]), float(x[-1]), label, colour))
@@ -93,10 +100,10 @@ def _draw_curves(axes: Axes, runs: Sequence[RunRecord], name: str) -> None:
     bottom, top = axes.get_ylim()
     heights = spread([end[0] for end in ends], 0.062 * (top - bottom))
     right = max(end[1] for end in ends)
-    for height, (y, x, label, colour) in zip(heights, ends, strict=True):
+    for height, (last, x_end, label, colour) in zip(heights, ends, strict=True):
         axes.annotate(
             label,
-            (x, y),
+            (x_end, last),
             (right + 0.03 * (right - axes.get_xlim()[0]), height),
             color=colour,
             fontsize=9,
@@ -156,9 +163,9 @@ def write_overlays(
         palette: RGB colour of each label.
     """
     columns: dict[str, Sequence[Source | None]] = {'image': images, 'truth': truth, **predictions}
-    for name, column in columns.items():
-        if len(column) != len(images):
-            raise ValueError(f'{name} has {len(column)} pictures for {len(images)} images')
+    for name, sources in columns.items():
+        if len(sources) != len(images):
+            raise ValueError(f'{name} has {len(sources)} pictures for {len(images)} images')
     figure = Figure(figsize=(1.7 * len(columns), 1.75 * len(images) + 0.3), layout='constrained')
     grid = figure.subplots(len(images), len(columns), squeeze=False)
     for column, (name, sources) in enumerate(columns.items()):

@@ -202,7 +202,7 @@ def summarize(records: Sequence[RunRecord]) -> list[Summary]:
     for record in records:
         groups.setdefault(record.setting, []).append(record)
     summaries = []
-    for setting, runs in groups.items():
+    for runs in groups.values():
         good = [run for run in runs if run.reason is None]
         metrics = [run.metric for run in good if run.metric is not None]
         seen = {run.samples_seen for run in good}
@@ -214,7 +214,10 @@ def summarize(records: Sequence[RunRecord]) -> list[Summary]:
             )
         summaries.append(
             Summary(
-                *setting,
+                task=runs[0].task,
+                norm=runs[0].norm,
+                per_device=runs[0].per_device,
+                accumulation=runs[0].accumulation,
                 metric_name=runs[0].metric_name,
                 seeds=len(runs),
                 failed=len(runs) - len(good),

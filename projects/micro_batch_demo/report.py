@@ -85,13 +85,13 @@ def table_blocks(records: Sequence[RunRecord]) -> list[Block]:
             }
             cells = [Cell(norm), Cell(setting_text(*batching))]
             cells += [_metric_cell(found.get(task), members) for task in tasks]
-            cells += [Cell(_amount(found.get(task), 'train_seconds', 's')) for task in tasks]
-            cells += [Cell(_amount(found.get(task), 'peak_memory_mib', 'MiB')) for task in tasks]
+            for name, unit in (('train_seconds', 's'), ('peak_memory_mib', 'MiB')):
+                cells.append(Cell(' / '.join(_amount(found.get(task), name) for task in tasks) + f' {unit}'))
             rows.append(tuple(cells))
         names = {item.task: item.metric_name for item in members}
         header = ['norm', 'batch', *(f'{names[task]} (%)' for task in tasks)]
-        header += [f'train time, {task}' for task in tasks]
-        header += [f'peak memory, {task}' for task in tasks]
+        both = f' ({" / ".join(tasks)})' if len(tasks) > 1 else ''
+        header += [f'train time{both}', f'peak memory{both}']
         notes = tuple(_length_note(task, [item for item in members if item.task == task]) for task in tasks)
         blocks.append(Block(_block_title(batch, members), notes, tuple(header), tuple(rows)))
     return blocks
@@ -143,9 +143,9 @@ def _metric_cell(item: Summary | None, members: Sequence[Summary]) -> Cell:
     return Cell(text, 'best' if is_best else '')
 
 
-def _amount(item: Summary | None, name: str, unit: str) -> str:
+def _amount(item: Summary | None, name: str) -> str:
     value = getattr(item, name) if item else None
-    return '-' if value is None else f'{value:,.0f} {unit}'
+    return '-' if value is None else f'{value:,.0f}'
 
 
 def failures(records: Sequence[RunRecord]) -> list[str]:

@@ -85,10 +85,8 @@ def test_blocks_put_one_sample_first_and_the_real_batch_last():
         'batch',
         'mIoU (%)',
         'top-1 (%)',
-        'train time, segmentation',
-        'train time, video',
-        'peak memory, segmentation',
-        'peak memory, video',
+        'train time (segmentation / video)',
+        'peak memory (segmentation / video)',
     )
     assert [row[0].text for row in one.rows] == ['bn', 'gn', 'gn-ws', 'bcn-ws']
     assert [row[1].text for row in sixteen.rows] == ['16 x 1 accumulated'] * 4 + ['16 at once']
@@ -116,7 +114,7 @@ def test_a_setting_one_task_lacks_says_not_run():
         made_up('video', 'bn', 1, 1, 0, 30.0),
     ]
     (block,) = report.table_blocks(runs)
-    assert [cell.text for cell in block.rows[1]] == ['gn', '1 per step', '9.0', 'not run', '60 s', '-', '710 MiB', '-']
+    assert [cell.text for cell in block.rows[1]] == ['gn', '1 per step', '9.0', 'not run', '60 / - s', '710 / - MiB']
     assert report.seeds_note(runs) == 'One seed per row: differences of a few points may be chance.'
 
 
@@ -191,7 +189,7 @@ def test_readme_table_is_regenerated_between_its_markers(tmp_path):
     assert text.startswith('before\n<!-- demo-table:start -->\nGenerated from [`projects/demo/results.csv`]')
     assert text.endswith('\n<!-- demo-table:end -->\nafter\n')
     assert 'old' not in text
-    assert '| bcn-ws | 1 per step | **29.0 ± 1.0** | **57.0 ± 1.0** | 61 s | 61 s | 710 MiB | 710 MiB |' in text
+    assert '| bcn-ws | 1 per step | **29.0 ± 1.0** | **57.0 ± 1.0** | 61 / 61 s | 710 / 710 MiB |' in text
     assert '- segmentation bn 1 per step, seed 0: loss is nan at step 812' in text
     assert not report.update_readme_table(readme, table), 'a second call changes nothing'
 
@@ -268,6 +266,15 @@ def test_curves_of_runs_without_points_and_of_two_tasks(tmp_path):
     assert picture.shape[1] > 1000
     with pytest.raises(ValueError, match=r"^curves need runs of one task, got \['segmentation', 'video'\]$"):
         figures.write_curves(all_records(seeds=(0,)), tmp_path / 'curves.png')
+
+
+def test_mean_curve_is_over_the_seeds_with_a_result(monkeypatch, tmp_path):
+    drawn = []
+    original = figures._mean_curve
+    monkeypatch.setattr(figures, '_mean_curve', lambda curves: drawn.append(len(curves)) or original(curves))
+    runs = [run for run in with_failures() if run.norm in ('bn', 'gn') and run.accumulation == 1 and run.batch == 1]
+    figures.write_curves([run for run in runs if run.task == 'segmentation'], tmp_path / 'curves.png')
+    assert drawn == [2, 3, 2, 3], 'metric and loss, bn without its failed seed, gn with all'
 
 
 def test_overlays_and_clip_strips_show_real_pictures(tmp_path):
