@@ -337,9 +337,11 @@ class ResNet3d(BaseModule):
                     zero_init_last_norm_(module.last_norm)
         for module in self._frozen_modules():
             module.requires_grad_(False)
+        # mmengine's init_weights would initialise the stem again, after init_cfg has loaded it.
+        self.conv1.is_init = True
 
     def _check_rank(self, conv_cfg: Config, norm_cfg: Config) -> None:
-        """Layers of another rank build all the same; the first forward then fails with an error that names no config."""
+        """Layers of another rank build all the same, and then fail in the first forward without naming the config."""
         conv = self.conv1.conv.conv_s if isinstance(self.conv1.conv, Conv2Plus1d) else self.conv1.conv
         if isinstance(conv, nn.Conv1d | nn.Conv2d):
             raise ValueError(
