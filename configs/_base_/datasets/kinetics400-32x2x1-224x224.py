@@ -1,0 +1,25 @@
+# Kinetics-400, dense 32x2x1: 32 frames 2 apart, 1 clip in training; 224x224 crops. Test: 10 clips x 3 crops of 256x256.
+# Folders as in kinetics400.py.
+_base_ = './kinetics400.py'
+sampler = dict(type='dense', clip_len=32, interval=2)
+train_pipeline = [
+    dict(type='DecodeClip', sampler=sampler, random=True),
+    dict(type='RandomResizedCropClip', size=224),
+    dict(type='FlipClip', prob=0.5),
+    dict(type='PackClipInputs'),
+]
+val_pipeline = [
+    dict(type='DecodeClip', sampler=sampler, random=False),
+    dict(type='ResizeClip', size=256),
+    dict(type='CenterCropClip', size=224),
+    dict(type='PackClipInputs'),
+]
+test_pipeline = [
+    dict(type='DecodeClip', sampler=dict(num_clips=10, **sampler), random=False),
+    dict(type='ResizeClip', size=256),
+    dict(type='ThreeCropClip', size=256),
+    dict(type='PackClipInputs'),
+]
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=val_pipeline))
+test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
