@@ -6,8 +6,6 @@
 In micro-batch BCN, mean_c and var_c are running estimates that carry no gradient; mean_ng and var_ng are live and
 differentiated. Source: arXiv 1903.10520 v2, Algorithm 1; README (`EstBN`, `BCNorm`) of
 joe-siyuan-qiao/Batch-Channel-Normalization.
-
-Shape suffixes: N samples, C channels, L all positions of a channel.
 """
 
 import torch
@@ -26,8 +24,9 @@ def moments_around(x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Mean (C,) and biased second moment (C,), in float32 or better.
     """
-    x_NCL = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32))
-    return x_NCL.mean((0, 2)), (x_NCL - centre[:, None]).square().mean((0, 2))
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    over = [0, *range(2, x.ndim)]
+    return x.mean(over), (x - centre.view((-1,) + (1,) * (x.ndim - 2))).square().mean(over)
 
 
 @torch.no_grad()
