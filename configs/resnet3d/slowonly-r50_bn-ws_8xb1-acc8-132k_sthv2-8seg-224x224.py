@@ -1,0 +1,20 @@
+"""SlowOnly ResNet-50: BN of each device's batch + WS, Something-Something v2, 8 segments, 224x224.
+
+bash tools/dist_train.sh configs/resnet3d/slowonly-r50_bn-ws_8xb1-acc8-132k_sthv2-8seg-224x224.py 8
+8 GPUs x 1 clip x 8 accumulated = batch 64; memory: not measured yet.
+Starts from the 2D pretrained/resnet50_bn_ws.pth, inflated.
+Published: none with this model and these norms.
+Measured: not measured yet.
+"""
+_base_ = [
+    '../_base_/models/slowonly-r50.py', '../_base_/norms/bn-ws.py', '../_base_/datasets/sthv2.py',
+    '../_base_/schedules/sthv2-step-132k.py', '../_base_/default_runtime.py']
+model = dict(
+    backbone=dict(conv_cfg={{_base_.conv_cfg_3d}}, norm_cfg={{_base_.norm_cfg_3d}},
+                  init_cfg=dict(type='Inflated2d', checkpoint='pretrained/resnet50_bn_ws.pth')),
+    head=dict(num_classes=174, init_std=0.001))
+train_dataloader = dict(batch_size=1)
+optim_wrapper = dict(accumulative_counts=8)
+param_scheduler = [dict(type='MultiStepLR', milestones=[422_400, 844_800], gamma=0.1, by_epoch=False)]
+train_cfg = dict(max_iters=1_056_000, val_interval=105_600)
+default_hooks = dict(checkpoint=dict(interval=105_600))
