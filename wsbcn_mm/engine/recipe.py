@@ -11,6 +11,9 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
+PRETRAINED = ('Pretrained', 'Inflated2d')
+"""Types of an init_cfg that start from a checkpoint."""
+
 
 def load_recipe(path: str, *, work_dir: str | None = None, options: Sequence[str] | None = None) -> Config:
     """Read a recipe file and apply `--cfg-options` and `--work-dir`.
@@ -110,7 +113,7 @@ def check_recipe(cfg: Config) -> None:
     """
     for node in dicts_in(cfg.get('model') or {}):
         checkpoint = str(node.get('checkpoint'))
-        if node.get('type') == 'Pretrained' and '://' not in checkpoint and not Path(checkpoint).is_file():
+        if node.get('type') in PRETRAINED and '://' not in checkpoint and not Path(checkpoint).is_file():
             raise FileNotFoundError(
                 f'the recipe starts from pretrained weights {checkpoint!r}, and there is no such file. Put it there '
                 '(docs/pretrained.md says where it comes from), or start from random weights with --from-scratch'
@@ -123,7 +126,7 @@ def drop_pretrained(cfg: Config) -> None:
     """Remove every pretrained start from the model, which then starts from random weights."""
     for node in dicts_in(cfg.model):
         init = node.get('init_cfg')
-        if isinstance(init, dict) and init.get('type') == 'Pretrained':
+        if isinstance(init, dict) and init.get('type') in PRETRAINED:
             node['init_cfg'] = None
 
 

@@ -1,5 +1,9 @@
-"""Video recognition: data, 3D networks and metrics. Importing this package registers them with mmengine."""
+"""Video recognition: data, 3D networks and metrics.
 
+Importing this package registers them with mmengine, and the hooks of `wsbcn_mm.engine` that the recipes name.
+"""
+
+from ..engine import hooks as _hooks  # noqa: F401
 from . import datasets, head, inflation, metrics, preprocessor, recognizer, resnet3d, transforms
 
 __all__ = ['datasets', 'head', 'inflation', 'metrics', 'preprocessor', 'recognizer', 'resnet3d', 'transforms']
