@@ -55,20 +55,20 @@ class DeepLabV3PlusHead(DepthwiseSeparableASPPHead):
     """ASPP head and decoder of DeepLabV3+ (arXiv 1802.02611), `conv_cfg` reaching every normalised convolution.
 
     Args:
+        c1_channels: Channels of the low-level features in the decoder. mmseg's recipes have 48; norms with 32 groups
+            need 64 or another number that they divide, as they do `channels + c1_channels`.
         image_pool_norm: Whether a norm follows the convolution of the image pooling branch. Without it that
             convolution is a plain one with a bias.
         **kwargs: Those of mmseg's `DepthwiseSeparableASPPHead`.
     """
 
-    def __init__(self, *, image_pool_norm: bool = True, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, *, c1_channels: int, image_pool_norm: bool = True, **kwargs: Any) -> None:
+        super().__init__(c1_channels=c1_channels, **kwargs)
         for i, dilation in enumerate(self.dilations):
             if dilation > 1:
                 self.aspp_modules[i] = self._separable_conv(self.in_channels, dilation)
-        decoder_channels = self.sep_bottleneck[0].depthwise_conv.in_channels
         self.sep_bottleneck = nn.Sequential(
-            self._separable_conv(decoder_channels),
-            self._separable_conv(self.channels),
+            self._separable_conv(self.channels + c1_channels), self._separable_conv(self.channels)
         )
         if not image_pool_norm:
             self.image_pool[1] = conv_without_norm(self)
