@@ -119,7 +119,8 @@ class BatchChannelNorm(_InstanceNorm):
         rate: float | Tensor = self.rate
         if moving and x.numel():
             if self.warmup:
-                rate = torch.clamp_min(1 / (self.num_batches_tracked + 1), self.rate).to(self.running_mean.dtype)
+                seen = (self.num_batches_tracked + 1).to(self.running_mean.dtype)
+                rate = seen.reciprocal().clamp_min(self.rate)
             self.num_batches_tracked.add_(1)
         if self.statistics == 'estimated':
             return batch_channel_norm(
