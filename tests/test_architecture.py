@@ -1,0 +1,125 @@
+"""Imports may only point down: tools, projects -> segmentation | video -> engine -> torch-only floors."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = 'wsbcn_mm'
+
+# From the ground up; a floor may import from itself and from lower ones. Files directly in the package may import all.
+FLOORS = [{'ops'}, {'layers'}, {'diagnostics'}, {'surgery'}, {'microbatch'}, {'engine'}, {'segmentation', 'video'}]
+LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
+TORCH_ONLY = {'ops', 'layers', 'diagnostics', 'surgery', 'microbatch'}
+TORCH_AND_ITS_COMPANY = {'torch', 'triton', 'numpy', *sys.stdlib_module_names}
+ABOVE = {'tools', 'configs', 'projects', 'tests'}
+
+
+def imported_modules(file: Path, root: Path) -> Iterator[tuple[int, str]]:
+    """Line and absolute name of everything that a file imports, anywhere in it; `a.b.c` for `from a.b import c`."""
+    package = file.relative_to(root).parent.parts
+    for node in ast.walk(ast.parse(file.read_text(encoding='utf-8'))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = [*package[: len(package) - node.level + 1]] if node.level else []
+            base += node.module.split('.') if node.module else []
+            for alias in node.names:
+                yield node.lineno, '.'.join([*base, alias.name])
+
+
+def floor_of(file: Path, root: Path) -> str | None:
+    parts = file.relative_to(root / PACKAGE).parts
+    return parts[0] if len(parts) > 1 else None
+
+
+def may_import(floor: str, other: str) -> bool:
+    return floor == other or (floor in LEVEL and LEVEL.get(other, len(FLOORS)) < LEVEL[floor])
+
+
+def forbidden_arrows(root: Path) -> list[str]:
+    """Every import in the library under `root` that points up or sideways, as 'file:line imports name'."""
+    found = []
+    for file in sorted((root / PACKAGE).rglob('*.py')):
+        floor = floor_of(file, root)
+        for line, name in imported_modules(file, root):
+            top, *rest = name.split('.')
+            if top in ABOVE:
+                wrong = True
+            elif top == PACKAGE and floor is not None:
+                # `from wsbcn_mm import x` reaches the package's own __init__, which is above all floors.
+                wrong = not rest or not may_import(floor, rest[0])
+            else:
+                wrong = floor in TORCH_ONLY and top not in TORCH_AND_ITS_COMPANY
+            if wrong:
+                found.append(f'{file.relative_to(root)}:{line} imports {name}')
+    return found
+
+
+def test_arrows_point_down():
+    assert forbidden_arrows(ROOT) == []
+
+
+def test_every_floor_is_known():
+    floors = {p.name for p in (ROOT / PACKAGE).iterdir() if (p / '__init__.py').is_file()}
+    assert floors <= set(LEVEL)
+    assert {'ops', 'layers', 'engine'} <= floors
+
+
+def test_recipes_hold_no_classes():
+    for file in (ROOT / 'configs').rglob('*.py'):
+        text = file.read_text(encoding='utf-8').replace('{{', '"').replace('}}', '"')
+        kinds = {type(node) for node in ast.walk(ast.parse(text))}
+        assert not kinds & {ast.ClassDef, ast.FunctionDef}, file
+
+
+def write(root: Path, path: str, text: str) -> None:
+    file = root / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ('path', 'text', 'name'),
+    [
+        ('wsbcn_mm/ops/a.py', 'import mmengine', 'mmengine'),
+        ('wsbcn_mm/ops/a.py', 'import mmcv.cnn as c', 'mmcv.cnn'),
+        ('wsbcn_mm/surgery/a.py', 'from torchvision.ops import x', 'torchvision.ops.x'),
+        ('wsbcn_mm/ops/a.py', 'from ..layers import BatchChannelNorm', 'wsbcn_mm.layers.BatchChannelNorm'),
+        ('wsbcn_mm/layers/a.py', 'def f():\n    from mmengine.registry import MODELS', 'mmengine.registry.MODELS'),
+        ('wsbcn_mm/layers/a.py', 'from .. import engine', 'wsbcn_mm.engine'),
+        ('wsbcn_mm/layers/sub/a.py', 'from ...engine.registration import x', 'wsbcn_mm.engine.registration.x'),
+        ('wsbcn_mm/surgery/a.py', 'import wsbcn_mm', 'wsbcn_mm'),
+        ('wsbcn_mm/diagnostics/a.py', 'from ..surgery import fold', 'wsbcn_mm.surgery.fold'),
+        ('wsbcn_mm/engine/a.py', 'from wsbcn_mm.video import resnet3d', 'wsbcn_mm.video.resnet3d'),
+        ('wsbcn_mm/segmentation/a.py', 'from ..video.norms import x', 'wsbcn_mm.video.norms.x'),
+        ('wsbcn_mm/video/__init__.py', 'from .. import segmentation', 'wsbcn_mm.segmentation'),
+        ('wsbcn_mm/engine/a.py', 'from tools.train import main', 'tools.train.main'),
+        ('wsbcn_mm/a.py', 'import projects.micro_batch_demo', 'projects.micro_batch_demo'),
+        ('wsbcn_mm/unheard_of/a.py', 'from ..ops import x', 'wsbcn_mm.ops.x'),
+    ],
+)
+def test_a_forbidden_arrow_is_caught(tmp_path, path, text, name):
+    write(tmp_path, 'wsbcn_mm/ops/fine.py', 'import torch\nfrom .other import x\n')
+    write(tmp_path, path, text)
+    line = len(text.splitlines())
+    assert forbidden_arrows(tmp_path) == [f'{path}:{line} imports {name}']
+
+
+@pytest.mark.parametrize(
+    ('path', 'text'),
+    [
+        ('wsbcn_mm/layers/a.py', 'import torch\nfrom ..ops import x\nfrom . import y\nfrom .b import z'),
+        ('wsbcn_mm/engine/a.py', 'from mmengine import MODELS\nfrom .. import layers'),
+        ('wsbcn_mm/segmentation/heads/a.py', 'import mmseg\nfrom ...engine import x\nfrom ..metric import y'),
+        ('wsbcn_mm/__init__.py', 'from .engine.registration import register_layers'),
+        ('wsbcn_mm/microbatch/a.py', 'from wsbcn_mm.layers import BatchChannelNorm'),
+    ],
+)
+def test_an_allowed_arrow_passes(tmp_path, path, text):
+    write(tmp_path, path, text)
+    assert forbidden_arrows(tmp_path) == []
