@@ -11,6 +11,7 @@ from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
+from ..layers import WSConv3d
 from ..ops import weight_standardize
 from .conv2plus1d import Conv2Plus1d
 
@@ -116,13 +117,12 @@ def _take(state: Mapping[str, Tensor], name: str, target: Tensor, used: set[str]
     return state[name]
 
 
-def _inflated(conv: nn.Module, weight_2d: Tensor) -> tuple[Tensor, Tensor]:
+def _inflated(conv: nn.Conv3d, weight_2d: Tensor) -> tuple[Tensor, Tensor]:
     """The 3D filter, and the factor (out_channels,) by which the response to a still video grows."""
     frames = conv.weight.shape[2]
     weight = weight_2d.unsqueeze(2).expand_as(conv.weight)
-    if not hasattr(conv, 'standardized_weight'):
+    if not isinstance(conv, WSConv3d):
         return weight / frames, weight.new_ones(len(weight))
-    options = {'variant': conv.variant, 'eps': conv.ws_eps}
-    flat = weight_standardize(weight_2d, **options).flatten(1)
-    summed = weight_standardize(weight, **options).sum(dim=2).flatten(1)
+    flat = weight_standardize(weight_2d, variant=conv.variant, eps=conv.ws_eps).flatten(1)
+    summed = weight_standardize(weight, variant=conv.variant, eps=conv.ws_eps).sum(dim=2).flatten(1)
     return weight, (summed * flat).sum(dim=1) / flat.square().sum(dim=1).clamp_min(1e-30)
