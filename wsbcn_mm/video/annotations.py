@@ -53,8 +53,8 @@ def load_path_label_lines(path: str, num_classes: int) -> list[Annotation]:
     """
     entries = []
     for number, line in _read_lines(path):
-        name, _, label = line.rpartition(' ')
-        name = name.strip()
+        *head, label = line.rsplit(maxsplit=1)
+        name = ''.join(head)
         if not name or not label.lstrip('-').isdecimal():
             raise ValueError(f"{path}:{number}: {line!r} is not 'path label' with an integer label at the end")
         entries.append((number, Annotation(name, int(label))))
@@ -109,9 +109,11 @@ def load_something_json(path: str, classes: Sequence[str]) -> list[Annotation]:
         raise ValueError(f'{path}: a list of entries with id and template is needed')
     annotations = []
     for number, entry in enumerate(content):
-        name = entry.get('template') or entry.get('label')
-        if 'id' not in entry or not name:
-            raise ValueError(f"{path}: entry {number}: {entry} lacks 'id' or 'template' (the test list has no classes)")
+        name = isinstance(entry, dict) and (entry.get('template') or entry.get('label'))
+        if not name or 'id' not in entry:
+            raise ValueError(
+                f"{path}: entry {number}: {entry!r} lacks 'id' or 'template' (the test list has no classes)"
+            )
         name = name.replace('[', '').replace(']', '')
         if name not in ids:
             raise ValueError(f'{path}: entry {number} (id {entry["id"]}): class {name!r} is not in the class list')
@@ -120,6 +122,9 @@ def load_something_json(path: str, classes: Sequence[str]) -> list[Annotation]:
 
 
 def _names_by_id(path: str, ids: dict[str, Any]) -> list[str]:
+    for name, label in ids.items():
+        if not str(label).isdecimal():
+            raise ValueError(f'{path}: class {name!r} has the id {label!r}, not a number')
     by_id = {int(label): name for name, label in ids.items()}
     if sorted(by_id) != list(range(len(ids))):
         raise ValueError(f'{path}: class ids must be 0 to {len(ids) - 1}, once each')

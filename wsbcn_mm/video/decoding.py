@@ -122,11 +122,17 @@ def _open_decord(path: str) -> _Source:
     # the list, reads such a file.
     if reader.get_frame_timestamp(0)[0] < 0:
         return _open_pyav(path)
-    return _Source(
-        len(reader),
-        float(reader.get_avg_fps()),
-        lambda indices: torch.from_numpy(reader.get_batch(indices).asnumpy()),
-    )
+
+    def read(indices: list[int]) -> Tensor:
+        try:
+            return torch.from_numpy(reader.get_batch(indices).asnumpy())
+        except decord.DECORDError as error:
+            # decord2 3.4 takes the padded lines of frames 16, 24, 32, 48, 96 or 144 wide for a fourth channel.
+            if 'size must exactly match' not in str(error):
+                raise
+            return _open_pyav(path).read(indices)
+
+    return _Source(len(reader), float(reader.get_avg_fps()), read)
 
 
 def _open_pyav(path: str) -> _Source:
