@@ -28,7 +28,7 @@ CASES = {
 
 def make_layer(dtype: torch.dtype) -> BatchChannelNorm:
     torch.manual_seed(0)
-    layer = BatchChannelNorm(CHANNELS, 2, statistics='sync', rate=0.3)
+    layer = BatchChannelNorm(CHANNELS, 2, statistics='sync', rate=0.3, warmup=True)
     for parameter in layer.parameters():
         nn.init.normal_(parameter, 0.5)
     return layer.to(dtype)
@@ -124,7 +124,7 @@ def test_two_processes_equal_one(ranks, case):
 @pytest.mark.parametrize('case', CASES)
 def test_ranks_hold_identical_buffers(ranks, case):
     first, second = (r[case]['buffers'] for r in ranks[0])
-    for name in ('running_mean', 'running_var'):
+    for name in ('running_mean', 'running_var', 'num_batches_tracked'):
         assert torch.equal(first[name], second[name]), name
 
 

@@ -117,7 +117,8 @@ class BatchChannelNorm(_InstanceNorm):
             raise ValueError(f'input of shape {tuple(x.shape)}: (N, {self.num_features}, *) is expected')
         moving = self.training and self.rate > 0
         rate: float | Tensor = self.rate
-        if moving and x.numel():
+        # With 'sync' an empty batch takes part in the other ranks', and must count as theirs do.
+        if moving and (x.numel() or self.statistics == 'sync'):
             if self.warmup:
                 seen = (self.num_batches_tracked + 1).to(self.running_mean.dtype)
                 rate = seen.reciprocal().clamp_min(self.rate)
