@@ -59,8 +59,10 @@ def normalize_with_estimates(
     mean, scale = running_mean.clone(), torch.rsqrt(running_var.to(x.dtype) + eps)
     if weight is not None:
         scale = scale * weight
-    out = (x - mean.view(per_channel)) * scale.view(per_channel)
-    return out if bias is None else out + bias.view(per_channel)
+    centred = x - mean.view(per_channel)
+    if bias is None:
+        return centred * scale.view(per_channel)
+    return torch.addcmul(bias.view(per_channel), centred, scale.view(per_channel))
 
 
 def channel_norm(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -75,9 +77,9 @@ def channel_norm(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor
     """
     per_group = x.shape[1] // num_groups
     if weight is not None and weight.numel() == num_groups:
-        weight = weight.repeat_interleave(per_group)
+        weight = weight[:, None].expand(-1, per_group).flatten()
     if bias is not None and bias.numel() == num_groups:
-        bias = bias.repeat_interleave(per_group)
+        bias = bias[:, None].expand(-1, per_group).flatten()
     # Not F.group_norm: it refuses a group of one value if the batch has a single sample. Here such a group becomes 0.
     return torch.group_norm(
         x, num_groups, None if weight is None else weight.to(x.dtype), None if bias is None else bias.to(x.dtype), eps

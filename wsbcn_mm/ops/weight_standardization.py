@@ -8,6 +8,7 @@ not) and in where eps stands; `VARIANTS` names each of these formulas, because w
 another.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -105,14 +106,8 @@ def weight_standardize(
         over = list(range(1, w.ndim))
 
     centred = w - w.mean(over, keepdim=True)
-    variance = centred.square().mean(over, keepdim=True)
-    if unbiased:
-        fan = centred.numel() // variance.numel()
-        variance = variance * (fan / (fan - 1))
-    if eps_inside:
-        std = torch.sqrt(variance + eps)
-    else:
-        # The square root has an infinite slope at 0; a constant filter must not turn that into NaN.
-        varies = variance > 0
-        std = torch.where(varies, variance, 1).sqrt() * varies + eps
+    # torch's norm has gradient 0 at 0, so a constant filter stays finite where the root of a variance would not.
+    norm = torch.linalg.vector_norm(centred, dim=over, keepdim=True)
+    degrees = centred.numel() // norm.numel() - unbiased
+    std = torch.sqrt(norm.square() / degrees + eps) if eps_inside else norm / math.sqrt(degrees) + eps
     return (centred / std).reshape(weight.shape).to(weight.dtype)
