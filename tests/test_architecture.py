@@ -1,6 +1,7 @@
 """Imports may only point down: tools, projects -> segmentation | video -> engine -> torch-only floors."""
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +69,23 @@ def test_every_floor_is_known():
     floors = {p.name for p in (ROOT / PACKAGE).iterdir() if (p / '__init__.py').is_file()}
     assert floors <= set(LEVEL)
     assert {'ops', 'layers', 'engine'} <= floors
+
+
+def test_the_torch_only_floors_work_without_openmmlab():
+    floors = [f for f in sorted(TORCH_ONLY) if (ROOT / PACKAGE / f / '__init__.py').is_file()]
+    program = f"""
+import importlib, sys
+sys.modules.update(dict.fromkeys(['mmengine', 'mmcv', 'mmseg', 'torchvision', 'decord']))
+for floor in {floors}:
+    importlib.import_module('{PACKAGE}.' + floor)
+import torch
+from {PACKAGE}.layers import BatchChannelNorm, WSConv2d
+out = BatchChannelNorm(8, 4)(WSConv2d(3, 8, 3)(torch.randn(1, 3, 4, 4)))
+assert out.shape == (1, 8, 2, 2)
+assert '{PACKAGE}.engine' not in sys.modules
+"""
+    done = subprocess.run([sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_recipes_hold_no_classes():
