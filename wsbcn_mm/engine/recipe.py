@@ -14,6 +14,17 @@ from mmengine.runner import Runner
 PRETRAINED = ('Pretrained', 'Inflated2d')
 """Types of an init_cfg that start from a checkpoint."""
 
+RUNNER_KEYS = {
+    *inspect.signature(Runner.__init__).parameters,
+    'activation_checkpointing',
+    'compile',
+    'efficient_conv_bn_eval',
+    'find_unused_parameters',
+    'model_wrapper_cfg',
+    'sync_bn',
+} - {'self', 'cfg'}
+"""What a Runner takes or looks up in its config, whether or not a recipe has it."""
+
 
 def load_recipe(path: str, *, work_dir: str | None = None, options: Sequence[str] | None = None) -> Config:
     """Read a recipe file and apply `--cfg-options` and `--work-dir`.
@@ -24,13 +35,13 @@ def load_recipe(path: str, *, work_dir: str | None = None, options: Sequence[str
     """
     file = Path(path)
     if not file.is_file():
-        near = sorted(p.name for p in file.parent.glob('*.py'))[:5] if file.parent.is_dir() else []
+        near = difflib.get_close_matches(file.name, sorted(p.name for p in file.parent.glob('*.py')))
         raise FileNotFoundError(
             f'recipe {path!r} does not exist' + (f'; that folder has {", ".join(near)}' if near else '')
         )
     cfg = Config.fromfile(path)
     if options:
-        cfg.merge_from_dict(parse_options(options, known=set(cfg) | set(inspect.signature(Runner.__init__).parameters)))
+        cfg.merge_from_dict(parse_options(options, known=set(cfg) | RUNNER_KEYS))
     if work_dir is not None:
         cfg.work_dir = work_dir
     elif cfg.get('work_dir') is None:
@@ -59,9 +70,15 @@ def parse_options(options: Sequence[str], known: set[str]) -> dict[str, Any]:
 
 
 def resume_from(cfg: Config, checkpoint: str | None) -> None:
-    """Make `cfg` continue a run: from `checkpoint`, or for 'auto' from the last one in its work_dir."""
+    """Make `cfg` continue a run: from `checkpoint`, or for 'auto' from the last one in its work_dir, if it has one.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
     if checkpoint is None:
         return
+    if checkpoint != 'auto':
+        require_checkpoint(checkpoint)
     cfg.resume = True
     cfg.load_from = None if checkpoint == 'auto' else checkpoint
 
@@ -72,11 +89,16 @@ def load_checkpoint_into(cfg: Config, checkpoint: str) -> None:
     Raises:
         FileNotFoundError: If there is no such file.
     """
-    if '://' not in checkpoint and not Path(checkpoint).is_file():
-        raise FileNotFoundError(f'checkpoint {checkpoint!r} does not exist')
+    require_checkpoint(checkpoint)
     cfg.load_from = checkpoint
     cfg.resume = False
     drop_pretrained(cfg)
+
+
+def require_checkpoint(checkpoint: str) -> None:
+    """Raise FileNotFoundError for a local file that does not exist."""
+    if '://' not in checkpoint and not Path(checkpoint).is_file():
+        raise FileNotFoundError(f'checkpoint {checkpoint!r} does not exist')
 
 
 PICTURES = {'mmseg': 'SaveOverlays', 'mmengine': 'SaveClipStrips'}
@@ -84,8 +106,15 @@ PICTURES = {'mmseg': 'SaveOverlays', 'mmengine': 'SaveClipStrips'}
 
 
 def save_pictures(cfg: Config, folder: str, at_most: int) -> None:
-    """Add the hook of this recipe's task that saves predictions beside the truth as PNG."""
-    hook = dict(type=PICTURES[cfg.default_scope], out_dir=folder, max_images=at_most)
+    """Add the hook of this recipe's task that saves predictions beside the truth as PNG.
+
+    Raises:
+        ValueError: For a recipe of neither task.
+    """
+    scope = cfg.get('default_scope')
+    if scope not in PICTURES:
+        raise ValueError(f'default_scope={scope!r} has no pictures: recipes of {" and ".join(PICTURES)} have')
+    hook = dict(type=PICTURES[scope], out_dir=folder, max_images=at_most)
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
 
 
@@ -128,6 +157,8 @@ def drop_pretrained(cfg: Config) -> None:
         init = node.get('init_cfg')
         if isinstance(init, dict) and init.get('type') in PRETRAINED:
             node['init_cfg'] = None
+        elif isinstance(init, (list, tuple)):
+            node['init_cfg'] = [one for one in init if one.get('type') not in PRETRAINED]
 
 
 def dicts_in(node: Any) -> Iterator[dict]:
