@@ -4,6 +4,9 @@ A torch and torchvision that are there already stay as they are; everything else
 constraints.txt. Ends by importing all of it and saying in one line what is wrong, if anything is.
 """
 
+from __future__ import annotations  # so that an older Python gets as far as saying that it is too old
+
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -30,10 +33,9 @@ def main() -> int:
     if sys.version_info < (3, 10):  # noqa: UP036 - whoever has an older Python should read why it stops here
         print(f'wsbcn_mm needs Python 3.10 or newer; {sys.executable} is {sys.version.split()[0]}', file=sys.stderr)
         return 1
-    sys.path.insert(0, str(ROOT))
-    from wsbcn_mm.engine.environment import installed_distributions, stock_packages_message
-
-    message = stock_packages_message(installed_distributions())
+    # As a file, since importing the package needs what is about to be installed.
+    environment = runpy.run_path(str(ROOT / 'wsbcn_mm' / 'engine' / 'environment.py'))
+    message = environment['stock_packages_message'](environment['installed_distributions']())
     if message:
         print(f'wsbcn_mm: {message}', file=sys.stderr)
         return 1

@@ -24,14 +24,15 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    from wsbcn_mm.engine.environment import require_openmmlab
+
+    require_openmmlab()
     from mmengine.dist import is_main_process
     from mmengine.runner import Runner
 
     from wsbcn_mm.engine import recipe
-    from wsbcn_mm.engine.environment import require_openmmlab
     from wsbcn_mm.engine.launch import prepare_launch
 
-    require_openmmlab()
     cfg = recipe.load_recipe(args.config, work_dir=args.work_dir, options=args.cfg_options)
     recipe.load_checkpoint_into(cfg, args.checkpoint)
     if args.show_dir:

@@ -1,4 +1,4 @@
-"""Train a recipe: python tools/train.py configs/tiny/deeplabv3_bcn-ws_1xb1-acc1.py"""
+"""Train a recipe: python tools/train.py configs/tiny/deeplabv3_r18-tiny_bcn-ws_1xb1-acc1-3.2k_digits-64x64.py"""
 
 import argparse
 
@@ -22,13 +22,14 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    from wsbcn_mm.engine.environment import require_openmmlab
+
+    require_openmmlab()
     from mmengine.runner import Runner
 
     from wsbcn_mm.engine import recipe
-    from wsbcn_mm.engine.environment import require_openmmlab
     from wsbcn_mm.engine.launch import prepare_launch
 
-    require_openmmlab()
     cfg = recipe.load_recipe(args.config, work_dir=args.work_dir, options=args.cfg_options)
     recipe.resume_from(cfg, args.resume)
     if args.from_scratch:
