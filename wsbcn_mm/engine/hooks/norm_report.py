@@ -39,13 +39,18 @@ class NormReport(Hook):
         empty = [
             name
             for name, module in model.named_modules()
-            if isinstance(module, BatchChannelNorm) and module.rate > 0 and not int(module.num_batches_tracked)
+            if isinstance(module, BatchChannelNorm) and module.rate > 0 and at_start(module)
         ]
         if empty:
             raise ValueError(
                 f'{len(empty)} BCN layers (the first: {empty[0]}) have never updated their statistics: evaluation '
                 'would normalise with the 0/1 start; load a trained checkpoint'
             )
+
+
+def at_start(norm: BatchChannelNorm) -> bool:
+    """Whether its running statistics are still 0 and 1; a loaded checkpoint may have them without their count."""
+    return not (int(norm.num_batches_tracked) or norm.running_mean.any() or (norm.running_var != 1).any())
 
 
 def describe_layers(model: nn.Module) -> str:
