@@ -263,6 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('--workers', type=int, default=max(1, min(2, os.cpu_count() or 1)), help='runs at a time')
     parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'micro_batch_demo')
     args = parser.parse_args(arguments)
+    args.work_dir = args.work_dir.resolve()
     console = Console()
     started = time.time()
     build_data(ROOT / 'data' / 'micro_batch_demo', console)
