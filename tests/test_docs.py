@@ -1,0 +1,202 @@
+"""What the documents say exists: links, files, names, make targets and options; and their code runs."""
+
+import ast
+import re
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+
+from wsbcn_mm.surgery.census import count_convs, count_norms
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted(
+    chain(
+        ROOT.glob('*.md'),
+        ROOT.glob('docs/**/*.md'),
+        ROOT.glob('configs/*/README.md'),
+        ROOT.glob('projects/*/README.md'),
+    )
+)
+TREES = ('.ci', 'configs', 'docs', 'projects', 'tests', 'tools', 'wsbcn_mm')
+WRITTEN_BY_A_COMMAND = 'projects/micro_batch_demo/results'
+FENCED = re.compile(r'^```(\w*)\n(.*?)^```$', re.DOTALL | re.MULTILINE)
+MARKERS = ('<!-- demo-table:start -->', '<!-- demo-table:end -->')
+
+
+def name_of(value: object) -> str | None:
+    return value.relative_to(ROOT).as_posix() if isinstance(value, Path) else None
+
+
+def prose(document: Path) -> str:
+    """The text without fenced blocks."""
+    return FENCED.sub('', document.read_text())
+
+
+def blocks(*languages: str) -> Iterator[tuple[str, str]]:
+    """'file:number of the block' and text of every fenced block in one of the languages."""
+    for document in DOCUMENTS:
+        for number, (language, code) in enumerate(FENCED.findall(document.read_text())):
+            if language in languages:
+                yield f'{name_of(document)}:{number}', code
+
+
+def headings(document: Path) -> set[str]:
+    """Anchors of a document's headings, as GitHub makes them."""
+    titles = re.findall(r'^#+ +(.+)$', prose(document), re.MULTILINE)
+    return {re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in titles}
+
+
+def expand_braces(path: str) -> list[str]:
+    """'a/{b,c}/d' -> ['a/b/d', 'a/c/d']."""
+    found = re.search(r'{([^{}]*)}', path)
+    if not found:
+        return [path]
+    variants = (path[: found.start()] + word + path[found.end() :] for word in found[1].split(','))
+    return [expanded for variant in variants for expanded in expand_braces(variant)]
+
+
+def mentioned_paths(document: Path) -> Iterator[tuple[str, str | None]]:
+    """(path, name in that file or None) of everything in backticks that looks like a path of this repository."""
+    for text in re.findall(r'`([^`\n]+)`', prose(document)):
+        path, _, name = text.partition('::')
+        if path.split('/')[0] in TREES and '/' in path and not re.search(r'[\s<>]', path):
+            yield path, name or None
+
+
+def defined_names(file: Path) -> set[str]:
+    tree = ast.parse(file.read_text())
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+
+
+def is_config(code: str) -> bool:
+    return 'default_scope' in code and 'model = dict(' in code
+
+
+PYTHON = dict(blocks('python'))
+SHELL = dict(blocks('bash'))
+EXAMPLES = {name: code for name, code in PYTHON.items() if not is_config(code)}
+CONFIGS = {name: code for name, code in PYTHON.items() if is_config(code)}
+
+
+def test_the_documents_and_their_examples_are_found():
+    assert {'README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'docs/newcomer.md'} <= set(map(name_of, DOCUMENTS))
+    assert len(EXAMPLES) >= 6
+    assert len(CONFIGS) >= 1
+    assert expand_braces('a/{b,c}/d{,e}') == ['a/b/d', 'a/b/de', 'a/c/d', 'a/c/de']
+
+
+@pytest.mark.parametrize('document', DOCUMENTS, ids=name_of)
+def test_links_between_documents_resolve(document):
+    broken = []
+    for target in re.findall(r'\[[^\]\n]*\]\(([^)\s]+)\)', prose(document)):
+        if target.startswith(('http://', 'https://')):
+            continue
+        path, _, anchor = target.partition('#')
+        file = (document.parent / path).resolve() if path else document
+        if file.is_relative_to(ROOT / WRITTEN_BY_A_COMMAND):
+            continue
+        if not file.exists() or (anchor and anchor not in headings(file)):
+            broken.append(target)
+    assert not broken
+
+
+@pytest.mark.parametrize('document', DOCUMENTS, ids=name_of)
+def test_mentioned_files_and_names_exist(document):
+    missing = []
+    for mentioned, name in mentioned_paths(document):
+        for path in expand_braces(mentioned):
+            found = [ROOT / path] if (ROOT / path).exists() else list(ROOT.glob(path))
+            if not found and not path.startswith(WRITTEN_BY_A_COMMAND):
+                missing.append(path)
+            elif name and name not in defined_names(found[0]):
+                missing.append(f'{path}::{name}')
+    assert not missing
+
+
+@pytest.mark.parametrize('name', EXAMPLES)
+def test_python_examples_run(name):
+    torch.manual_seed(0)
+    exec(compile(EXAMPLES[name], name, 'exec'), {'__name__': '__main__'})
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_config_examples_build_with_ws_and_bcn(name, tmp_path):
+    file = tmp_path / 'example.py'
+    file.write_text(CONFIGS[name])
+    cfg = Config.fromfile(str(file))
+    from mmseg.registry import HOOKS, MODELS
+
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = MODELS.build(cfg.model)
+        for hook in [*cfg.custom_hooks, *cfg.default_hooks.values()]:
+            assert HOOKS.build(hook)
+    # ResNet-50's 53 convolutions and V3+'s 14, each with a norm; the classifier is plain.
+    assert count_convs(model) == {'WS': 53 + 14, 'plain': 1}
+    assert count_norms(model) == {'BCN': 53 + 14}
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r'^([\w-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE))
+    texts = [*(re.findall(r'`make ([\w-]+)', document.read_text()) for document in DOCUMENTS)]
+    texts += [re.findall(r'^make ([\w-]+)', code, re.MULTILINE) for code in SHELL.values()]
+    named = set(chain.from_iterable(texts))
+    assert {'demo', 'test'} <= named
+    assert named <= targets
+
+
+def test_commands_name_existing_files_and_options():
+    unknown = []
+    for name, code in SHELL.items():
+        for command in code.splitlines():
+            paths = re.findall(r'\b(?:tools|configs|tests|projects)/[\w./-]*\w', command)
+            unknown += [f'{name}: {path}' for path in paths if not (ROOT / path).exists()]
+            tools = re.findall(r'\btools/(?:dist_|slurm_)?(train|test)\.', command)
+            options = set(chain.from_iterable(map(tool_options, tools)))
+            unknown += [
+                f'{name}: {option}' for option in re.findall(r' (--[\w-]+)', command) if tools and option not in options
+            ]
+    assert not unknown
+
+
+def test_options_in_the_prose_exist():
+    known = tool_options('train') | tool_options('test')
+    named = chain.from_iterable(re.findall(r'`(--[\w-]+)', prose(document)) for document in DOCUMENTS)
+    assert set(named) <= known
+
+
+def tool_options(tool: str) -> set[str]:
+    """Options of tools/<tool>.py, from its parser's definition."""
+    return set(re.findall(r"'(--[\w-]+)'", (ROOT / 'tools' / f'{tool}.py').read_text()))
+
+
+@pytest.mark.parametrize('readme', [ROOT / 'README.md', ROOT / 'projects/micro_batch_demo/README.md'], ids=name_of)
+def test_result_tables_have_their_markers(readme):
+    text = readme.read_text()
+    assert [text.count(marker) for marker in MARKERS] == [1, 1]
+    assert text.index(MARKERS[0]) < text.index(MARKERS[1])
+
+
+def test_markers_are_those_that_the_report_writes():
+    from projects.micro_batch_demo import report
+
+    assert MARKERS == (report.TABLE_START, report.TABLE_END)
+
+
+def test_every_pretrained_file_of_the_recipes_is_documented():
+    text = (ROOT / 'docs' / 'pretrained.md').read_text()
+    recipes = (file.read_text() for file in ROOT.glob('configs/*/*.py'))
+    files = set(chain.from_iterable(re.findall(r"'(pretrained/[^']+)'", recipe) for recipe in recipes))
+    assert files
+    assert {file for file in files if f'`{file}`' not in text} == set()
+
+
+def test_every_data_folder_of_the_recipes_is_documented():
+    text = (ROOT / 'docs' / 'data.md').read_text()
+    for file in ROOT.glob('configs/_base_/datasets/*.py'):
+        for folder in re.findall(r"^data_root = '([^']+)'", file.read_text(), re.MULTILINE):
+            assert f'{folder.rstrip("/")}/' in text, f'{file.name}: {folder}'
