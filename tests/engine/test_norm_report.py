@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from wsbcn_mm.engine.hooks import NormReport
+from wsbcn_mm.engine.hooks.norm_report import check_model
 from wsbcn_mm.layers import BatchChannelNorm, WSConv2d
 
 
@@ -188,3 +189,18 @@ def test_the_hook_looks_inside_a_distributed_wrapper(tmp_path):
     runner.model = nn.parallel.DataParallel(runner.model)
     with pytest.raises(ValueError, match=f'^{re.escape(NEVER_UPDATED)}$'):
         NormReport().before_test(runner)
+
+
+def test_norm_eval_that_does_not_reach_bcn_is_refused():
+    pytest.importorskip('mmseg')
+    from mmseg.models.backbones import ResNet
+
+    def backbone(**norm):
+        return ResNet(
+            depth=18, base_channels=32, stem_channels=32, norm_cfg=dict(type='BCN', **norm), norm_eval=True,
+            zero_init_residual=False,
+        )  # fmt: skip
+
+    with pytest.raises(ValueError, match=r'norm_eval=True does not reach 20 BCN layers \(the first: bn1\)'):
+        check_model(backbone())
+    check_model(backbone(rate=0))

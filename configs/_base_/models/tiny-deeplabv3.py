@@ -34,6 +34,6 @@ model = dict(
         image_pool_norm=False,
         align_corners=False,
         # Nine pixels in ten are background.
-        loss_decode=dict(type='CrossEntropyLoss', class_weight=[0.25, 1.0, 1.0, 1.0, 1.0, 1.0], avg_non_ignore=True)),
+        loss_decode=dict(type='CrossEntropyLoss', class_weight=[0.25, 1.0, 1.0, 1.0, 1.0, 1.0])),
     train_cfg=dict(),
     test_cfg=dict(mode='whole'))

@@ -1,5 +1,7 @@
 """Say at the start of training what the config made of the model, and stop where it cannot be meant."""
 
+from collections.abc import Iterator
+
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
@@ -17,7 +19,8 @@ class NormReport(Hook):
 
     Raises:
         ValueError: If a module keeps running statistics that no rule of this package covers, if a BatchChannelNorm
-            starts with a zero `weight`, or if one is validated without ever having seen a batch.
+            starts with a zero `weight`, if a host's `norm_eval` does not freeze one, or if one is validated without
+            ever having seen a batch.
     """
 
     priority = 'VERY_HIGH'
@@ -87,3 +90,19 @@ def check_model(model: nn.Module) -> None:
             'divides by sqrt(eps): set zero_init_residual=False, or zero group_weight '
             '(wsbcn_mm.layers.zero_init_last_norm_)'
         )
+    missed = list(unfrozen_by_norm_eval(model))
+    if missed:
+        raise ValueError(
+            f'norm_eval=True does not reach {len(missed)} BCN layers (the first: {missed[0]}), whose statistics would '
+            'go on moving: set rate=0 in their norm_cfg to freeze them'
+        )
+
+
+def unfrozen_by_norm_eval(model: nn.Module) -> Iterator[str]:
+    """Names of BCN layers that a host module with `norm_eval`, which knows BatchNorm alone, leaves in training mode."""
+    for prefix, host in model.named_modules():
+        if getattr(host, 'norm_eval', False) and host.training:
+            host.train()
+            for name, norm in host.named_modules(prefix=prefix):
+                if isinstance(norm, BatchChannelNorm) and norm.training and norm.rate > 0:
+                    yield name
