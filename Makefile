@@ -30,4 +30,4 @@ $(READY): pyproject.toml constraints.txt tools/set_up.py
 	touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info work_dirs data/micro_batch_demo projects/micro_batch_demo/work_dirs
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info work_dirs data/micro_batch_demo

@@ -1,4 +1,4 @@
-"""Train a recipe: python tools/train.py configs/tiny/deeplabv3_r18-tiny_bcn-ws_1xb1-acc1-3.2k_digits-64x64.py"""
+"""Train a recipe: python tools/train.py configs/deeplabv3/<name>.py, see README.md for the names."""
 
 import argparse
 
