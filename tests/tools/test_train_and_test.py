@@ -1,0 +1,148 @@
+"""tools/train.py and tools/test.py on a few scenes and clips: train, evaluate, draw, continue, refuse."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from tiny_runs import METRIC, ROOT, iterations_in, logs, options, recipe, run_tool
+
+from projects.micro_batch_demo.run import SCENES
+
+TASKS = ('segmentation', 'video')
+SAME_FRAMES = 'train_dataloader.dataset.pipeline.0.random=False'
+"""Which frames of a clip are drawn is no part of a checkpoint."""
+
+
+def settings(task, data, iterations, *more):
+    return options(task, data, iterations, *([SAME_FRAMES] if task == 'video' else []), *more)
+
+
+@pytest.fixture(scope='module', params=TASKS)
+def trained(request, tiny_data, tmp_path_factory):
+    """A task and the work_dir of a run of four iterations."""
+    work_dir = tmp_path_factory.mktemp(request.param)
+    run_tool('train.py', recipe(request.param), '--work-dir', work_dir, *settings(request.param, tiny_data, 4))
+    return request.param, work_dir
+
+
+def checkpoint(path):
+    return torch.load(path, map_location='cpu', weights_only=False)
+
+
+def test_training_logs_what_it_does_and_saves_checkpoints(trained):
+    task, work_dir = trained
+    (log,) = logs(work_dir)
+    assert iterations_in(log) == [1, 2, 3, 4]
+    assert re.search(r'convs: (2 plain, )?\d+ WS(, 2 plain)?; norms: \d+ BCN; 0\.\d\d M trainable parameters', log)
+    assert 'effective batch 1 = 1 device(s) x 1 x accumulation 1' in log
+    assert f'{METRIC[task]}: ' in log
+    assert sorted(path.name for path in work_dir.glob('*.pth')) == ['iter_2.pth', 'iter_4.pth']
+    assert (work_dir / 'last_checkpoint').read_text().strip() == str(work_dir / 'iter_4.pth')
+    assert list(work_dir.glob('*/vis_data/scalars.json'))
+
+
+def test_evaluation_agrees_with_validation_and_leaves_metrics_table_and_pictures(trained, tiny_data, tmp_path, capsys):
+    task, work_dir = trained
+    run_tool(
+        'test.py',
+        *(recipe(task), work_dir / 'iter_4.pth', '--work-dir', tmp_path / 'test'),
+        *('--show-dir', tmp_path / 'pictures', '--show-max', 3),
+        *settings(task, tiny_data, 4),
+    )
+    metrics = json.loads((tmp_path / 'test' / 'metrics.json').read_text())
+    value = metrics[METRIC[task]]
+    assert 0 <= value <= 100
+    printed = capsys.readouterr().out.splitlines()[-1]
+    assert f'{METRIC[task]} {value:.2f}' in printed
+    assert printed.endswith(f' -> {tmp_path / "test" / "metrics.json"}')
+
+    (log,) = logs(tmp_path / 'test')
+    if task == 'segmentation':
+        for name in ('background', *(f'digit {digit}' for digit in SCENES['digits'])):
+            assert re.search(rf'\| +{name} +\| +[\d.]+|\| +{name} +\| +nan', log), name
+    else:
+        assert metrics['acc/num_clips'] == 5
+        assert set(metrics) >= {'acc/top1', 'acc/top5', 'acc/mean_class'}
+
+    lines = [json.loads(line) for path in work_dir.glob('*/vis_data/scalars.json') for line in path.open()]
+    (validated,) = [line for line in lines if METRIC[task] in line]
+    assert {name: validated[name] for name in metrics} == pytest.approx(metrics)
+
+    pictures = sorted((tmp_path / 'pictures').glob('*.png'))
+    assert [path.name[:5] for path in pictures] == ['0000_', '0001_', '0002_']
+    width, height = Image.open(pictures[0]).size
+    if task == 'segmentation':
+        assert (width, height) == (3 * SCENES['size'] + 2 * 4, SCENES['size'])
+    else:
+        assert width == 8 * (64 + 4) - 4
+        assert height > 64
+
+
+def test_a_resumed_run_is_the_run_that_was_never_stopped(trained, tiny_data, tmp_path):
+    """Segmentation continues from a file in another folder, video from the last one of its own."""
+    task, straight = trained
+    first = tmp_path / 'first'
+    run_tool('train.py', recipe(task), '--work-dir', first, *settings(task, tiny_data, 2))
+    work_dir = first if task == 'video' else tmp_path / 'second'
+    resume = ['--resume'] if task == 'video' else ['--resume', first / 'iter_2.pth']
+    run_tool('train.py', recipe(task), '--work-dir', work_dir, *resume, *settings(task, tiny_data, 4))
+    log = ''.join(logs(work_dir))
+    assert iterations_in(log) == ([1, 2, 3, 4] if task == 'video' else [3, 4])
+    assert f'Load checkpoint from {first / "iter_2.pth"}' in log
+
+    whole, resumed = checkpoint(straight / 'iter_4.pth'), checkpoint(work_dir / 'iter_4.pth')
+    assert whole['state_dict'].keys() == resumed['state_dict'].keys()
+    for name, tensor in whole['state_dict'].items():
+        assert torch.equal(tensor, resumed['state_dict'][name]), name
+    momenta = [state['optimizer']['state'] for state in (whole, resumed)]
+    assert momenta[0].keys() == momenta[1].keys()
+    assert len(momenta[0]) > 20
+    for key, state in momenta[0].items():
+        assert torch.equal(state['momentum_buffer'], momenta[1][key]['momentum_buffer'])
+    assert whole['meta']['iter'] == resumed['meta']['iter'] == 4
+
+
+def test_bad_command_lines_stop_before_anything_is_built(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    work_dir = tmp_path / 'work'
+    short = options('video', tiny_data, 2)
+    start = ['train.py', recipe('video'), '--work-dir', work_dir]
+    with pytest.raises(ValueError, match=r'^--amp needs a GPU, and there is none: leave it out on CPU$'):
+        run_tool(*start, '--amp', *short)
+    with pytest.raises(ValueError, match=r"has 'train_cfgg'; did you mean 'train_cfg'\?$"):
+        run_tool(*start, *short, 'train_cfgg.max_iters=2')
+    with pytest.raises(FileNotFoundError, match=r"^checkpoint 'gone.pth' does not exist$"):
+        run_tool(*start, '--resume', 'gone.pth', *short)
+    with pytest.raises(FileNotFoundError, match=r"^recipe 'configs/tiny/gone.py' does not exist"):
+        run_tool('train.py', 'configs/tiny/gone.py')
+    with pytest.raises(FileNotFoundError, match=r"^checkpoint 'gone.pth' does not exist$"):
+        run_tool('test.py', recipe('video'), 'gone.pth', '--work-dir', work_dir)
+    with pytest.raises(ValueError, match=r'^sync_bn=\'torch\' does not reach BCN'):
+        run_tool(*start, *short, 'sync_bn=torch')
+    assert not work_dir.exists()
+
+
+def test_missing_pretrained_weights_are_refused_or_left_out(tiny_data, tmp_path):
+    init = 'model.backbone.init_cfg'
+    short = options('video', tiny_data, 2, f'{init}.type=Pretrained', f'{init}.checkpoint=gone.pth')
+    with pytest.raises(FileNotFoundError, match=r"^the recipe starts from pretrained weights 'gone.pth'"):
+        run_tool('train.py', recipe('video'), '--work-dir', tmp_path, *short)
+    run_tool('train.py', recipe('video'), '--work-dir', tmp_path, '--from-scratch', *short)
+    run_tool('test.py', recipe('video'), tmp_path / 'iter_2.pth', '--work-dir', tmp_path / 'test', *short)
+    assert (tmp_path / 'test' / 'metrics.json').is_file()
+
+
+@pytest.mark.parametrize('tool', ['train.py', 'test.py'])
+def test_help_comes_at_once(tool):
+    command = [sys.executable, '-X', 'importtime', str(ROOT / 'tools' / tool), '--help']
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    for option in ('--work-dir', '--launcher {none,pytorch,slurm}', '--cfg-options KEY=VALUE'):
+        assert option in done.stdout
+    imported = {line.split('|')[-1].strip() for line in done.stderr.splitlines()}
+    assert 'argparse' in imported
+    assert not imported & {'torch', 'mmengine', 'wsbcn_mm'}
