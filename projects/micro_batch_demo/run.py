@@ -39,9 +39,9 @@ SHORT = {('bn', '1xb16-acc1'), ('gn-ws', '1xb1-acc16'), ('bcn-ws', '1xb1-acc16')
 MODELS = {'segmentation': 'deeplabv3_r18-tiny', 'video': 'r3d-18-tiny'}
 METRICS = {'segmentation': ('mIoU', 'mIoU'), 'video': ('top-1', 'acc/top1')}
 """The metric's name in the report and in the log."""
-SCENES = dict(n_train=4000, n_val=200, size=64, digit_size=(24, 44), digits_per_scene=(2, 4), digits=(0, 1, 2, 4, 7))
-CLIPS = dict(n_train=3200, n_val=200)
-SAMPLES = 3200
+SCENES = dict(n_train=2400, n_val=200, size=64, digit_size=(28, 52), digits_per_scene=(2, 3), digits=(0, 1, 4))
+CLIPS = dict(n_train=2400, n_val=200, size=40)
+SAMPLES = 2400
 """Training samples of every run; the schedules in configs/_base_/schedules/demo-*.py say the same."""
 POLL_SECONDS = 0.5
 

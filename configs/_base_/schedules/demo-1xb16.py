@@ -1,13 +1,13 @@
-# The demo at a real batch of 16: 3200 samples in 200 optimizer steps. The recipe gives the learning rate.
+# The demo at a real batch of 16: 2400 samples in 150 optimizer steps. The recipe gives the learning rate.
 optim_wrapper = dict(
     type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=1e-4), accumulative_counts=1)
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, begin=0, end=10, by_epoch=False),
-    dict(type='PolyLR', power=0.9, eta_min=0.0, begin=10, end=200, by_epoch=False)]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=200, val_interval=50)
+    dict(type='LinearLR', start_factor=0.01, begin=0, end=7, by_epoch=False),
+    dict(type='PolyLR', power=0.9, eta_min=0.0, begin=7, end=150, by_epoch=False)]
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=150, val_interval=50)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 log_processor = dict(by_epoch=False)
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=2, log_metric_by_epoch=False),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=200, max_keep_ckpts=1))
+    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=150, max_keep_ckpts=1))

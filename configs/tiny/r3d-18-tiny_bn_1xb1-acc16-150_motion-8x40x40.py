@@ -1,13 +1,13 @@
-"""R3D of three stages at a quarter of the width: Group Normalization, a batch of 16, accumulated 16 x 1.
+"""R3D of three stages at a quarter of the width: Batch Normalization, a batch of 16, accumulated 16 x 1.
 
-python tools/train.py configs/tiny/r3d-18-tiny_gn_1xb1-acc16-200_motion-8x64x64.py
+python tools/train.py configs/tiny/r3d-18-tiny_bn_1xb1-acc16-150_motion-8x40x40.py
 CPU, after `make demo` has built its data; measured results: projects/micro_batch_demo/README.md.
 """
 _base_ = [
     '../_base_/models/tiny-r3d.py', '../_base_/datasets/demo-motion.py', '../_base_/schedules/demo-1xb1-acc16.py',
     '../_base_/default_runtime.py']
 conv_cfg = dict(type='Conv3d')
-norm_cfg = dict(type='GN', num_groups=8)
+norm_cfg = dict(type='BN3d')
 model = dict(
     backbone=dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg))
-optim_wrapper = dict(optimizer=dict(lr=0.1))
+optim_wrapper = dict(optimizer=dict(lr=0.05))

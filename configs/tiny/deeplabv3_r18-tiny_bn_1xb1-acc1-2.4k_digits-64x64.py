@@ -1,14 +1,14 @@
-"""DeepLabV3, ResNet-18 of a quarter of the width: micro-batch BCN + WS, one sample per optimizer step.
+"""DeepLabV3, ResNet-18 of a quarter of the width: Batch Normalization, one sample per optimizer step.
 
-python tools/train.py configs/tiny/deeplabv3_r18-tiny_bcn-ws_1xb1-acc1-3.2k_digits-64x64.py
+python tools/train.py configs/tiny/deeplabv3_r18-tiny_bn_1xb1-acc1-2.4k_digits-64x64.py
 CPU, after `make demo` has built its data; measured results: projects/micro_batch_demo/README.md.
 """
 _base_ = [
     '../_base_/models/tiny-deeplabv3.py', '../_base_/datasets/demo-digits.py', '../_base_/schedules/demo-1xb1.py',
     '../_base_/default_runtime.py']
-conv_cfg = dict(type='WSConv2d')
-norm_cfg = dict(type='BCN', num_groups=8, rate=0.1, warmup=True)
+conv_cfg = dict(type='Conv2d')
+norm_cfg = dict(type='BN')
 model = dict(
     backbone=dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg),
     decode_head=dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg))
-optim_wrapper = dict(optimizer=dict(lr=0.05))
+optim_wrapper = dict(optimizer=dict(lr=0.01))

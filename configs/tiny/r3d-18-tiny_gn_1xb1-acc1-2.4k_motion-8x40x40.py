@@ -1,6 +1,6 @@
 """R3D of three stages at a quarter of the width: Group Normalization, one sample per optimizer step.
 
-python tools/train.py configs/tiny/r3d-18-tiny_gn_1xb1-acc1-3.2k_motion-8x64x64.py
+python tools/train.py configs/tiny/r3d-18-tiny_gn_1xb1-acc1-2.4k_motion-8x40x40.py
 CPU, after `make demo` has built its data; measured results: projects/micro_batch_demo/README.md.
 """
 _base_ = [

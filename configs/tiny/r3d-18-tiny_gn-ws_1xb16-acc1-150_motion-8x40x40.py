@@ -1,6 +1,6 @@
 """R3D of three stages at a quarter of the width: GN + WS, a real batch of 16.
 
-python tools/train.py configs/tiny/r3d-18-tiny_gn-ws_1xb16-acc1-200_motion-8x64x64.py
+python tools/train.py configs/tiny/r3d-18-tiny_gn-ws_1xb16-acc1-150_motion-8x40x40.py
 CPU, after `make demo` has built its data; measured results: projects/micro_batch_demo/README.md.
 """
 _base_ = [
