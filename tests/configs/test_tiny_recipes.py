@@ -98,7 +98,7 @@ def test_data_and_parts_are_what_the_name_says(recipe):
     name, cfg = parse(recipe), load(recipe)
     dataset = {'segmentation': 'digits', 'video': 'motion'}[name['task']]
     assert name['dataset'] == dataset
-    assert int(name['side']) == (SCENES['size'] if dataset == 'digits' else CLIPS.get('size', 64))
+    assert int(name['side']) == (SCENES['size'] if dataset == 'digits' else CLIPS['size'])
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         assert loader.dataset.data_root.startswith('data/micro_batch_demo/')
         if name['frames']:
@@ -140,10 +140,11 @@ def test_norms_of_a_task_differ_in_nothing_but_the_norm_and_the_rate():
 
 def one_sample(task):
     """A random sample as the loader returns it."""
-    size = SCENES['size']
     if task == 'video':
+        size = CLIPS['size']
         clip = torch.randint(0, 256, (1, 3, 8, size, size), dtype=torch.uint8)
         return dict(inputs=[clip], data_samples=[ClipDataSample(gt_label=torch.tensor(3))])
+    size = SCENES['size']
     labels = torch.randint(0, len(SCENES['digits']) + 1, (1, size, size))
     sample = SegDataSample(gt_sem_seg=PixelData(data=labels), metainfo=dict(img_shape=(size, size)))
     return dict(inputs=[torch.randint(0, 256, (3, size, size), dtype=torch.uint8)], data_samples=[sample])

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from tiny_runs import METRIC, ROOT, iterations_in, logs, options, recipe, run_tool
 
-from projects.micro_batch_demo.run import SCENES
+from projects.micro_batch_demo.run import CLIPS, SCENES
 
 TASKS = ('segmentation', 'video')
 SAME_FRAMES = 'train_dataloader.dataset.pipeline.0.random=False'
@@ -78,8 +78,8 @@ def test_evaluation_agrees_with_validation_and_leaves_metrics_table_and_pictures
     if task == 'segmentation':
         assert (width, height) == (3 * SCENES['size'] + 2 * 4, SCENES['size'])
     else:
-        assert width == 8 * (64 + 4) - 4
-        assert height > 64
+        assert width == 8 * (CLIPS['size'] + 4) - 4
+        assert height > CLIPS['size']
 
 
 def test_a_resumed_run_is_the_run_that_was_never_stopped(trained, tiny_data, tmp_path):
