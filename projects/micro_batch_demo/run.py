@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -125,7 +126,7 @@ def execute(run: Run, progress: Progress) -> RunRecord:
         code, memory = wait(child, lambda: progress.update(bar, completed=samples_seen(run)))
         if code:
             progress.update(bar, description=f'{run.label}: failed')
-            return record(run, failure=f'{name} failed: {last_line(log)}')
+            return record(run, failure=f'{name} failed: {reason(code, log)}')
         peak = memory if name == 'train' else peak
     result = record(run, peak_memory_mib=peak)
     progress.update(bar, completed=run.samples, description=f'{run.label}: {result.metric_name} {result.metric:.1f}')
@@ -193,6 +194,13 @@ def last_line(log: Path) -> str:
     """Last line of a log that is not empty; that is where Python puts the error."""
     lines = [line.strip() for line in log.read_text(errors='replace').splitlines() if line.strip()]
     return lines[-1] if lines else 'no output'
+
+
+def reason(code: int, log: Path) -> str:
+    """Why a child process ended: the error it printed, or the signal that killed it (9 is what a full memory sends)."""
+    if code > 0:
+        return last_line(log)
+    return f'killed by signal {-code} ({signal.Signals(-code).name}), after: {last_line(log)}'
 
 
 def execute_all(runs: Sequence[Run], workers: int, console: Console) -> list[RunRecord]:
