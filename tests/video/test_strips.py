@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from wsbcn_mm.video.strips import CAPTION_HEIGHT, GAP, SaveClipStrips, class_name, strip
+from wsbcn_mm.video.strips import GAP, LINE_HEIGHT, SaveClipStrips, class_name, strip
 
 
 def clip(frames=3, height=20, width=24, seed=0):
@@ -25,22 +25,34 @@ def runner(tmp_path, classes=('left', 'right')):
 
 def test_frames_stand_in_order_with_gaps_under_the_caption():
     frames = clip(frames=3, height=20, width=24)
-    picture = strip(frames, 'truth: left')
+    picture = strip(frames, ['left', 'right'])
+    above = 2 * LINE_HEIGHT
     assert picture.dtype == np.uint8
-    assert picture.shape == (20 + CAPTION_HEIGHT, 3 * (24 + GAP) - GAP, 3)
+    assert picture.shape == (above + 20, 3 * (24 + GAP) - GAP, 3)
     for index in range(3):
         left = index * (24 + GAP)
         expected = frames[:, index].permute(1, 2, 0).numpy()
-        np.testing.assert_array_equal(picture[CAPTION_HEIGHT:, left : left + 24], expected)
-        assert (picture[CAPTION_HEIGHT:, left + 24 : left + 24 + GAP] == 255).all()
-    caption = picture[:CAPTION_HEIGHT]
-    assert caption.min() < 64
-    assert (caption == 255).mean() > 0.5
-    assert not np.array_equal(caption, strip(frames, 'truth: right')[:CAPTION_HEIGHT])
+        np.testing.assert_array_equal(picture[above:, left : left + 24], expected)
+        assert (picture[above:, left + 24 : left + 24 + GAP] == 255).all()
+    first, second = picture[:LINE_HEIGHT], picture[LINE_HEIGHT:above]
+    assert all(line.min() < 64 and (line == 255).mean() > 0.5 for line in (first, second))
+    np.testing.assert_array_equal(first, strip(frames, ['left'])[:LINE_HEIGHT])
+    np.testing.assert_array_equal(second, strip(frames, ['right'])[:LINE_HEIGHT])
 
 
-def test_one_frame_has_no_gap():
-    assert strip(clip(frames=1), '').shape == (20 + CAPTION_HEIGHT, 24, 3)
+def test_a_caption_longer_than_the_frames_is_not_cut():
+    frames = clip(frames=1, width=24)
+    text = 'prediction: Moving something away from the camera (14%)'
+    picture, longer = strip(frames, [text]), strip(frames, [f'{text}.'])
+    assert picture.shape[1] > 8 * 24
+    assert longer.shape[1] > picture.shape[1]
+    assert (picture[:, -1] == 255).all()
+    assert (picture[LINE_HEIGHT:, 24:] == 255).all()
+
+
+def test_one_frame_without_a_caption_is_that_frame():
+    frames = clip(frames=1)
+    np.testing.assert_array_equal(strip(frames, []), frames[:, 0].permute(1, 2, 0).numpy())
 
 
 def test_class_names_fall_back_to_numbers():
@@ -58,7 +70,7 @@ def test_the_first_view_of_the_first_clips_is_saved_over_all_batches(tmp_path):
     files = sorted((tmp_path / 'strips').glob('*'))
     assert [file.name for file in files] == ['0000_v0.png', '0001_v1.png', '0002_v2.png']
     for index, file in enumerate(files):
-        caption = f'truth: {("left", "right")[index % 2]} | prediction: right (75%)'
+        caption = [f'truth: {("left", "right")[index % 2]}', 'prediction: right (75%)']
         np.testing.assert_array_equal(np.asarray(Image.open(file)), strip(views[index][0], caption))
 
 

@@ -1,5 +1,6 @@
 """Pictures of predictions: the frames of a clip in a row, with its class and the predicted one."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 GAP = 4
-CAPTION_HEIGHT = 16
+LINE_HEIGHT = 16
 
 
 @HOOKS.register_module()
@@ -53,9 +54,9 @@ class SaveClipStrips(Hook):
         clips = (data_batch or {}).get('inputs', ())
         for clip, sample in list(zip(clips, outputs or (), strict=True))[: self.max_images - self.saved]:
             truth, prediction = int(sample.gt_label), int(sample.pred_score.argmax())
-            caption = f'truth: {class_name(classes, truth)} | prediction: {class_name(classes, prediction)}'
+            predicted = f'{class_name(classes, prediction)} ({float(sample.pred_score.max()):.0%})'
+            picture = strip(clip[0], [f'truth: {class_name(classes, truth)}', f'prediction: {predicted}'])
             folder.mkdir(parents=True, exist_ok=True)
-            picture = strip(clip[0], f'{caption} ({float(sample.pred_score.max()):.0%})')
             Image.fromarray(picture).save(folder / f'{self.saved:04d}_{Path(sample.path).stem}.png')
             self.saved += 1
 
@@ -65,20 +66,24 @@ def class_name(classes: Sequence[str] | None, label: int) -> str:
     return classes[label] if classes else f'class {label}'
 
 
-def strip(clip: torch.Tensor, caption: str) -> np.ndarray:
-    """Frames side by side under a caption.
+def strip(clip: torch.Tensor, caption: Sequence[str]) -> np.ndarray:
+    """Frames side by side under a caption, which widens the picture where it is longer than the frames.
 
     Args:
         clip: (3, T, H, W), uint8, RGB.
-        caption: One line of text.
+        caption: Lines of text.
 
     Returns:
-        (H + caption, T * (W + gap) - gap, 3), uint8, RGB.
+        (H + caption, at least T * (W + gap) - gap, 3), uint8, RGB.
     """
     frames = clip.permute(1, 2, 3, 0).cpu().numpy()
     gap = np.full((frames.shape[1], GAP, 3), 255, np.uint8)
     row = np.concatenate([part for frame in frames for part in (frame, gap)][:-1], axis=1)
-    picture = Image.new('RGB', (row.shape[1], row.shape[0] + CAPTION_HEIGHT), (255, 255, 255))
-    picture.paste(Image.fromarray(row), (0, CAPTION_HEIGHT))
-    ImageDraw.Draw(picture).text((2, 2), caption, fill=(0, 0, 0))
+    font = ImageFont.load_default()
+    width = max([row.shape[1], *(math.ceil(font.getlength(line)) + GAP for line in caption)])
+    height = LINE_HEIGHT * len(caption)
+    picture = Image.new('RGB', (width, height + row.shape[0]), (255, 255, 255))
+    picture.paste(Image.fromarray(row), (0, height))
+    for number, line in enumerate(caption):
+        ImageDraw.Draw(picture).text((2, 2 + number * LINE_HEIGHT), line, fill=(0, 0, 0), font=font)
     return np.asarray(picture)
