@@ -1,0 +1,160 @@
+"""The demo's search for learning rates and BCN's rate: tiny recipes in a plain loop, samples held in memory.
+
+    python -m projects.micro_batch_demo.tune --task video --norm gn-ws bcn-ws --setting 1xb1-acc1 --lr 0.02 0.05 0.1
+    python -m projects.micro_batch_demo.tune --task video --norm bcn-ws --setting 1xb1-acc1 --lr 0.05 --rate 0 0.01 0.3
+
+Every trial appends a line to results/tuning.csv; one that stands there already is left out. Model, optimizer, schedule
+and metric are built from the recipe, so a trial is what `tools/train.py` does, less checkpoints and logs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.evaluator import Evaluator
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import DATASETS, MODELS, PARAM_SCHEDULERS, init_default_scope
+from mmengine.runner import set_random_seed
+from rich.console import Console
+from rich.progress import track
+from torch import nn
+
+from projects.micro_batch_demo.run import HERE, METRICS, NORMS, ROOT, SETTINGS, build_data, find_recipe
+from projects.micro_batch_demo.run import MODELS as MODEL_NAMES
+
+COLUMNS = ('task', 'norm', 'setting', 'lr', 'rate', 'seed', 'metric', 'last_loss', 'seconds')
+
+
+def samples_in_memory(dataset: Any, what: str) -> list[dict]:
+    """All samples of a dataset, decoded once."""
+    return [dataset[index] for index in track(range(len(dataset)), description=f'reading {what}')]
+
+
+def trial_recipe(task: str, norm: str, setting: str, lr: float, rate: float | None) -> Config:
+    """The tiny recipe with another learning rate and, where given, another rate of BCN's estimates."""
+    cfg = Config.fromfile(find_recipe(task, norm, setting))
+    cfg.optim_wrapper.optimizer.lr = lr
+    if rate is not None:
+        for part in cfg.model.values():
+            if isinstance(part, dict) and 'norm_cfg' in part:
+                part.norm_cfg.rate = rate
+    return cfg
+
+
+def rate_of(cfg: Config) -> float | str:
+    """Rate of BCN's estimates in a recipe; an empty text where it has none."""
+    return cfg.model.backbone.norm_cfg.get('rate', '')
+
+
+def train(cfg: Config, samples: Sequence[dict], seed: int) -> tuple[nn.Module, float]:
+    """The trained model and the mean loss of the last tenth of the iterations."""
+    set_random_seed(seed)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    model.train()
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
+    schedulers = [PARAM_SCHEDULERS.build(dict(scheduler, optimizer=optimizer)) for scheduler in cfg.param_scheduler]
+    iterations, batch = cfg.train_cfg.max_iters, cfg.train_dataloader.batch_size
+    optimizer.initialize_count_status(model, 0, iterations)
+    losses = []
+    for batch_indices in batches(len(samples), batch, iterations, seed):
+        losses.append(train_step(model, optimizer, pseudo_collate([samples[index] for index in batch_indices])))
+        for scheduler in schedulers:
+            scheduler.step()
+    last = losses[-max(1, iterations // 10) :]
+    return model, sum(last) / len(last)
+
+
+def batches(length: int, batch: int, iterations: int, seed: int) -> Iterator[list[int]]:
+    """Indices of `iterations` batches, one permutation of the data after the other."""
+    generator = torch.Generator().manual_seed(seed)
+    endless = itertools.chain.from_iterable(
+        torch.randperm(length, generator=generator).tolist() for _ in itertools.count()
+    )
+    for _ in range(iterations):
+        yield list(itertools.islice(endless, batch))
+
+
+def train_step(model: nn.Module, optimizer: OptimWrapper, batch: dict) -> float:
+    """One forward and backward pass; returns the loss."""
+    losses = model(**model.data_preprocessor(batch, training=True), mode='loss')
+    loss, _ = model.parse_losses(losses)
+    optimizer.update_params(loss)
+    return float(loss.detach())
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, cfg: Config, samples: Sequence[dict], metainfo: dict, key: str) -> float:
+    """The recipe's metric on `samples`, in percent."""
+    evaluator = Evaluator(cfg.val_evaluator)
+    evaluator.dataset_meta = metainfo
+    model.eval()
+    for sample in samples:
+        batch = pseudo_collate([sample])
+        evaluator.process(data_samples=model.val_step(batch), data_batch=batch)
+    return float(evaluator.evaluate(len(samples))[key])
+
+
+def known_trials(path: Path) -> set[tuple[str, ...]]:
+    """The trials that a CSV file has already, by everything that defines one."""
+    if not path.is_file():
+        return set()
+    with path.open(newline='') as file:
+        return {tuple(row[name] for name in COLUMNS[:6]) for row in csv.DictReader(file)}
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Add a line to a CSV file, which starts with its header."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.is_file()
+    with path.open('a', newline='') as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--task', choices=MODEL_NAMES, required=True)
+    parser.add_argument('--norm', choices=NORMS, nargs='+', default=NORMS)
+    parser.add_argument('--setting', choices=SETTINGS, nargs='+', default=SETTINGS[:1])
+    parser.add_argument('--lr', type=float, nargs='+', required=True)
+    parser.add_argument('--rate', type=float, nargs='+', default=[None], help="BCN's rate; default: the recipe's")
+    parser.add_argument('--seed', type=int, nargs='+', default=[0])
+    parser.add_argument('--out', type=Path, default=HERE / 'results' / 'tuning.csv')
+    args = parser.parse_args(arguments)
+    console = Console()
+    build_data(ROOT / 'data' / 'micro_batch_demo', console)
+    name, key = METRICS[args.task]
+    data: dict[str, tuple[list[dict], dict]] = {}
+    for setting, lr, norm, rate, seed in itertools.product(args.setting, args.lr, args.norm, args.rate, args.seed):
+        cfg = trial_recipe(args.task, norm, setting, lr, rate)
+        init_default_scope(cfg.default_scope)
+        trial = dict(task=args.task, norm=norm, setting=setting, lr=lr, rate=rate_of(cfg), seed=seed)
+        if tuple(str(value) for value in trial.values()) in known_trials(args.out):
+            continue
+        if not data:
+            for split in ('train', 'val'):
+                dataset = DATASETS.build(cfg[f'{split}_dataloader'].dataset)
+                data[split] = samples_in_memory(dataset, split), dataset.metainfo
+        started = time.time()
+        model, loss = train(cfg, data['train'][0], seed)
+        seconds = time.time() - started
+        metric = evaluate(model, cfg, *data['val'], key)
+        result = dict(metric=round(metric, 2), last_loss=round(loss, 4), seconds=round(seconds, 1))
+        append(args.out, trial | result)
+        console.print(f'{trial}: {name} {metric:.1f}, loss {loss:.3f}, {seconds:.0f} s')
+
+
+if __name__ == '__main__':
+    main()
