@@ -38,7 +38,10 @@ def main() -> None:
     if args.show_dir:
         recipe.save_pictures(cfg, args.show_dir, args.show_max)
     prepare_launch(cfg, args.launcher)
-    metrics = Runner.from_cfg(cfg).test()
+    runner = Runner.from_cfg(cfg)
+    # The Runner itself would only warn of weights that the checkpoint lacks, and evaluate random ones.
+    runner.load_checkpoint(args.checkpoint, strict=True)
+    metrics = runner.test()
     if is_main_process():
         file = Path(cfg.work_dir) / 'metrics.json'
         file.write_text(json.dumps(metrics, indent=2, default=float) + '\n')

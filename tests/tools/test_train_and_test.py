@@ -82,6 +82,19 @@ def test_evaluation_agrees_with_validation_and_leaves_metrics_table_and_pictures
         assert height == CLIPS['size'] + 2 * 16
 
 
+def test_a_checkpoint_of_another_norm_is_refused(trained, tiny_data, tmp_path):
+    task, work_dir = trained
+    arguments = [recipe(task, 'gn'), work_dir / 'iter_4.pth', '--work-dir', tmp_path, *settings(task, tiny_data, 4)]
+    with pytest.raises(RuntimeError) as refused:
+        run_tool('test.py', *arguments)
+    unexpected, missing = re.findall(
+        r'(?m)^(?:unexpected key|missing keys) in source state_dict: (.*)$', str(refused.value)
+    )
+    assert '.bn.group_weight' in unexpected
+    assert '.gn.weight' in missing
+    assert not (tmp_path / 'metrics.json').exists()
+
+
 def test_a_resumed_run_is_the_run_that_was_never_stopped(trained, tiny_data, tmp_path):
     """Segmentation continues from a file in another folder, video from the last one of its own."""
     task, straight = trained
