@@ -95,6 +95,23 @@ def test_a_checkpoint_of_another_norm_is_refused(trained, tiny_data, tmp_path):
     assert not (tmp_path / 'metrics.json').exists()
 
 
+def test_a_run_of_another_norm_is_not_resumed(trained, tiny_data, tmp_path):
+    task, work_dir = trained
+    theirs, ours = {
+        'segmentation': ('backbone.bn1.bias', 'backbone.gn1.bias'),
+        'video': ('backbone.conv1.bn.bias', 'backbone.conv1.gn.bias'),
+    }[task]
+    message = re.escape(
+        "the checkpoint to resume from is that of another model: it lacks # entries of the recipe's "
+        f'(the first: {ours}) and has # others (the first: {theirs}). '
+        'To start from what weights fit, use --cfg-options load_from=FILE in place of --resume'
+    )
+    arguments = [recipe(task, 'gn-ws'), '--resume', work_dir / 'iter_4.pth', '--work-dir', tmp_path]
+    with pytest.raises(ValueError, match=f'^{message}$'.replace(r'\#', r'[1-9]\d*')):
+        run_tool('train.py', *arguments, *settings(task, tiny_data, 6))
+    assert not list(tmp_path.glob('*.pth'))
+
+
 def test_a_resumed_run_is_the_run_that_was_never_stopped(trained, tiny_data, tmp_path):
     """Segmentation continues from a file in another folder, video from the last one of its own."""
     task, straight = trained
