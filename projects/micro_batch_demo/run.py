@@ -134,7 +134,10 @@ def execute(run: Run, progress: Progress) -> RunRecord:
 
 
 def wait(child: subprocess.Popen[bytes], meanwhile: Callable[[], None]) -> tuple[int, float]:
-    """Exit code and peak resident memory in MiB of a child process; calls `meanwhile` every now and then."""
+    """Exit code and peak resident memory in MiB of a child process; calls `meanwhile` every now and then.
+
+    The memory is at least this process's own at the time it started the child, as Linux counts it.
+    """
     while True:
         pid, status, usage = os.wait4(child.pid, os.WNOHANG)
         if pid:

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -162,7 +163,9 @@ def test_waiting_measures_memory_and_looks_meanwhile(monkeypatch):
     child = subprocess.Popen([sys.executable, '-c', code])
     exit_code, memory = run.wait(child, lambda: looks.append(1))
     assert exit_code == 0
-    assert 64 < memory < 512
+    # Linux counts the parent's memory at the start of a child as the child's.
+    parent = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    assert 64 < memory < parent + 256
     assert len(looks) > 2
 
 
