@@ -11,4 +11,4 @@ norm_cfg = dict(type='BN')
 model = dict(
     backbone=dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg),
     decode_head=dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg))
-optim_wrapper = dict(optimizer=dict(lr=0.05))
+optim_wrapper = dict(optimizer=dict(lr=0.2))

@@ -11,4 +11,4 @@ norm_cfg = dict(type='GN', num_groups=8)
 model = dict(
     backbone=dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg),
     decode_head=dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg))
-optim_wrapper = dict(optimizer=dict(lr=0.02))
+optim_wrapper = dict(optimizer=dict(lr=0.05))

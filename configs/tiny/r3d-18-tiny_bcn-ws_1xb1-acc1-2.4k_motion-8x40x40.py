@@ -10,4 +10,4 @@ conv_cfg = dict(type='WSConv3d')
 norm_cfg = dict(type='BCN', num_groups=8, rate=0.1, warmup=True)
 model = dict(
     backbone=dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg))
-optim_wrapper = dict(optimizer=dict(lr=0.02))
+optim_wrapper = dict(optimizer=dict(lr=0.05))

@@ -10,5 +10,5 @@ conv_cfg = dict(type='Conv3d')
 norm_cfg = dict(type='BN3d')
 model = dict(
     backbone=dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg))
-optim_wrapper = dict(optimizer=dict(lr=0.1))
+optim_wrapper = dict(optimizer=dict(lr=0.02))
 train_dataloader = dict(batch_size=16)
