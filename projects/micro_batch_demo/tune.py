@@ -30,8 +30,11 @@ from torch import nn
 
 from projects.micro_batch_demo.run import HERE, METRICS, NORMS, ROOT, SETTINGS, build_data, find_recipe
 from projects.micro_batch_demo.run import MODELS as MODEL_NAMES
+from wsbcn_mm.layers import BatchChannelNorm
 
-COLUMNS = ('task', 'norm', 'setting', 'lr', 'rate', 'seed', 'metric', 'last_loss', 'seconds')
+TRIAL = ('task', 'norm', 'setting', 'lr', 'rate', 'warmup', 'decay', 'seed')
+"""What defines a trial; the three about BCN's estimates are empty for other norms."""
+COLUMNS = (*TRIAL, 'metric', 'last_loss', 'seconds')
 
 
 def samples_in_memory(dataset: Any, what: str) -> list[dict]:
@@ -39,24 +42,21 @@ def samples_in_memory(dataset: Any, what: str) -> list[dict]:
     return [dataset[index] for index in track(range(len(dataset)), description=f'reading {what}')]
 
 
-def trial_recipe(task: str, norm: str, setting: str, lr: float, rate: float | None) -> Config:
-    """The tiny recipe with another learning rate and, where given, another rate of BCN's estimates."""
+def trial_recipe(task: str, norm: str, setting: str, lr: float, **estimates: Any) -> Config:
+    """The tiny recipe with another learning rate and, where given, another `rate` or `warmup` of BCN's estimates."""
     cfg = Config.fromfile(find_recipe(task, norm, setting))
     cfg.optim_wrapper.optimizer.lr = lr
-    if rate is not None:
-        for part in cfg.model.values():
-            if isinstance(part, dict) and 'norm_cfg' in part:
-                part.norm_cfg.rate = rate
+    for part in cfg.model.values():
+        if isinstance(part, dict) and part.get('norm_cfg', {}).get('type') == 'BCN':
+            part.norm_cfg.update({name: value for name, value in estimates.items() if value is not None})
     return cfg
 
 
-def rate_of(cfg: Config) -> float | str:
-    """Rate of BCN's estimates in a recipe; an empty text where it has none."""
-    return cfg.model.backbone.norm_cfg.get('rate', '')
+def train(cfg: Config, samples: Sequence[dict], seed: int, decay: bool = False) -> tuple[nn.Module, float]:
+    """The trained model and the mean loss of the last tenth of the iterations.
 
-
-def train(cfg: Config, samples: Sequence[dict], seed: int) -> tuple[nn.Module, float]:
-    """The trained model and the mean loss of the last tenth of the iterations."""
+    With `decay`, BCN's rate falls with the learning rate.
+    """
     set_random_seed(seed)
     model = MODELS.build(cfg.model)
     model.init_weights()
@@ -65,8 +65,13 @@ def train(cfg: Config, samples: Sequence[dict], seed: int) -> tuple[nn.Module, f
     schedulers = [PARAM_SCHEDULERS.build(dict(scheduler, optimizer=optimizer)) for scheduler in cfg.param_scheduler]
     iterations, batch = cfg.train_cfg.max_iters, cfg.train_dataloader.batch_size
     optimizer.initialize_count_status(model, 0, iterations)
+    estimates = [(norm, norm.rate) for norm in model.modules() if isinstance(norm, BatchChannelNorm)]
     losses = []
     for batch_indices in batches(len(samples), batch, iterations, seed):
+        if decay:
+            share = optimizer.param_groups[0]['lr'] / cfg.optim_wrapper.optimizer.lr
+            for norm, rate in estimates:
+                norm.rate = rate * min(share, 1.0)
         losses.append(train_step(model, optimizer, pseudo_collate([samples[index] for index in batch_indices])))
         for scheduler in schedulers:
             scheduler.step()
@@ -109,7 +114,7 @@ def known_trials(path: Path) -> set[tuple[str, ...]]:
     if not path.is_file():
         return set()
     with path.open(newline='') as file:
-        return {tuple(row[name] for name in COLUMNS[:6]) for row in csv.DictReader(file)}
+        return {tuple(row[name] for name in TRIAL) for row in csv.DictReader(file)}
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
@@ -130,6 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--setting', choices=SETTINGS, nargs='+', default=SETTINGS[:1])
     parser.add_argument('--lr', type=float, nargs='+', required=True)
     parser.add_argument('--rate', type=float, nargs='+', default=[None], help="BCN's rate; default: the recipe's")
+    parser.add_argument('--warmup', type=int, choices=[0, 1], help="BCN's warm-up; default: the recipe's")
+    parser.add_argument('--decay', action='store_true', help="BCN's rate falls with the learning rate")
     parser.add_argument('--seed', type=int, nargs='+', default=[0])
     parser.add_argument('--out', type=Path, default=HERE / 'results' / 'tuning.csv')
     args = parser.parse_args(arguments)
@@ -138,9 +145,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name, key = METRICS[args.task]
     data: dict[str, tuple[list[dict], dict]] = {}
     for setting, lr, norm, rate, seed in itertools.product(args.setting, args.lr, args.norm, args.rate, args.seed):
-        cfg = trial_recipe(args.task, norm, setting, lr, rate)
+        warmup = None if args.warmup is None else bool(args.warmup)
+        cfg = trial_recipe(args.task, norm, setting, lr, rate=rate, warmup=warmup)
         init_default_scope(cfg.default_scope)
-        trial = dict(task=args.task, norm=norm, setting=setting, lr=lr, rate=rate_of(cfg), seed=seed)
+        norm_cfg = cfg.model.backbone.norm_cfg
+        estimates = dict.fromkeys(('rate', 'warmup', 'decay'), '')
+        if norm_cfg.type == 'BCN':
+            estimates = dict(rate=norm_cfg.rate, warmup=norm_cfg.warmup, decay=args.decay)
+        trial = dict(task=args.task, norm=norm, setting=setting, lr=lr, **estimates, seed=seed)
         if tuple(str(value) for value in trial.values()) in known_trials(args.out):
             continue
         if not data:
@@ -148,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 dataset = DATASETS.build(cfg[f'{split}_dataloader'].dataset)
                 data[split] = samples_in_memory(dataset, split), dataset.metainfo
         started = time.time()
-        model, loss = train(cfg, data['train'][0], seed)
+        model, loss = train(cfg, data['train'][0], seed, args.decay)
         seconds = time.time() - started
         metric = evaluate(model, cfg, *data['val'], key)
         result = dict(metric=round(metric, 2), last_loss=round(loss, 4), seconds=round(seconds, 1))
