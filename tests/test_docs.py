@@ -1,6 +1,7 @@
 """What the documents say exists: links, files, names, make targets and options; and their code runs."""
 
 import ast
+import csv
 import re
 from collections.abc import Iterator
 from itertools import chain
@@ -200,3 +201,23 @@ def test_every_data_folder_of_the_recipes_is_documented():
     for file in ROOT.glob('configs/_base_/datasets/*.py'):
         for folder in re.findall(r"^data_root = '([^']+)'", file.read_text(), re.MULTILINE):
             assert f'{folder.rstrip("/")}/' in text, f'{file.name}: {folder}'
+
+
+def test_the_rates_in_the_bcn_card_are_those_that_the_search_wrote():
+    card = (ROOT / 'docs' / 'method_cards' / 'batch_channel_norm.md').read_text()
+    with (ROOT / 'projects' / 'micro_batch_demo' / 'results' / 'tuning.csv').open() as file:
+        trials = [row for row in csv.DictReader(file) if row['setting'] == '1xb1-acc1' and row['norm'] == 'bcn-ws']
+    header, _, *rows = re.search(r'\| rate \|.*?\n\n', card, re.DOTALL).group().strip().splitlines()
+    rates = [float(cell.split()[0]) for cell in header.strip('|').split('|')[1:]]
+    checked = 0
+    for row in rows:
+        name, *cells = (cell.strip() for cell in row.strip('|').split('|'))
+        task, lr = name.split(',')[0], float(name.split()[-1])
+        for rate, cell in zip(rates, cells, strict=True):
+            (trial,) = [
+                t for t in trials if (t['task'], float(t['lr']), float(t['rate'])) == (task, lr, rate)
+                and (t['warmup'], t['decay']) == ('True', 'False')
+            ]  # fmt: skip
+            assert float(cell.split()[0]) == round(float(trial['metric']), 1)
+            checked += 1
+    assert checked == 8

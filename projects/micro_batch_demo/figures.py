@@ -98,7 +98,10 @@ def _draw_curves(axes: Axes, runs: Sequence[RunRecord], name: str) -> None:
         axes.text(0.5, 0.5, 'no points were logged', transform=axes.transAxes, ha='center', color=OTHER_COLOUR)
         return
     bottom, top = axes.get_ylim()
-    heights = spread([end[0] for end in ends], 0.062 * (top - bottom))
+    gap = 0.062 * (top - bottom)
+    heights = spread([end[0] for end in ends], gap)
+    raised = max(0.0, bottom + gap / 2 - min(heights))
+    heights = [height + raised for height in heights]
     right = max(end[1] for end in ends)
     for height, (last, x_end, label, colour) in zip(heights, ends, strict=True):
         axes.annotate(
