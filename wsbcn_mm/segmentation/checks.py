@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from mmcv.cnn import ConvModule
 from mmengine.dataset import InfiniteSampler
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
+from ..engine.runner_model import unwrapped_model
 from ..layers import BatchChannelNorm
 
 FEWEST_CHANNELS_PER_GROUP = 8
@@ -25,7 +25,7 @@ class MicroBatchNormCheck(Hook):
     priority = 'VERY_HIGH'
 
     def before_train(self, runner: Runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped_model(runner)
         check_norms(model, smallest_batch(runner.train_dataloader), runner.world_size)
 
 

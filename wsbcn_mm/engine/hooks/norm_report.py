@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from ...layers import BatchChannelNorm
 from ...layers.batch_channel_norm import has_zeroed_batch_half
 from ...surgery.census import count_convs, count_norms, unknown_statistics
+from ..runner_model import unwrapped_model
 
 
 @HOOKS.register_module()
@@ -28,11 +28,11 @@ class NormReport(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         if runner.cfg.get('resume'):
-            model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+            model = unwrapped_model(runner)
             check_same_model(model, checkpoint['state_dict'])
 
     def before_train(self, runner: Runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped_model(runner)
         runner.logger.info(describe_layers(model))
         runner.logger.info(describe_batch(runner))
         check_model(model)
@@ -44,7 +44,7 @@ class NormReport(Hook):
         self._check_statistics(runner)
 
     def _check_statistics(self, runner: Runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped_model(runner)
         empty = [
             name
             for name, module in model.named_modules()
