@@ -29,26 +29,6 @@ def moments_around(x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
     return x.mean(over), (x - centre.view((-1,) + (1,) * (x.ndim - 2))).square().mean(over)
 
 
-@torch.no_grad()
-def update_estimates(x: Tensor, running_mean: Tensor, running_var: Tensor, rate: float | Tensor) -> None:
-    """Move both estimates towards this batch, in place (Algorithm 1, steps 1-4).
-
-    The second moment is taken around the OLD running mean, so that a drift of the batch mean counts as variance. An
-    empty batch says nothing and changes nothing.
-
-    Args:
-        x: (N, C, *).
-        running_mean: (C,), float32 or better; changed.
-        running_var: (C,), float32 or better; changed.
-        rate: Weight of this batch in [0, 1], a float or a 0-d tensor.
-    """
-    if x.numel() == 0:
-        return
-    mean, second_moment = moments_around(x.detach(), running_mean)
-    running_mean.lerp_(mean.to(running_mean.dtype), rate)
-    running_var.lerp_(second_moment.to(running_var.dtype), rate)
-
-
 def normalize_with_estimates(
     x: Tensor, running_mean: Tensor, running_var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
@@ -84,6 +64,46 @@ def channel_norm(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor
     return torch.group_norm(
         x, num_groups, None if weight is None else weight.to(x.dtype), None if bias is None else bias.to(x.dtype), eps
     )
+
+
+def normalize_and_measure(
+    x: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    group_weight: Tensor | None,
+    group_bias: Tensor | None,
+    *,
+    num_groups: int,
+    rate: float | Tensor,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Micro-batch BCN with the estimates moved by `rate` towards this batch, and what moves them; no buffer changes.
+
+    The second moment is taken around the OLD running mean, so that a drift of the batch mean counts as variance
+    (Algorithm 1, steps 1-4). No gradient flows through either moment. An empty batch says nothing: its moments are the
+    estimates themselves.
+
+    Args:
+        x: (N, C, *).
+        running_mean: (C,), float32 or better.
+        running_var: (C,), float32 or better.
+        weight, bias, group_weight, group_bias, num_groups, eps: As in `batch_channel_norm`.
+        rate: Weight of this batch in [0, 1], a float or a 0-d tensor.
+
+    Returns:
+        Output as of `batch_channel_norm`; mean of every channel (C,); its second moment (C,), in the buffers' dtype.
+    """
+    check_groups(x, num_groups)
+    if x.numel() == 0:
+        mean, second_moment = running_mean.clone(), running_var.clone()
+    else:
+        with torch.no_grad():
+            mean, second_moment = (m.to(running_mean.dtype) for m in moments_around(x, running_mean))
+    moved_mean, moved_var = torch.lerp(running_mean, mean, rate), torch.lerp(running_var, second_moment, rate)
+    out = normalize_with_estimates(x, moved_mean, moved_var, weight, bias, eps)
+    return like_input(channel_norm(out, num_groups, group_weight, group_bias, eps), x), mean, second_moment
 
 
 def batch_channel_norm(
@@ -124,11 +144,17 @@ def batch_channel_norm(
     Raises:
         ValueError: If x has fewer than 2 axes or `num_groups` does not divide C.
     """
-    check_groups(x, num_groups)
-    if training:
-        update_estimates(x, running_mean, running_var, rate)
-    out = normalize_with_estimates(x, running_mean, running_var, weight, bias, eps)
-    return like_input(channel_norm(out, num_groups, group_weight, group_bias, eps), x)
+    if not training:
+        check_groups(x, num_groups)
+        out = normalize_with_estimates(x, running_mean, running_var, weight, bias, eps)
+        return like_input(channel_norm(out, num_groups, group_weight, group_bias, eps), x)
+    out, mean, second_moment = normalize_and_measure(
+        x, running_mean, running_var, weight, bias, group_weight, group_bias, num_groups=num_groups, rate=rate, eps=eps
+    )
+    with torch.no_grad():
+        running_mean.lerp_(mean, rate)
+        running_var.lerp_(second_moment, rate)
+    return out
 
 
 def check_groups(x: Tensor, num_groups: int) -> None:
