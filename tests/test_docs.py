@@ -12,7 +12,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
-from wsbcn_mm.surgery.census import count_convs, count_norms
+from wsbcn_mm.surgery.kinds import count_convs, count_norms
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(

@@ -15,7 +15,7 @@ from torch import nn
 
 import wsbcn_mm.segmentation  # noqa: F401
 from wsbcn_mm.segmentation import check_norms
-from wsbcn_mm.surgery.census import conv_kind, count_convs, count_norms
+from wsbcn_mm.surgery.kinds import conv_kind, count_convs, count_norms
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 RECIPES = {p.stem: p for folder in ('deeplabv3', 'deeplabv3plus') for p in sorted((CONFIGS / folder).glob('*.py'))}

@@ -13,7 +13,7 @@ from mmengine.registry import DATASETS, METRICS, MODELS, init_default_scope
 from torch import nn
 
 import wsbcn_mm.video  # noqa: F401  registers the modules
-from wsbcn_mm.surgery.census import count_convs, count_norms
+from wsbcn_mm.surgery.kinds import count_convs, count_norms
 
 FOLDER = Path(__file__).parents[2] / 'configs' / 'resnet3d'
 RECIPES = {path.stem: path for path in sorted(FOLDER.glob('*.py'))}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...layers import BatchChannelNorm
 from ...layers.batch_channel_norm import has_zeroed_batch_half
-from ...surgery.census import count_convs, count_norms, unknown_statistics
+from ...surgery.kinds import count_convs, count_norms, unknown_statistics
 from ..runner_model import unwrapped_model
 
 

@@ -1,4 +1,4 @@
-"""Census: which convolutions and norms a built model really has."""
+"""Kinds of layers: what a module is to this package, whoever made it."""
 
 from collections import Counter
 

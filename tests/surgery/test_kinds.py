@@ -1,4 +1,4 @@
-"""The census names and counts convolutions and norms by kind, whoever made them."""
+"""Convolutions and norms are named and counted by kind, whoever made them."""
 
 from collections import Counter
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from wsbcn_mm import layers
 from wsbcn_mm.layers import BatchChannelNorm, WSConv2d, WSConv3d, WSConvTranspose2d
-from wsbcn_mm.surgery.census import conv_kind, count_convs, count_norms, norm_kind, unknown_statistics
+from wsbcn_mm.surgery.kinds import conv_kind, count_convs, count_norms, norm_kind, unknown_statistics
 
 
 class OwnNorm(nn.Module):

@@ -1,0 +1,202 @@
+"""Which norm follows which convolution: seen in a forward pass, not guessed from names or from the order of modules."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from .kinds import conv_kind, norm_kind
+
+Example = Tensor | Callable[[], object]
+"""An input of a model, or a function that runs it: `lambda: model(images, mode='tensor')`."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What the convolutions and norms of a model did in a forward pass, by their names in `model.named_modules()`.
+
+    A module that stands in several places goes by its first name.
+
+    Attributes:
+        input_shapes: Shapes of what each layer received, one per call. A layer that did not run is missing.
+        receivers: What took each convolution's outputs, for every call: names of norms, and functions such as
+            'relu()' or 'add()'. Empty for an output that left the model, or that nothing in sight took.
+        sources: What each norm received, one entry per call: the name of a convolution, or None for anything else.
+    """
+
+    input_shapes: dict[str, tuple[tuple[int, ...], ...]]
+    receivers: dict[str, tuple[tuple[str, ...], ...]]
+    sources: dict[str, tuple[str | None, ...]]
+
+    @property
+    def norms_after(self) -> dict[str, tuple[str, ...]]:
+        """Convolutions whose output goes to norms and to nothing else, in every call, and those norms."""
+        return {
+            conv: tuple(dict.fromkeys(chain.from_iterable(calls)))
+            for conv, calls in self.receivers.items()
+            if all(taken and set(taken) <= self.sources.keys() for taken in calls)
+        }
+
+    @property
+    def pairs(self) -> dict[str, str]:
+        """Convolution -> norm, where all that the one gives goes to the other, and all that the other takes is its."""
+        return {
+            conv: norms[0]
+            for conv, norms in self.norms_after.items()
+            if len(norms) == 1 and set(self.sources[norms[0]]) == {conv}
+        }
+
+
+class Tracer(TorchFunctionMode):
+    """Records a `Trace` while it is entered; the model computes what it always does.
+
+    A norm follows a convolution if it receives the very tensor that the convolution returned, unchanged: after an
+    in-place operation it is no longer that. Whatever else takes the tensor, module or function, is recorded as well.
+    Not seen: what happens inside a scripted or compiled module, and a custom autograd function outside of any norm.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.layers = {
+            module: name
+            for name, module in model.named_modules()
+            if conv_kind(module) is not None or norm_kind(module) is not None
+        }
+        self._shapes: dict[str, list[tuple[int, ...]]] = {}
+        self._receivers: dict[str, list[list[str]]] = {}
+        self._sources: dict[str, list[str | None]] = {}
+        self._outputs = WeakTensorKeyDictionary()  # output of a convolution -> its name, version, receivers
+        self._inside_norm = 0
+        self._handles: list[RemovableHandle] = []
+
+    def trace(self) -> Trace:
+        """What has been seen so far."""
+        return Trace(
+            {name: tuple(calls) for name, calls in self._shapes.items()},
+            {name: tuple(map(tuple, calls)) for name, calls in self._receivers.items()},
+            {name: tuple(calls) for name, calls in self._sources.items()},
+        )
+
+    def __enter__(self) -> 'Tracer':
+        for module in self.layers:
+            before, after = (
+                (self._before_norm, self._after_norm) if norm_kind(module) else (self._before_conv, self._after_conv)
+            )
+            self._handles += [
+                module.register_forward_pre_hook(before, with_kwargs=True),
+                module.register_forward_hook(after, always_call=True),
+            ]
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._outputs.clear()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        taken = [] if self._inside_norm else [x for x in tree_leaves((args, kwargs)) if self._is_output(x)]
+        result = func(*args, **(kwargs or {}))
+        # What returns no tensor, such as `x.shape`, only looks.
+        if taken and any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
+            for x in taken:
+                _, version, receivers = self._outputs[x]
+                if result is x and version == x._version:
+                    continue  # passed on as it is: dropout in evaluation, `contiguous`
+                receivers.append(getattr(func, '__name__', str(func)).strip('_') + '()')
+        return result
+
+    def _is_output(self, x: object) -> bool:
+        return isinstance(x, Tensor) and x in self._outputs
+
+    def _before_conv(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._note_shape(module, args, kwargs)
+
+    def _after_conv(self, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        if isinstance(out, Tensor):
+            name, receivers = self.layers[module], list[str]()
+            self._receivers.setdefault(name, []).append(receivers)
+            self._outputs[out] = name, out._version, receivers
+
+    def _before_norm(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._inside_norm += 1
+        name, x = self.layers[module], self._note_shape(module, args, kwargs)
+        source = None
+        if self._is_output(x):
+            conv, version, receivers = self._outputs[x]
+            receivers.append(name)
+            source = conv if version == x._version else None
+        self._sources.setdefault(name, []).append(source)
+
+    def _after_norm(self, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        self._inside_norm -= 1
+
+    def _note_shape(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        x = args[0] if args else next(iter(kwargs.values()))
+        self._shapes.setdefault(self.layers[module], []).append(tuple(x.shape))
+        return x
+
+
+def trace(model: nn.Module, example: Example) -> Trace:
+    """Run `model` once in evaluation mode, without gradients, and say which norm follows which convolution.
+
+    The model is left as it was: nothing learns, no statistics move, and every module is back in the mode it had.
+
+    Args:
+        model: Any model, also one on the meta device, which costs neither time nor memory.
+        example: An input, or a function of no arguments that runs the parts of the model that are of interest.
+
+    Raises:
+        ValueError: If no convolution and no norm ran.
+    """
+    with evaluating(model), torch.no_grad(), Tracer(model) as tracer:
+        model(example) if isinstance(example, Tensor) else example()
+    seen = tracer.trace()
+    if tracer.layers and not seen.input_shapes:
+        raise ValueError(f'none of the {len(tracer.layers)} convolutions and norms ran in the example forward')
+    return seen
+
+
+def trace_next_forward(model: nn.Module, done: Callable[[Trace], None]) -> None:
+    """Trace the next forward pass of `model`, in whatever mode it is, and call `done` with what was seen.
+
+    Nothing is called for a forward that raises.
+    """
+    tracer = Tracer(model)
+
+    def before(*_: Any) -> None:
+        first.remove()
+        tracer.__enter__()
+
+    def after(module: nn.Module, args: Any, out: Any) -> None:
+        last.remove()
+        tracer.__exit__(None, None, None)
+        if out is not None:
+            done(tracer.trace())
+
+    first = model.register_forward_pre_hook(before)
+    last = model.register_forward_hook(after, always_call=True)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; afterwards every module is in the mode it had, which may differ between them."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
