@@ -1,0 +1,97 @@
+"""The readable form of Batch-Channel Normalization, one tensor operation per step of the algorithm.
+
+The one-pass operator is tested against it, and it runs where that operator does not: on other devices, in exported and
+traced graphs, for empty batches and second derivatives. Source: arXiv 1903.10520 v2, Algorithm 1; README (`EstBN`,
+`BCNorm`) of joe-siyuan-qiao/Batch-Channel-Normalization.
+"""
+
+import torch
+from torch import Tensor
+
+from .memory_format import like_input
+
+
+def batch_channel_norm_steps(
+    x: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    group_weight: Tensor | None,
+    group_bias: Tensor | None,
+    *,
+    num_groups: int,
+    rate: float | Tensor,
+    statistics: str = 'estimated',
+    residual: Tensor | None = None,
+    relu: bool = False,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `wsbcn_mm.ops.batch_channel_norm.normalize_and_measure`, which has the arguments."""
+    if statistics == 'batch':
+        mean, var = moved_mean, moved_var = moments(x)
+    elif statistics == 'frozen' or x.numel() == 0:
+        mean, var = moved_mean, moved_var = running_mean.clone(), running_var.clone()
+    else:
+        with torch.no_grad():
+            mean, var = (m.to(running_mean.dtype) for m in moments(x, around=running_mean))
+        moved_mean, moved_var = torch.lerp(running_mean, mean, rate), torch.lerp(running_var, var, rate)
+    out = batch_half(x, moved_mean, moved_var, weight, bias, eps)
+    out = channel_half(out, num_groups, group_weight, group_bias, eps)
+    if residual is not None:
+        out = out + residual
+    return like_input(out.relu() if relu else out, x), mean.detach(), var.detach()
+
+
+def moments(x: Tensor, around: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mean of every channel, and its biased second moment around the mean or around `around`.
+
+    Args:
+        x: (N, C, *), not empty.
+        around: (C,) or None.
+
+    Returns:
+        Mean (C,) and second moment (C,), in float32 or better.
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    over = [0, *range(2, x.ndim)]
+    mean = x.mean(over)
+    centre = mean if around is None else around
+    return mean, (x - centre.view(_per_channel(x))).square().mean(over)
+
+
+def batch_half(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Affine map per channel, (N, C, *) -> (N, C, *) in float32 or better (Algorithm 1, step 5)."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    scale = torch.rsqrt(var.to(x.dtype) + eps)
+    if weight is not None:
+        scale = scale * weight
+    centred = x - mean.view(_per_channel(x))
+    if bias is None:
+        return centred * scale.view(_per_channel(x))
+    return torch.addcmul(bias.view(_per_channel(x)), centred, scale.view(_per_channel(x)))
+
+
+def channel_half(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Group normalisation with live statistics (Algorithm 1, step 6).
+
+    Args:
+        x: (N, C, *) in float32 or better.
+        num_groups: G, a divisor of C.
+        weight: (G,) as the authors have it, or (C,) as in GroupNorm.
+        bias: As `weight`.
+        eps: Added to the variance.
+    """
+    per_group = x.shape[1] // num_groups
+    if weight is not None and weight.numel() == num_groups:
+        weight = weight[:, None].expand(-1, per_group).flatten()
+    if bias is not None and bias.numel() == num_groups:
+        bias = bias[:, None].expand(-1, per_group).flatten()
+    # Not F.group_norm: it refuses a group of one value if the batch has a single sample. Here such a group becomes 0.
+    return torch.group_norm(
+        x, num_groups, None if weight is None else weight.to(x.dtype), None if bias is None else bias.to(x.dtype), eps
+    )
+
+
+def _per_channel(x: Tensor) -> tuple[int, ...]:
+    return (-1,) + (1,) * (x.ndim - 2)
