@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from tests.ops import reference
 from wsbcn_mm.layers import BatchChannelNorm, zero_init_last_norm_
@@ -382,6 +383,82 @@ def test_compiles_in_one_graph(options):
         torch.testing.assert_close(x.grad, x_same.grad, atol=1e-5, rtol=1e-4)
     for key, value in same.state_dict().items():
         torch.testing.assert_close(layer.state_dict()[key], value)
+
+
+CHECKPOINTED = [
+    ({}, 'once'),
+    ({'warmup': True}, 'once'),
+    ({'statistics': 'batch'}, 'once'),
+    ({'statistics': 'batch'}, 'called twice'),
+    ({'rate': 0.3}, 'compiled'),
+]
+
+
+@pytest.mark.parametrize('use_reentrant', [True, False])
+@pytest.mark.parametrize(('options', 'how'), CHECKPOINTED, ids=str)
+def test_activation_checkpointing_changes_nothing(options, how, use_reentrant):
+    """Outputs, gradients and buffers, bit for bit; live statistics with two calls of the layer too."""
+    torch.compiler.reset()
+    layers = [BatchChannelNorm(8, 4, **options) for _ in range(2)]
+    results = []
+    for layer, saving in zip(layers, (False, True), strict=True):
+        run = torch.compile(layer, fullgraph=True, backend='aot_eager') if how == 'compiled' else layer
+        for step in range(3):
+            layer.zero_grad()
+            x = (torch.arange(144.0).sin().view(2, 8, 3, 3) + step).requires_grad_()
+            out = checkpoint(run, x, use_reentrant=use_reentrant) if saving else run(x)
+            if how == 'called twice':
+                out = run(out) if not saving else checkpoint(run, out, use_reentrant=use_reentrant)
+            (out**3).sum().backward()
+        state = [*layer.buffers(), *(p.grad for p in layer.parameters())]
+        results.append([out.detach(), x.grad, *state])
+    for plain, saved in zip(*results, strict=True):
+        assert torch.equal(plain, saved)
+    assert int(layers[1].num_batches_tracked) == (6 if how == 'called twice' else 3)
+
+
+@pytest.mark.parametrize('use_reentrant', [True, False])
+def test_recomputing_two_forwards_is_refused_where_the_estimates_moved_between_them(use_reentrant):
+    layer = BatchChannelNorm(8, 4)
+    x = torch.randn(2, 8, 3, requires_grad=True)
+    for attempt in range(2):
+        out = checkpoint(layer, x, use_reentrant=use_reentrant)
+        out = checkpoint(layer, out, use_reentrant=use_reentrant)
+        with pytest.raises(RuntimeError) as error:
+            out.square().sum().backward()
+        assert str(error.value) == (
+            'activation checkpointing recomputes two forwards of one BatchChannelNorm in one backward pass, but its '
+            'estimates have moved since the first: let them move once per optimizer step, with '
+            'wsbcn_mm.microbatch.StepStatistics(model) and its commit() after optimizer.step()'
+        ), attempt
+    checkpoint(layer, x, use_reentrant=use_reentrant).sum().backward()
+
+
+def test_forwards_without_a_backward_may_precede_a_checkpointed_one():
+    layer, plain = BatchChannelNorm(8, 4), BatchChannelNorm(8, 4)
+    x = torch.randn(2, 8, 3, requires_grad=True)
+    for norm in (layer, plain):
+        for _ in range(3):
+            norm(torch.ones(1, 8, 2))
+    for _ in range(2):
+        grads = [
+            torch.autograd.grad((out**3).sum(), x)[0] for out in (checkpoint(layer, x, use_reentrant=False), plain(x))
+        ]
+        assert torch.equal(*grads)
+
+
+def test_nested_checkpointing_recomputes_twice():
+    layer, plain = BatchChannelNorm(8, 4), BatchChannelNorm(8, 4)
+    x = torch.randn(2, 8, 3, requires_grad=True)
+
+    def inner(x):
+        return checkpoint(layer, x, use_reentrant=False).sin()
+
+    for _ in range(2):
+        out = checkpoint(inner, x, use_reentrant=False)
+        grads = [torch.autograd.grad((y**3).sum(), x)[0] for y in (out, plain(x).sin())]
+        assert torch.equal(*grads)
+    assert torch.equal(layer.running_var, plain.running_var)
 
 
 def test_copies_behave_alike():

@@ -1,17 +1,19 @@
 """BatchChannelNorm: batch normalisation per channel, then group normalisation per sample, as one layer."""
 
 import math
+from collections.abc import Callable
 from numbers import Real
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from ..ops.batch_channel_norm import batch_channel_norm
+from ..ops.batch_channel_norm import batch_channel_norm, normalize_and_measure
 from ..ops.batch_norm import batch_norm
 from ..ops.bcn_reference import channel_half as channel_norm
 from ..ops.memory_format import like_input
+from .recomputation import first_pass, is_recomputation
 
 STATISTICS = ('estimated', 'batch', 'sync')
 AFFINES = ('group', 'channel')
@@ -27,6 +29,11 @@ class BatchChannelNorm(_InstanceNorm):
     Source: arXiv 1903.10520 v2, Algorithm 1, and the README of joe-siyuan-qiao/Batch-Channel-Normalization. Departures:
     the rate has a working default (the authors' starts at 0, which never learns the statistics),
     `num_batches_tracked` counts, and the affine of the channel half can be per channel.
+
+    With `estimated` statistics the buffers move once per forward, or, when `wsbcn_mm.microbatch.StepStatistics` looks
+    after the model, once per optimizer step: a forward then normalises with the buffers moved towards its own
+    micro-batch, leaves them where they are, and adds what it measured to `pending_totals`. Activation checkpointing
+    changes nothing in either case, except that without StepStatistics a layer may run only once per backward pass.
 
     It is an `_InstanceNorm` by type because the frameworks above decide by type: weight-decay exclusion and `is_norm`
     then include it, conversion to SyncBatchNorm and conv-bn fusing, both of which would be wrong, pass it by.
@@ -47,9 +54,16 @@ class BatchChannelNorm(_InstanceNorm):
 
     Raises:
         ValueError: For a number of groups that does not divide C, a rate outside [0, 1], or an unknown word.
+        RuntimeError: In a backward pass that recomputes two forwards of one layer between which its buffers moved.
     """
 
     _abbr_ = 'bn'
+
+    pending_totals: Tensor | None = None
+    """(3, C) in float64: number of values, their sum, and their sum of squares around the running mean, of all forwards
+    since the buffers last moved; None where every forward moves them. No part of the state, of copies or of pickles."""
+    _passes_since_recomputation = 0
+    _recomputed_one_of_many = False
 
     running_mean: Tensor
     running_var: Tensor
@@ -117,13 +131,12 @@ class BatchChannelNorm(_InstanceNorm):
         if x.ndim < 2 or x.shape[1] != self.num_features:
             raise ValueError(f'input of shape {tuple(x.shape)}: (N, {self.num_features}, *) is expected')
         moving = self.training and self.rate > 0
-        rate: float | Tensor = self.rate
-        # With 'sync' an empty batch takes part in the other ranks', and must count as theirs do.
-        if moving and (x.numel() or self.statistics == 'sync'):
-            if self.warmup:
-                seen = (self.num_batches_tracked + 1).to(self.running_mean.dtype)
-                rate = seen.reciprocal().clamp_min(self.rate)
-            self.num_batches_tracked.add_(1)
+        rate = self._rate_of_this_batch() if moving else 0.0
+        if moving and self.statistics == 'estimated' and self.pending_totals is not None:
+            return self._normalize_and_remember(x, self.pending_totals, rate)
+        if moving:
+            # With 'sync' an empty batch takes part in the other ranks', and must count as theirs do.
+            rate = self._move_once(rate, counts=x.numel() > 0 or self.statistics == 'sync')
         if self.statistics == 'estimated':
             return batch_channel_norm(
                 x,
@@ -150,6 +163,74 @@ class BatchChannelNorm(_InstanceNorm):
             eps=self.eps,
         )
         return like_input(channel_norm(out, self.num_groups, self.group_weight, self.group_bias, self.eps), x)
+
+    def _rate_of_this_batch(self) -> float | Tensor:
+        if not self.warmup:
+            return self.rate
+        seen = (self.num_batches_tracked + 1).to(self.running_mean.dtype)
+        return seen.reciprocal().clamp_min(self.rate)
+
+    def _normalize_and_remember(self, x: Tensor, totals: Tensor, rate: float | Tensor) -> Tensor:
+        out, mean, second_moment = normalize_and_measure(
+            x,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.group_weight,
+            self.group_bias,
+            num_groups=self.num_groups,
+            rate=rate,
+            eps=self.eps,
+        )
+        with torch.no_grad():
+            measured = torch.stack((torch.ones_like(mean), mean, second_moment))
+            if torch.compiler.is_compiling():
+                measured = measured * first_pass(totals)
+            elif is_recomputation():
+                return out
+            # In float64 the products are exact, so that the total of a single micro-batch gives back its very moments.
+            totals.add_(measured, alpha=x.numel() // self.num_features)
+        return out
+
+    def _move_once(self, rate: float | Tensor, *, counts: bool) -> float | Tensor:
+        """`rate` in the first forward of a batch, 0 in its recomputation, whose buffers have moved already."""
+        if torch.compiler.is_compiling():
+            first = first_pass(self.running_mean)
+            if counts:
+                self.num_batches_tracked.add_(first)
+            return first.to(self.running_mean.dtype) * rate
+        again = is_recomputation()
+        if self.statistics == 'estimated':
+            self._check_order_of_passes(again)
+        if counts and not again:
+            self.num_batches_tracked.add_(1)
+        return 0.0 * rate if again else rate
+
+    def _check_order_of_passes(self, again: bool) -> None:
+        """Refuse the second of two recomputations whose forwards normalised with different estimates."""
+        if not again:
+            self._passes_since_recomputation += 1
+            self._recomputed_one_of_many = False
+            return
+        if self._recomputed_one_of_many:
+            raise RuntimeError(
+                'activation checkpointing recomputes two forwards of one BatchChannelNorm in one backward pass, but '
+                'its estimates have moved since the first: let them move once per optimizer step, with '
+                'wsbcn_mm.microbatch.StepStatistics(model) and its commit() after optimizer.step()'
+            )
+        self._recomputed_one_of_many = self._passes_since_recomputation > 1
+        self._passes_since_recomputation = 0
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> 'BatchChannelNorm':
+        super()._apply(fn, recurse)
+        if self.pending_totals is not None:
+            self.pending_totals = self.pending_totals.to(self.running_mean.device)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy is nobody's to commit: it moves once per forward until it gets a StepStatistics of its own.
+        return {name: value for name, value in self.__dict__.items() if name != 'pending_totals'}
 
     def extra_repr(self) -> str:
         warmup = ', warmup' if self.warmup else ''

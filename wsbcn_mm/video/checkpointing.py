@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..layers import BatchChannelNorm
 from .norms import norms_with_running_statistics
 
 Buffers = list[tuple[nn.Module, dict[str, Tensor | None]]]
@@ -14,9 +15,8 @@ Buffers = list[tuple[nn.Module, dict[str, Tensor | None]]]
 def checkpoint_keeping_statistics(block: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """`function(x)` without its activations: they are recomputed in the backward pass.
 
-    A recomputation in training mode would move running statistics a second time, and a norm that normalises with its
-    estimates would see other estimates than in the first pass. So the recomputation runs on the buffers of the norms as
-    they were before the first pass, and what it does to them is dropped.
+    A recomputation in training mode would move the running statistics of torch's norms a second time. So it runs on
+    copies of their buffers, and what it does to them is dropped. BatchChannelNorm knows a recomputation by itself.
 
     Args:
         block: The module that owns every norm `function` runs through.
@@ -35,7 +35,7 @@ def _copy_of_buffers(block: nn.Module) -> Buffers:
     return [
         (norm, {name: None if buffer is None else buffer.clone() for name, buffer in norm._buffers.items()})
         for norm in norms_with_running_statistics(block)
-        if norm.training
+        if norm.training and not isinstance(norm, BatchChannelNorm)
     ]
 
 

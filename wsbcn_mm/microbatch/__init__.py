@@ -1,0 +1,6 @@
+"""Batch arithmetic: what several micro-batches share within one optimizer step."""
+
+from .matched_rate import matched_rate
+from .step_statistics import StepStatistics
+
+__all__ = ['StepStatistics', 'matched_rate']
