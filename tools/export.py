@@ -1,0 +1,136 @@
+"""Fold a checkpoint and export it: python tools/export.py RECIPE CHECKPOINT --to onnx --check-sizes 512x1024 769x769
+
+The file takes pixels from 0 to 255, (N, 3, H, W) or (N, 3, T, H, W), of which only the 3 is fixed, and gives logits;
+normalisation is inside. It is compared with the checkpoint's model on random input of each size; what was found is
+printed, and written beside the file as JSON.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+TASKS = {'mmseg': 'segmentation', 'mmengine': 'video'}
+"""Package of a recipe's task, by its default scope."""
+
+TOLERANCE = 1e-4
+"""As a part of the largest output; other libraries add up in another order."""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='recipe file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--to', choices=['onnx', 'torch_export', 'torchscript'], default='onnx')
+    parser.add_argument('--out', help='file to write (default: the name of the checkpoint, in the work dir)')
+    parser.add_argument(
+        '--check-sizes', nargs='+', metavar='SIZE', help='HxW, for video TxHxW; the export traces the first'
+    )
+    parser.add_argument('--check-input', metavar='FILE', help='compare on this input too: an array of pixels, .npy')
+    parser.add_argument('--evaluate', action='store_true', help="evaluate before and after on the recipe's test data")
+    parser.add_argument('--int8', action='store_true', help='also quantise the ONNX file, and evaluate all three')
+    parser.add_argument('--work-dir', help='where logs and files go (default: work_dirs/<recipe name>)')
+    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='change the recipe')
+    args = parser.parse_args()
+    if args.int8 and args.to != 'onnx':
+        parser.error(f'--int8 quantises ONNX files, not --to {args.to}')
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    # Before torch is imported: OpenMP threads that wait by spinning make a busy CPU up to 50 times slower.
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    from wsbcn_mm.engine.environment import require_openmmlab
+
+    require_openmmlab()
+    import torch
+    from mmengine.runner import Runner
+
+    from wsbcn_mm.engine import recipe
+    from wsbcn_mm.engine.exported import (
+        compare,
+        load_exported,
+        load_pixels,
+        quantize_int8,
+        require_onnx,
+        without_gradients,
+    )
+    from wsbcn_mm.surgery.export import SUFFIXES, export
+    from wsbcn_mm.surgery.fold import fold
+
+    cfg = recipe.load_recipe(args.config, work_dir=args.work_dir, options=args.cfg_options)
+    recipe.load_checkpoint_into(cfg, args.checkpoint)
+    deployment = deployment_of(cfg.get('default_scope'))
+    sizes = [parse_size(text, len(deployment.AXES) - 1) for text in args.check_sizes or deployment.CHECK_SIZES]
+    inputs = [load_pixels(args.check_input, 2 + len(sizes[0]))] if args.check_input else []
+    inputs += [255 * torch.rand(batch, 3, *size) for size in sizes for batch in (1, 3)]
+    if args.to == 'onnx':
+        require_onnx()
+
+    runner = Runner.from_cfg(cfg)
+    # The Runner itself would only warn of weights that the checkpoint lacks, and export random ones.
+    runner.load_checkpoint(args.checkpoint, strict=True)
+    model = runner.model.cpu().eval()
+    network = deployment.Network(model).eval()
+    example = 255 * torch.rand(2, 3, *sizes[0])
+    folded, folding = fold(network, example)
+    print(folding)
+
+    out = Path(args.out or Path(cfg.work_dir) / f'{Path(args.checkpoint).stem}{SUFFIXES[args.to]}')
+    out.parent.mkdir(parents=True, exist_ok=True)
+    export(folded, example, out, to=args.to, axes=deployment.AXES)
+    files = {args.to: out}
+    if args.int8:
+        files['int8'] = out.with_suffix('.int8.onnx')
+        quantize_int8(out, files['int8'])
+    runs = {name: load_exported(file) for name, file in files.items()}
+    comparisons = {name: [compare(without_gradients(network), run, x) for x in inputs] for name, run in runs.items()}
+    metrics = {}
+    if args.evaluate or args.int8:
+        metrics['checkpoint'] = runner.test()
+        for name, run in runs.items():
+            deployment.answer_with(run, model)
+            metrics[name] = runner.test()
+
+    report = dict(
+        recipe=args.config,
+        checkpoint=args.checkpoint,
+        torch=torch.__version__,
+        input=f'{deployment.channel_order(model)} pixels from 0 to 255, float32',
+        free_axes=list(deployment.AXES.values()),
+        folding=vars(folding),
+        files={name: dict(path=str(file), bytes=file.stat().st_size) for name, file in files.items()},
+        comparisons={name: [one._asdict() for one in found] for name, found in comparisons.items()},
+        metrics=metrics,
+    )
+    out.with_suffix('.json').write_text(json.dumps(report, indent=2, default=float) + '\n')
+    for name, file in files.items():
+        print(f'{name}: {file}, {file.stat().st_size / 2**20:.1f} MiB', *comparisons[name], sep='\n')
+    for name, values in metrics.items():
+        changes = ((key, value, value - metrics['checkpoint'][key]) for key, value in values.items())
+        print(f'{name}: {", ".join(f"{key} {value:.2f} ({change:+.2f})" for key, value, change in changes)}')
+    if not all(one.difference <= TOLERANCE * max(1.0, one.scale) for one in comparisons[args.to]):
+        sys.exit(f'{out} differs from the model by more than {TOLERANCE:g} of its largest output: do not use it')
+
+
+def deployment_of(scope: str | None) -> ModuleType:
+    """The module that says what is deployed of the models of a default scope."""
+    if scope not in TASKS:
+        raise ValueError(f'default_scope={scope!r} has no export: recipes of {" and ".join(TASKS)} have')
+    return importlib.import_module(f'wsbcn_mm.{TASKS[scope]}.deployment')
+
+
+def parse_size(text: str, rank: int) -> list[int]:
+    """'64x96' -> [64, 96]."""
+    if not re.fullmatch('x'.join(['[1-9][0-9]*'] * rank), text):
+        raise ValueError(f'--check-sizes {text!r} is not of the form {"HxW" if rank == 2 else "TxHxW"}')
+    return [int(length) for length in text.split('x')]
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,72 @@
+"""Write a folded network to one file that needs neither this package nor the classes of the model."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from .fold import require_folded
+
+Axes = Mapping[int, str]
+"""Axes of the input whose length is free in the file, and their names."""
+
+
+def export(network: nn.Module, example: Tensor, path: str | Path, *, to: str, axes: Axes) -> None:
+    """Write `network` to `path`.
+
+    Args:
+        network: A folded network of one input and one output.
+        example: An input. Its free axes need a length of 2 or more: torch takes 1 for a constant.
+        path: File to write. The weights are in it: ONNX cannot hold more than 2 GB of them.
+        to: One of `FORMATS`.
+        axes: The free axes of the input.
+
+    Raises:
+        ValueError: For an unknown format, a network that is not folded, or an example that fixes a free axis.
+    """
+    if to not in FORMATS:
+        raise ValueError(f'to={to!r} is no format: choose one of {", ".join(FORMATS)}')
+    require_folded(network)
+    fixed = [f'{name} (axis {axis})' for axis, name in axes.items() if example.shape[axis] < 2]
+    if fixed:
+        raise ValueError(
+            f'example of shape {tuple(example.shape)}: {", ".join(fixed)} must be 2 or more to stay free in the file'
+        )
+    with torch.no_grad():
+        FORMATS[to](network.eval(), example, str(path), axes)
+
+
+def to_onnx(network: nn.Module, example: Tensor, path: str, axes: Axes) -> None:
+    """ONNX with the input `input` and the output `logits`, for onnxruntime and what else reads it."""
+    torch.onnx.export(
+        network,
+        (example,),
+        path,
+        dynamo=True,
+        input_names=['input'],
+        output_names=['logits'],
+        dynamic_shapes=(dict(axes),),
+        external_data=False,
+        verbose=False,
+    )
+
+
+def to_torch_export(network: nn.Module, example: Tensor, path: str, axes: Axes) -> None:
+    """`torch.export` program: `torch.export.load(path).module()` runs it, AOTInductor compiles it."""
+    program = torch.export.export(network, (example,), dynamic_shapes=(dict.fromkeys(axes, Dim.DYNAMIC),))
+    torch.export.save(program, path)
+
+
+def to_torchscript(network: nn.Module, example: Tensor, path: str, axes: Axes) -> None:
+    """TorchScript of a traced forward, for `torch.jit.load` in Python and C++. All its axes are free."""
+    torch.jit.trace(network, example, check_trace=False).save(path)
+
+
+FORMATS: dict[str, Callable[[nn.Module, Tensor, str, Axes], None]] = {
+    'onnx': to_onnx,
+    'torch_export': to_torch_export,
+    'torchscript': to_torchscript,
+}
+SUFFIXES = {'onnx': '.onnx', 'torch_export': '.pt2', 'torchscript': '.ts'}
