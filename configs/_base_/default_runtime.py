@@ -3,7 +3,9 @@ env_cfg = dict(
     cudnn_benchmark=True,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     dist_cfg=dict(backend='nccl'))
-custom_hooks = [dict(type='NormReport')]
+# Refuse weights of another norm, or of another Weight Standardization, than the model's.
+allow_norm_mismatch = False
+custom_hooks = [dict(type='CheckpointGuard'), dict(type='NormReport')]
 randomness = dict(seed=0)
 log_level = 'INFO'
 load_from = None

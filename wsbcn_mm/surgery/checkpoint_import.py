@@ -132,22 +132,33 @@ class Match(NamedTuple):
 def match(theirs: State, ours: State) -> Match:
     """Match a file's entries with a model's by what they are (see `layer_names`), not by how they are spelled."""
     theirs = join_norm_halves(theirs)
-    by_name = {name: key for key, name in canonical_names(theirs).items()}
+    return _match(theirs, canonical_names(theirs), ours, canonical_names(ours), DEFAULTS)
 
-    def has_moved(norm: str) -> bool:
-        mean = by_name.get(f'{norm}.running_mean')
-        return mean is not None and bool(theirs[mean].any())
 
+def match_by_key(theirs: State, ours: State) -> Match:
+    """Match what is spelled the same, which is what `load_state_dict` loads."""
+    return _match(theirs, {key: key for key in theirs}, ours, {key: key for key in ours}, {})
+
+
+def _match(
+    theirs: State,
+    their_names: Mapping[str, str],
+    ours: State,
+    our_names: Mapping[str, str],
+    defaults: Mapping[str, int],
+) -> Match:
+    by_name = {name: theirs[key] for key, name in their_names.items()}
     result = Match({}, {}, [], [], [], [])
-    used = set()
-    for key, name in canonical_names(ours).items():
+    for key, name in our_names.items():
         counts = result.table.setdefault(stage_of(name), Counter())
         layer, _, entry = name.rpartition('.')
-        tensor = theirs.get(by_name.get(name, ''))
-        used.add(name)
-        uncounted = entry == 'num_batches_tracked' and tensor is not None and not tensor.any() and has_moved(layer)
-        if entry in DEFAULTS and f'{layer}.weight' in by_name and (tensor is None or uncounted):
-            result.state[key] = torch.full_like(ours[key], DEFAULTS[entry])
+        tensor = by_name.get(name)
+        if (
+            entry in defaults
+            and f'{layer}.weight' in by_name
+            and (tensor is None or _is_uncounted(layer, entry, by_name))
+        ):
+            result.state[key] = torch.full_like(ours[key], defaults[entry])
             result.defaults.append(key)
         elif tensor is None:
             counts['missing'] += 1
@@ -158,11 +169,25 @@ def match(theirs: State, ours: State) -> Match:
         else:
             counts['matched'] += 1
             result.state[key] = tensor
-    for name, key in by_name.items():
-        if name not in used:
+    known = set(our_names.values())
+    for key, name in their_names.items():
+        if name not in known:
             result.table.setdefault(stage_of(name), Counter())['left over'] += 1
             result.left_over.append(key)
     return result
+
+
+def _is_uncounted(norm: str, entry: str, state: State) -> bool:
+    """Whether a norm's count of batches is 0 although its statistics moved."""
+    mean = state.get(f'{norm}.running_mean')
+    return (
+        entry == 'num_batches_tracked' and mean is not None and bool(mean.any()) and not state[f'{norm}.{entry}'].any()
+    )
+
+
+def without_time(state: State) -> dict[str, Tensor]:
+    """A 3D network's entries in the shapes of the 2D one it is inflated from: (O, I, T, H, W) -> (O, I, H, W)."""
+    return {key: tensor[:, :, 0] if tensor.ndim == 5 else tensor for key, tensor in state.items()}
 
 
 class Imported(NamedTuple):

@@ -104,11 +104,11 @@ def compare(theirs: Fingerprint, ours: Fingerprint) -> Comparison:
     """Compare a checkpoint's fingerprint with a model's, over the layers that both have.
 
     Raises:
-        ValueError: If they have no layer in common.
+        ValueError: If they have no layer in common, and the model has some.
     """
     theirs, ours = _by_canonical_name(theirs), _by_canonical_name(ours)
     common = [name for name in ours if name in theirs]
-    if not common:
+    if ours and not common:
         raise ValueError(
             f'the checkpoint and the model have no layer in common: it has {_first(theirs)}, the model {_first(ours)}'
         )

@@ -141,9 +141,9 @@ BACKBONE_STAGES = ('stem', 'layer1', 'layer2', 'layer3', 'layer4')
 
 
 def stage_of(name: str) -> str:
-    """Part of the network that a name in this module's language belongs to: one of BACKBONE_STAGES, or a head."""
-    first = name.split('.')[0]
-    return 'stem' if first == 'conv1' else first
+    """Part of the network that a key belongs to, by anyone's name for it: one of BACKBONE_STAGES, or a head."""
+    first = rename(name, PREFIXES).split('.')[0]
+    return 'stem' if re.fullmatch(r'(conv|bn|gn|norm)1', first) else first
 
 
 def join_norm_halves(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Hooks of one idea each; importing this package registers them."""
 
+from .checkpoint_guard import CheckpointGuard
 from .norm_report import NormReport
 
-__all__ = ['NormReport']
+__all__ = ['CheckpointGuard', 'NormReport']

@@ -1,12 +1,11 @@
 """Say at the start of training what the config made of the model, and stop where it cannot be meant."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import nn
 
 from ...layers import BatchChannelNorm
 from ...layers.batch_channel_norm import has_zeroed_batch_half
@@ -20,16 +19,11 @@ class NormReport(Hook):
 
     Raises:
         ValueError: If a module keeps running statistics that no rule of this package covers, if a BatchChannelNorm
-            starts with a zero `weight`, if a host's `norm_eval` does not freeze one, if one is validated without
-            ever having seen a batch, or if the checkpoint to resume from is that of another model.
+            starts with a zero `weight`, if a host's `norm_eval` does not freeze one, or if one is validated
+            without ever having seen a batch.
     """
 
     priority = 'VERY_HIGH'
-
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        if runner.cfg.get('resume'):
-            model = unwrapped_model(runner)
-            check_same_model(model, checkpoint['state_dict'])
 
     def before_train(self, runner: Runner) -> None:
         model = unwrapped_model(runner)
@@ -112,15 +106,3 @@ def unfrozen_by_norm_eval(model: nn.Module) -> Iterator[str]:
             for name, norm in host.named_modules(prefix=prefix):
                 if isinstance(norm, BatchChannelNorm) and norm.training and norm.rate > 0:
                     yield name
-
-
-def check_same_model(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Raise ValueError where a run that goes on would start some layers anew, which the Runner only warns of."""
-    ours, theirs = set(model.state_dict()), {name.removeprefix('module.') for name in state}
-    if ours != theirs:
-        missing, others = sorted(ours - theirs) or ['none'], sorted(theirs - ours) or ['none']
-        raise ValueError(
-            f'the checkpoint to resume from is that of another model: it lacks {len(ours - theirs)} entries of the '
-            f"recipe's (the first: {missing[0]}) and has {len(theirs - ours)} others (the first: {others[0]}). "
-            'To start from what weights fit, use --cfg-options load_from=FILE in place of --resume'
-        )
