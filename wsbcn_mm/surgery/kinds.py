@@ -10,6 +10,10 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from ..layers import BatchChannelNorm
 from ..layers.ws_conv import _WSConv
 
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+"""Kind of BatchNorm by the rank of its input."""
+
 
 def norm_kind(module: nn.Module) -> str | None:
     """Name of the kind of a normalisation layer, None for any other module."""
@@ -28,6 +32,13 @@ def conv_kind(module: nn.Module) -> str | None:
     if not isinstance(module, _ConvNd):
         return None
     return 'WS' if isinstance(module, _WSConv) else 'plain'
+
+
+def num_channels(norm: nn.Module) -> int | None:
+    """Channels of a batch, group, instance or batch-channel norm, None for any other module."""
+    if isinstance(norm, nn.GroupNorm):
+        return norm.num_channels
+    return norm.num_features if isinstance(norm, (_BatchNorm, _InstanceNorm)) else None
 
 
 def count_convs(model: nn.Module) -> Counter[str]:

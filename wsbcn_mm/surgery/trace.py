@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .kinds import conv_kind, norm_kind
+from .kinds import conv_kind, norm_kind, num_channels
 
 Example = Tensor | Callable[[], object]
 """An input of a model, or a function that runs it: `lambda: model(images, mode='tensor')`."""
@@ -53,6 +53,16 @@ class Trace:
             for conv, norms in self.norms_after.items()
             if len(norms) == 1 and set(self.sources[norms[0]]) == {conv}
         }
+
+
+def why_no_norm(conv: str, seen: Trace | None) -> str:
+    """Why a convolution counts as one that no norm follows; without a trace, by the order of modules."""
+    if seen is None:
+        return 'no norm of as many channels is the next module'
+    if conv not in seen.input_shapes:
+        return 'it did not run in the traced forward'
+    receivers = list(dict.fromkeys(chain.from_iterable(seen.receivers.get(conv, ()))))
+    return f'its output goes to {" and ".join(receivers)}' if receivers else 'its output leaves the model'
 
 
 class Tracer(TorchFunctionMode):
@@ -188,6 +198,26 @@ def trace_next_forward(model: nn.Module, done: Callable[[Trace], None]) -> None:
 
     first = model.register_forward_pre_hook(before)
     last = model.register_forward_hook(after, always_call=True)
+
+
+def norms_after_by_order(model: nn.Module) -> dict[str, str]:
+    """Convolution -> norm, guessed without a forward from the order in which modules were registered.
+
+    The rule: a norm of as many channels is the very next child of the same parent. It misses norms in another
+    container, and believes a forward that runs its modules in another order.
+    """
+    pairs: dict[str, str] = {}
+    for prefix, parent in model.named_modules():
+        children = [(f'{prefix}.{name}' if prefix else name, child) for name, child in parent.named_children()]
+        for (name, conv), (next_name, norm) in pairwise(children):
+            if conv_kind(conv) is not None and num_channels(norm) == conv.out_channels:
+                pairs[name] = next_name
+    return pairs
+
+
+def norms_after(model: nn.Module, seen: Trace | None) -> dict[str, tuple[str, ...]]:
+    """`seen.norms_after`, or without a trace `norms_after_by_order`."""
+    return seen.norms_after if seen else {conv: (norm,) for conv, norm in norms_after_by_order(model).items()}
 
 
 @contextmanager

@@ -1,0 +1,256 @@
+"""Change the norms and convolutions of a built model in place."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from ..layers import BatchChannelNorm
+from ..layers.batch_channel_norm import resolve_groups
+from ..layers.ws_conv import _WSConv
+from .kinds import BATCH_NORMS, conv_kind, norm_kind, unknown_statistics
+from .policies import UNKNOWN_STATISTICS, get_policy, grouped, why_no_policy, why_no_ws
+from .replacement import (
+    channels_of,
+    divide_statistics,
+    filter_scale,
+    new_norm,
+    plain_conv,
+    replace_modules,
+    reset_statistics,
+    standardized_conv,
+    statistics_at_start,
+    why_irreplaceable,
+)
+from .trace import Example, Trace, norms_after, norms_after_by_order, trace
+
+DEFAULT_GROUPS = 32
+
+
+@dataclass(frozen=True)
+class Change:
+    """One layer that was replaced: what it was, what it is now, and what was not carried over as it was."""
+
+    old: str
+    new: str
+    note: str = ''
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What `convert` did, by the names of the layers.
+
+    Attributes:
+        policy: Its name.
+        traced: Whether the norms after convolutions were seen in a forward pass, or guessed from the order of modules.
+        changed: The layers that were replaced.
+        kept: The layers that were as the policy wants them.
+        left_out: Layers that the policy concerns or that look like it, and why they stay what they are.
+    """
+
+    policy: str
+    traced: bool
+    changed: dict[str, Change]
+    kept: tuple[str, ...]
+    left_out: dict[str, str]
+
+    def counts(self) -> Counter[tuple[str, str]]:
+        """Number of replaced layers by what they were and are."""
+        return Counter((change.old, change.new) for change in self.changed.values())
+
+    def __str__(self) -> str:
+        rule = 'a traced forward' if self.traced else 'the order of modules'
+        lines = [f'converted to {self.policy}; norms after convolutions: from {rule}']
+        lines += [f'  {count} {old} -> {new}' for (old, new), count in sorted(self.counts().items())]
+        lines += [f'  {len(self.kept)} kept: they are what the policy wants']
+        notes = Counter(change.note for change in self.changed.values() if change.note)
+        lines += [f'  {count} replaced, {note}' for note, count in notes.items()]
+        lines += [f'  left out: {line}' for line in grouped(self.left_out)]
+        return '\n'.join(lines)
+
+
+@torch.no_grad()
+def convert(
+    model: nn.Module,
+    policy: str,
+    *,
+    example: Example | None = None,
+    filter: Callable[[str, nn.Module], bool] = lambda name, module: True,
+    num_groups: int | None = None,
+    channels_per_group: int | None = None,
+    fit_groups: bool = False,
+    rate: float = 0.1,
+    warmup: bool = True,
+    variant: str = 'jhu',
+) -> Conversion:
+    """Give a model the norms and convolutions of a policy, in place; nothing is changed if anything is refused.
+
+    Weight Standardization goes to convolutions that a norm follows and to no other: not to classifiers, and not to
+    filters of a single weight. Every layer keeps its name, its place, also where a module stands in several, its mode
+    and its hooks; parameters that go over are the very same ones. Convert before the optimizer is built and before the
+    model is wrapped, since there are new parameters.
+
+    What goes over: BatchNorm's affine and statistics to BatchChannelNorm, whose batch half they are; the affine between
+    BatchNorm and GroupNorm; a standardised filter, baked, to a plain convolution. A plain filter that becomes a
+    standardised one loses its scale and its mean: the norm after it absorbs the scale in its statistics, nothing
+    absorbs the mean, so that a trained model must be trained on, or its statistics calibrated.
+
+    Args:
+        model: Any model.
+        policy: One of `wsbcn_mm.surgery.policies.POLICIES`.
+        example: An input, or a function that runs all parts of the model, to see which norm follows which convolution.
+            Without it the order of modules decides (`norms_after_by_order`).
+        filter: Takes name and module; layers for which it is false stay what they are.
+        num_groups: Groups of GroupNorm and BatchChannelNorm; by default those of the layer that is replaced, or 32.
+        channels_per_group: Alternative to `num_groups`.
+        fit_groups: Where `num_groups` does not divide the channels, take the largest divisor below it.
+        rate: Of BatchChannelNorm.
+        warmup: Of BatchChannelNorm, where it starts without statistics.
+        variant: Of Weight Standardization.
+
+    Raises:
+        ValueError: For an unknown policy or variant, groups that do not divide the channels, a model that is a single
+            layer, wrapped or compiled, and for a BatchNorm whose rank is unknown.
+    """
+    wanted = get_policy(policy)
+    check_convertible(model)
+    if num_groups is not None and channels_per_group is not None:
+        raise ValueError(f'num_groups={num_groups} and channels_per_group={channels_per_group}: give one of them')
+    seen = None if example is None else trace(model, example)
+    followers = norms_after(model, seen)
+    new: dict[str, tuple[nn.Module, str]] = {}
+    kept: list[str] = []
+    left_out = dict.fromkeys(unknown_statistics(model), UNKNOWN_STATISTICS)
+    unfit: list[str] = []
+    for name, layer in model.named_modules():
+        kind = conv_kind(layer) or norm_kind(layer)
+        if kind is None:
+            continue
+        if isinstance(layer, _ConvNd):
+            target = 'WS' if wanted.wants_ws(name) else 'plain'
+            reason = why_no_ws(name, layer, seen, followers) if target == 'WS' else None
+        else:
+            target = wanted.norm
+            reason = why_no_policy(layer)
+        if reason is None and kind != target:
+            reason = why_irreplaceable(layer) or (None if filter(name, layer) else 'the filter leaves it out')
+        if reason is not None:
+            left_out[name] = reason
+        elif kind == target:
+            kept.append(name)
+        elif target == 'WS':
+            new[name] = standardized_conv(layer, variant), ''
+        elif target == 'plain':
+            new[name] = plain_conv(layer), ''
+        else:
+            try:
+                groups = (
+                    groups_of(layer, num_groups, channels_per_group, fit_groups)
+                    if target not in ('BN', 'SyncBN')
+                    else DEFAULT_GROUPS
+                )
+            except ValueError as error:
+                unfit.append(f'`{name}`: {error}')
+                continue
+            rank = rank_of(name, layer, model, seen, followers) if target == 'BN' else None
+            new[name] = new_norm(layer, target, rank=rank, groups=groups, rate=rate, warmup=warmup)
+    if unfit:
+        more = f'; and {len(unfit) - 3} more' if len(unfit) > 3 else ''
+        raise ValueError(
+            f'the groups do not divide the channels of {len(unfit)} norms: {"; ".join(unfit[:3])}{more}. Give '
+            'num_groups or channels_per_group that do, or fit_groups=True for the largest divisor below'
+        )
+
+    old = dict(model.named_modules())
+    replace_modules(model, {old[name]: layer for name, (layer, _) in new.items()})
+    now = dict(model.named_modules())
+    one_to_one = seen.pairs if seen else norms_after_by_order(model)
+    changed: dict[str, Change] = {}
+    for name, (layer, note) in new.items():
+        if isinstance(layer, _WSConv):
+            norms = {norm: now[norm] for norm in followers[name]}
+            note = hand_scale_to_norms(layer, norms, paired=name in one_to_one)
+        elif isinstance(layer, _ConvNd):
+            layer.weight.copy_(old[name].standardized_weight())
+            note = 'filters baked: outputs stay the same'
+        changed[name] = Change(describe(old[name]), describe(layer), note)
+    return Conversion(policy, seen is not None, changed, tuple(kept), left_out)
+
+
+def check_convertible(model: nn.Module) -> None:
+    """Raise ValueError for a model whose layers cannot be replaced."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.jit.ScriptModule)
+    if isinstance(model, wrappers) or hasattr(model, '_orig_mod'):
+        raise ValueError(f'the model is a {type(model).__name__}: convert what is inside, before it is wrapped')
+    if conv_kind(model) or norm_kind(model):
+        raise ValueError(f'the model is a single {type(model).__name__}, which has no place to put another one')
+    if any(isinstance(m, BatchChannelNorm) and m.pending_totals is not None for m in model.modules()):
+        raise ValueError('StepStatistics already looks after the model: convert before it is built')
+
+
+def groups_of(norm: nn.Module, num_groups: int | None, channels_per_group: int | None, fit: bool) -> int:
+    """Number of groups of what replaces `norm`.
+
+    Raises:
+        ValueError: If they do not divide its channels.
+    """
+    channels = channels_of(norm)
+    if channels_per_group is None:
+        groups = num_groups or int(getattr(norm, 'num_groups', DEFAULT_GROUPS))
+        if fit:
+            groups = max(d for d in range(1, min(groups, channels) + 1) if channels % d == 0)
+        return resolve_groups(channels, groups, None)
+    return resolve_groups(channels, DEFAULT_GROUPS, channels_per_group)
+
+
+def rank_of(
+    name: str, norm: nn.Module, model: nn.Module, seen: Trace | None, followers: Mapping[str, tuple[str, ...]]
+) -> int:
+    """Number of axes of what a norm receives: as traced, or those of the convolutions before it, or of all there are.
+
+    Raises:
+        ValueError: If none of them says.
+    """
+    if seen and name in seen.input_shapes:
+        ranks = {len(shape) for shape in seen.input_shapes[name]}
+    else:
+        convs = {name: conv for name, conv in model.named_modules() if isinstance(conv, _ConvNd)}
+        before = [conv for conv_name, conv in convs.items() if name in followers.get(conv_name, ())]
+        ranks = {2 + len(conv.kernel_size) for conv in before or convs.values()}
+    kinds = {BATCH_NORMS.get(rank) for rank in ranks}
+    if len(kinds) != 1 or None in kinds:
+        raise ValueError(
+            f'which BatchNorm shall replace `{name}`, a {type(norm).__name__}, depends on the axes of its input, which '
+            f'are {sorted(ranks) or "unknown"}: give an example input, or leave it out by the filter'
+        )
+    return ranks.pop()
+
+
+def hand_scale_to_norms(conv: _WSConv, norms: Mapping[str, nn.Module], *, paired: bool) -> str:
+    """Make the running statistics after a convolution those of its standardised filters; returns what to say of it.
+
+    With a filter of mean zero the outputs stay the same, up to eps. Statistics that are shared start anew.
+    """
+    trained = [norm for norm in norms.values() if not statistics_at_start(norm)]
+    for norm in trained:
+        if paired:
+            divide_statistics(norm, filter_scale(conv), conv.bias)
+        else:
+            reset_statistics(norm)
+    if not trained:
+        return ''
+    if paired:
+        return 'filter scales handed to the running statistics, filter means lost: train on, or calibrate'
+    return 'running statistics after shared filters started anew: train on, or calibrate'
+
+
+def describe(layer: nn.Module) -> str:
+    """Kind of a layer with what a reader wants to see of it: `WSConv2d`, `GN(32)`, `BCN(32)`."""
+    kind = norm_kind(layer)
+    if kind is None:
+        return type(layer).__name__
+    groups = getattr(layer, 'num_groups', None)
+    return kind if groups is None else f'{kind}({groups})'

@@ -1,0 +1,301 @@
+"""One layer in place of another: what is carried over, and what the mathematics does not allow."""
+
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
+
+from .. import layers
+from ..layers import BatchChannelNorm
+from ..layers.ws_conv import _WSConv
+from .kinds import BATCH_NORMS, CONVS, num_channels
+
+BCN_STATISTICS: dict[str, Literal['estimated', 'batch', 'sync']] = {
+    'BCN': 'estimated',
+    'BCN (batch)': 'batch',
+    'BCN (sync)': 'sync',
+}
+"""By the kind of the norm."""
+
+CALL_HOOKS = (
+    '_forward_pre_hooks',
+    '_forward_pre_hooks_with_kwargs',
+    '_forward_hooks',
+    '_forward_hooks_with_kwargs',
+    '_forward_hooks_always_called',
+    '_backward_pre_hooks',
+    '_backward_hooks',
+    '_is_full_backward_hook',
+)
+STATE_HOOKS = (
+    '_state_dict_pre_hooks',
+    '_state_dict_hooks',
+    '_load_state_dict_pre_hooks',
+    '_load_state_dict_post_hooks',
+)
+
+
+def why_irreplaceable(layer: nn.Module) -> str | None:
+    """Why no other layer can take the place of this convolution or norm, None if one can.
+
+    What the classes of torch and of this package compute is known. A subclass that changes nothing of it, such as
+    torchvision's `Conv3DSimple`, is as good; what any other one computes would be lost.
+    """
+    kind = type(layer).__name__
+    if is_parametrized(layer):
+        return f'{kind} is parametrized'
+    if isinstance(layer, _ConvNd) and 'weight' not in layer._parameters:
+        return f'the weight of {kind} is made by a hook'
+    known = next(base for base in type(layer).__mro__ if base.__module__.startswith(('torch.nn.', layers.__name__)))
+    if 'forward' in vars(layer) or any(
+        getattr(type(layer), method, None) is not getattr(known, method, None)
+        for method in ('forward', '_conv_forward')
+    ):
+        return f'{kind} has a forward of its own'
+    if any(is_lazy(p) for p in layer.parameters()):
+        return f'{kind} has no shape before its first forward'
+    if any(getattr(layer, hooks) for hooks in STATE_HOOKS):
+        return f'hooks on the state of {kind} expect its own keys'
+    return None
+
+
+def standardized_conv(conv: _ConvNd, variant: str) -> _WSConv:
+    """`conv` with Weight Standardization; its parameters are the very same ones.
+
+    Raises:
+        ValueError: For an unknown variant or a fan-in of 1.
+    """
+    new = _conv_like(conv, getattr(layers, f'WS{_torch_class(conv).__name__}'), variant=variant)
+    assert isinstance(new, _WSConv)
+    return new
+
+
+def plain_conv(conv: _ConvNd) -> nn.Module:
+    """`conv` as torch's own convolution; its parameters are the very same ones."""
+    return _conv_like(conv, _torch_class(conv))
+
+
+def _torch_class(conv: nn.Module) -> type[nn.Module]:
+    return next(kind for kind in CONVS if isinstance(conv, kind))
+
+
+def _conv_like(conv: _ConvNd, kind: type[nn.Module], **options: Any) -> nn.Module:
+    if conv.transposed:
+        options['output_padding'] = conv.output_padding
+    new = kind(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        stride=conv.stride,
+        padding=conv.padding,
+        dilation=conv.dilation,
+        groups=conv.groups,
+        bias=conv.bias is not None,
+        padding_mode=conv.padding_mode,
+        device='meta',
+        **options,
+    )
+    for name, parameter in conv.named_parameters(recurse=False):
+        setattr(new, name, parameter)
+    return take_over(new, conv)
+
+
+def filter_scale(conv: _WSConv) -> Tensor:
+    """(O,): the s of each filter in W = s * standardised W + mean; 1 for a constant filter."""
+    weight, standardized = (_filters(conv, w.detach().double()) for w in (conv.weight, conv.standardized_weight()))
+    squares = standardized.square().sum(1)
+    return torch.where(squares > 0, (weight * standardized).sum(1) / squares, 1.0)
+
+
+def _filters(conv: _WSConv, weight: Tensor) -> Tensor:
+    """(O, fan-in)."""
+    if conv.transposed:
+        weight = weight.unflatten(0, (conv.groups, -1)).transpose(1, 2).flatten(0, 1)
+    return weight.flatten(1)
+
+
+def statistics_at_start(norm: nn.Module) -> bool:
+    """Whether a norm keeps no running statistics, or still those it was made with."""
+    mean, var = getattr(norm, 'running_mean', None), getattr(norm, 'running_var', None)
+    return mean is None or var is None or (_holds(mean == 0) and _holds(var == 1))
+
+
+@torch.no_grad()
+def divide_statistics(norm: nn.Module, scale: Tensor, bias: Tensor | None) -> None:
+    """Make the running statistics those of filters that were divided by `scale` (C,), their `bias` (C,) left alone."""
+    mean, var = norm.running_mean, norm.running_var
+    assert isinstance(mean, Tensor)
+    assert isinstance(var, Tensor)
+    constant = 0.0 if bias is None else bias.double()
+    mean.copy_((mean.double() - constant) / scale + constant)
+    var.copy_(var.double() / scale.square())
+
+
+@torch.no_grad()
+def reset_statistics(norm: nn.Module) -> None:
+    """Make the running statistics those that a norm is made with."""
+    for name, value in (('running_mean', 0), ('running_var', 1), ('num_batches_tracked', 0)):
+        getattr(norm, name).fill_(value)
+
+
+class _Parts(NamedTuple):
+    """What there is to carry over from a norm."""
+
+    batch: list[Tensor]
+    """Scale and shift of the batch half, or nothing."""
+    channel: list[Tensor]
+    """Scale and shift of the channel half, or nothing."""
+    running: dict[str, Tensor]
+    """Buffers."""
+    shape: dict[str, Any]
+    """Channels, eps, device and dtype, as torch's constructors call them but for the channels."""
+
+
+def _parts(norm: nn.Module) -> _Parts:
+    own: list[Tensor] = [p for name in ('weight', 'bias') if (p := norm._parameters.get(name)) is not None]
+    running = {name: buffer for name, buffer in norm._buffers.items() if buffer is not None}
+    tensors = (t for t in chain(norm.parameters(), norm.buffers()) if t.is_floating_point())
+    shape = dict(eps=norm.eps) | next((dict(device=t.device, dtype=t.dtype) for t in tensors), {})
+    if isinstance(norm, BatchChannelNorm):
+        return _Parts(own, [norm.group_weight, norm.group_bias], running, shape)
+    return _Parts([], own, {}, shape) if isinstance(norm, nn.GroupNorm) else _Parts(own, [], running, shape)
+
+
+def new_norm(
+    old: nn.Module, kind: str, *, rank: int | None = None, groups: int = 32, rate: float = 0.1, warmup: bool = True
+) -> tuple[nn.Module, str]:
+    """A norm of another kind in place of a batch, group or batch-channel norm, and what of the old one is lost.
+
+    BatchNorm is the batch half of BatchChannelNorm, GroupNorm its channel half; between BatchNorm and GroupNorm the
+    affine goes over, the running statistics cannot. What has the same shape stays the very same tensor, what is new
+    starts as 1 and 0.
+
+    Args:
+        old: The norm.
+        kind: What it becomes, as `wsbcn_mm.surgery.kinds.norm_kind` names it.
+        rank: Axes of its input, for BatchNorm.
+        groups: For GroupNorm and BatchChannelNorm.
+        rate: For BatchChannelNorm.
+        warmup: For BatchChannelNorm, where it starts without statistics of its own.
+    """
+    if kind == 'GN':
+        new, lost = _group_norm(old, groups)
+    elif kind.startswith('BCN'):
+        warmup = warmup and statistics_at_start(old)
+        new, lost = _batch_channel_norm(old, BCN_STATISTICS[kind], groups, rate, warmup), ''
+    else:
+        new, lost = _batch_norm(old, nn.SyncBatchNorm if rank is None else BATCH_NORMS[rank])
+    trains = all(p.requires_grad for p in old.parameters())
+    carried = {id(p) for p in old.parameters()}
+    for p in new.parameters():
+        if id(p) not in carried:
+            p.requires_grad_(trains)
+    return take_over(new, old), lost
+
+
+def _group_norm(old: nn.Module, groups: int) -> tuple[nn.Module, str]:
+    parts, channels = _parts(old), channels_of(old)
+    affine = [_spread(p, channels) for p in parts.channel or parts.batch]
+    new = nn.GroupNorm(groups, channels, affine=bool(affine), **parts.shape)
+    _set_parameters(new, ('weight', 'bias'), affine)
+    lost = [] if statistics_at_start(old) else ['running statistics']
+    if parts.channel and parts.batch and not _is_identity(parts.batch):
+        lost.append('affine of the batch half')
+    return new, _without(lost)
+
+
+def _batch_channel_norm(
+    old: nn.Module, statistics: Literal['estimated', 'batch', 'sync'], groups: int, rate: float, warmup: bool
+) -> nn.Module:
+    parts, channels = _parts(old), channels_of(old)
+    channel = parts.channel
+    if channel and len(channel[0]) != groups:
+        channel = _by_group(channel, channels, groups)
+    per_channel = channel and len(channel[0]) != groups
+    new = BatchChannelNorm(
+        channels,
+        groups,
+        statistics=statistics,
+        rate=rate,
+        warmup=warmup,
+        affine='channel' if per_channel else 'group',
+        **parts.shape,
+    )
+    _set_parameters(new, ('weight', 'bias'), parts.batch)
+    _set_parameters(new, ('group_weight', 'group_bias'), channel)
+    new._buffers.update(parts.running)
+    return new
+
+
+def _batch_norm(old: nn.Module, kind: type[_BatchNorm]) -> tuple[nn.Module, str]:
+    parts = _parts(old)
+    affine = parts.batch or parts.channel
+    options: dict[str, Any] = dict(affine=bool(affine))
+    if isinstance(old, _BatchNorm):
+        options |= dict(momentum=old.momentum, track_running_stats=old.track_running_stats)
+    new = kind(channels_of(old), **options, **parts.shape)
+    _set_parameters(new, ('weight', 'bias'), affine)
+    new._buffers.update(parts.running)
+    loses_channel_half = parts.batch and parts.channel and not _is_identity(parts.channel)
+    return new, _without(['affine of the channel half'] if loses_channel_half else [])
+
+
+def _without(lost: list[str]) -> str:
+    return f'without the {" and the ".join(lost)}' if lost else ''
+
+
+def channels_of(norm: nn.Module) -> int:
+    """`num_channels` of what is known to be a norm over channels."""
+    channels = num_channels(norm)
+    assert channels is not None
+    return channels
+
+
+def _spread(affine: Tensor, channels: int) -> Tensor:
+    """(G,) or (C,) -> (C,); the very same tensor where it has that size."""
+    return affine if len(affine) == channels else affine.detach().repeat_interleave(channels // len(affine))
+
+
+def _by_group(affine: list[Tensor], channels: int, groups: int) -> list[Tensor]:
+    """One value per group where it is the same for all channels of every group, else one per channel."""
+    spread = [_spread(p, channels) for p in affine]
+    views = [p.detach().view(groups, -1) for p in spread]
+    return [view[:, 0] for view in views] if all(_holds(view == view[:, :1]) for view in views) else spread
+
+
+def _holds(condition: Tensor) -> bool:
+    """Whether all of it is true; taken for true on the meta device, which has no values."""
+    return condition.is_meta or bool(condition.all())
+
+
+def _set_parameters(norm: nn.Module, names: tuple[str, str], values: list[Tensor]) -> None:
+    """Put two tensors in place of what a norm was made with; parameters as they are, without values nothing."""
+    for name, value in zip(names, values, strict=False):
+        norm._parameters[name] = value if isinstance(value, nn.Parameter) else nn.Parameter(value.detach().clone())
+
+
+def _is_identity(affine: list[Tensor]) -> bool:
+    weight, bias = affine
+    return _holds(weight == 1) and _holds(bias == 0)
+
+
+def take_over(new: nn.Module, old: nn.Module) -> nn.Module:
+    """Give `new` the mode and the hooks of `old`; handles of the hooks go on working."""
+    new.train(old.training)
+    for name in CALL_HOOKS:
+        setattr(new, name, getattr(old, name))
+    return new
+
+
+def replace_modules(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
+    """Put the new modules into every place below `model` that has the old ones."""
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is not None and child in new:
+                parent._modules[name] = new[child]
