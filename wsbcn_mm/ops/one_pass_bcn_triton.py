@@ -1,0 +1,468 @@
+"""The passes of one-pass BCN over the data, in Triton: two reductions over positions and two maps.
+
+    moments          mean and variance of x over the positions of every row
+    affine           y = relu(scale (x - centre) + shift + residual)
+    gradient sums    sum of dz and of dz (x - centre), where dz = dy if y > 0, else 0
+    gradient map     dx = p dz + q (x - centre) + s, and dz for the residual
+
+A row is one (sample, channel). All arithmetic is in float32. What happens to the rows' numbers in between is in
+`one_pass_bcn_triton_algebra`. Nothing imports this module on a machine without triton: the dispatcher asks for it at
+the first CUDA tensor.
+
+Both memory layouts go through the same code, as (samples, rows, positions):
+
+    contiguous       (1, N*C, L), a row's positions side by side
+    channels last    (N, C, L), a position's rows side by side
+
+A program works on tiles of BLOCK_R rows by BLOCK_L positions. If there are too few rows to fill the device, the
+reductions split the positions into parts of equal length, the last one shorter, and leave an axis of parts to the
+algebra, which merges them in a fixed order: results do not vary from run to run.
+"""
+
+# Kernels are typed by their compiler.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .memory_format import CHANNELS_LAST
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# Elements of a tile: 16 per thread of 4 warps, so four 16-byte loads of float32 in flight.
+TILE = 2048
+NUM_WARPS = 4
+# Longest side of a tile along contiguous memory: 512 bytes at least, and long tiles of odd maps would run half empty.
+LONGEST_ROW, MOST_CHANNELS = 256, 64
+# Programs per multiprocessor that hide the latency of memory.
+PROGRAMS_PER_SM = 8
+# Parts start at multiples of this, so that their loads are as aligned as the rows.
+PART_UNIT = 64
+
+
+class View(NamedTuple):
+    """How the kernels see a tensor (N, C, *)."""
+
+    samples: int
+    rows: int
+    positions: int
+    channels_last: bool
+
+    def blocks(self) -> tuple[int, int]:
+        """Rows and positions of a tile."""
+        if self.channels_last:
+            block_rows = min(triton.next_power_of_2(self.rows), MOST_CHANNELS)
+            return block_rows, min(triton.next_power_of_2(self.positions), TILE // block_rows)
+        block_positions = min(triton.next_power_of_2(self.positions), LONGEST_ROW)
+        return min(triton.next_power_of_2(self.rows), TILE // block_positions), block_positions
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """Contiguous or channels last.
+
+    Raises:
+        ValueError: If x is dense in neither.
+    """
+    if x.is_contiguous():
+        return torch.contiguous_format
+    channels_last = CHANNELS_LAST.get(x.ndim)
+    if channels_last is not None and x.is_contiguous(memory_format=channels_last):
+        return channels_last
+    raise ValueError(
+        f'input of shape {tuple(x.shape)} has strides {x.stride()}: contiguous or channels last is expected'
+    )
+
+
+def view_of(x: Tensor) -> View:
+    """How the kernels see x.
+
+    Raises:
+        TypeError: If x is not float32, bfloat16 or float16.
+        ValueError: If x is empty, or dense in neither memory format.
+    """
+    if x.dtype not in DTYPES:
+        raise TypeError(f'input of dtype {x.dtype}: float32, bfloat16 or float16 is expected')
+    if x.numel() == 0:
+        raise ValueError(f'input of shape {tuple(x.shape)} is empty')
+    samples, channels = x.shape[:2]
+    positions = x.numel() // (samples * channels)
+    if memory_format(x) is torch.contiguous_format:
+        return View(1, samples * channels, positions, False)
+    return View(samples, channels, positions, True)
+
+
+@lru_cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == 'cuda' else 1
+
+
+def part_length(positions: int, parts: int) -> int:
+    """Length of every part but the last, for the number of parts that `split` gave."""
+    return triton.cdiv(triton.cdiv(positions, parts), PART_UNIT) * PART_UNIT
+
+
+def split(view: View, multiprocessors: int) -> int:
+    """Number of parts, so that the programs of a reduction fill the device, yet each has a tile of work."""
+    block_rows, block_positions = view.blocks()
+    programs = view.samples * triton.cdiv(view.rows, block_rows)
+    wanted = triton.cdiv(multiprocessors * PROGRAMS_PER_SM, programs)
+    return whole_parts(view.positions, min(wanted, triton.cdiv(view.positions, block_positions)))
+
+
+def whole_parts(positions: int, parts: int) -> int:
+    """Parts that hold a position at all, once their length is rounded up."""
+    return triton.cdiv(positions, part_length(positions, parts))
+
+
+@triton.jit
+def _place(rows, splits, BLOCK_R: tl.constexpr, CHANNELS_LAST: tl.constexpr, REVERSED: tl.constexpr):
+    """Row block, split of the positions and sample of this program; neighbours in memory go to neighbours.
+
+    REVERSED: the maps start where the reductions ended, whose data may still be in the cache.
+    """
+    program = tl.program_id(0)
+    if REVERSED:
+        program = tl.num_programs(0) - 1 - program
+    row_blocks = tl.cdiv(rows, BLOCK_R)
+    within = program % (row_blocks * splits)
+    if CHANNELS_LAST:
+        row_block = within % row_blocks
+        part = within // row_blocks
+    else:
+        row_block = within // splits
+        part = within % splits
+    return row_block, part, program // (row_blocks * splits)
+
+
+@triton.jit
+def _row_offsets(row, sample, rows, positions, CHANNELS_LAST: tl.constexpr):
+    """Offset of each row's first position, in 64 bits."""
+    return sample.to(tl.int64) * rows * positions + row if CHANNELS_LAST else row.to(tl.int64) * positions
+
+
+@triton.jit
+def _moments_kernel(
+    x_ptr,
+    mean_ptr,
+    var_ptr,
+    samples,
+    rows,
+    positions,
+    parts,
+    length,
+    BLOCK_R: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+):
+    row_block, part, sample = _place(rows, parts, BLOCK_R, CHANNELS_LAST, False)
+    row = row_block * BLOCK_R + tl.arange(0, BLOCK_R)
+    lane = tl.arange(0, BLOCK_L)
+    stride = rows if CHANNELS_LAST else 1
+    tile = x_ptr + _row_offsets(row, sample, rows, positions, CHANNELS_LAST)[:, None] + (lane * stride)[None, :]
+
+    # Welford's recurrence in every lane of the tile; no lane looks at another before the end.
+    start = part.to(tl.int64) * length
+    stop = tl.minimum(start + length, positions)
+    mean = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
+    squares = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
+    seen = 0.0
+    for position in range(start, stop, BLOCK_L):
+        seen += 1.0
+        live = (row < rows)[:, None] & (position + lane < stop)[None, :]
+        x = tl.load(tile + position * stride, live, other=0.0).to(tl.float32)
+        off = tl.where(live, x - mean, 0.0)
+        mean += off * (1.0 / seen)
+        squares += off * (x - mean)
+
+    # Lanes merged around the first one, so that a constant row has its value as mean and no variance.
+    size = stop - start
+    count = ((size - lane + BLOCK_L - 1) // BLOCK_L * 1.0)[None, :]
+    first = tl.sum(tl.where(lane[None, :] == 0, mean, 0.0), 1)
+    row_mean = first + tl.sum(count * (mean - first[:, None]), 1) / (size * 1.0)
+    off = mean - row_mean[:, None]
+    row_var = tl.sum(squares + count * off * off, 1) / (size * 1.0)
+    index = (part * samples + sample) * rows + row
+    tl.store(mean_ptr + index, row_mean, row < rows)
+    tl.store(var_ptr + index, row_var, row < rows)
+
+
+@triton.jit
+def _affine_kernel(
+    x_ptr,
+    centre_ptr,
+    scale_ptr,
+    shift_ptr,
+    residual_ptr,
+    y_ptr,
+    rows,
+    positions,
+    RELU: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+):
+    row_block, block, sample = _place(rows, tl.cdiv(positions, BLOCK_L), BLOCK_R, CHANNELS_LAST, True)
+    row = row_block * BLOCK_R + tl.arange(0, BLOCK_R)
+    lane = tl.arange(0, BLOCK_L)
+    stride = rows if CHANNELS_LAST else 1
+    position = block.to(tl.int64) * BLOCK_L
+    offset = _row_offsets(row, sample, rows, positions, CHANNELS_LAST)[:, None] + (lane * stride)[None, :]
+    offset += position * stride
+    live = (row < rows)[:, None] & (position + lane < positions)[None, :]
+    index = sample * rows + row
+    centre = tl.load(centre_ptr + index, row < rows, other=0.0)[:, None]
+    scale = tl.load(scale_ptr + index, row < rows, other=0.0)[:, None]
+    shift = tl.load(shift_ptr + index, row < rows, other=0.0)[:, None]
+
+    y = scale * (tl.load(x_ptr + offset, live, other=0.0).to(tl.float32) - centre) + shift
+    if residual_ptr is not None:
+        y += tl.load(residual_ptr + offset, live, other=0.0).to(tl.float32)
+    if RELU:
+        y = tl.where(y <= 0.0, 0.0, y)  # keeps NaN, unlike a maximum
+    tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), live)
+
+
+@triton.jit
+def _through_relu(dy_ptr, centred, scale, shift, residual_ptr, y_ptr, offset, live, RELU: tl.constexpr):
+    """dz: dy where the output of the forward, read or made again, is positive."""
+    dz = tl.load(dy_ptr + offset, live, other=0.0).to(tl.float32)
+    if RELU:
+        if y_ptr is not None:
+            y = tl.load(y_ptr + offset, live, other=0.0).to(tl.float32)
+        else:
+            y = scale * centred + shift
+            if residual_ptr is not None:
+                y += tl.load(residual_ptr + offset, live, other=0.0).to(tl.float32)
+        dz = tl.where(y <= 0.0, 0.0, dz)
+    return dz
+
+
+@triton.jit
+def _gradient_sums_kernel(
+    dy_ptr,
+    x_ptr,
+    centre_ptr,
+    scale_ptr,
+    shift_ptr,
+    residual_ptr,
+    y_ptr,
+    sum_ptr,
+    centred_sum_ptr,
+    samples,
+    rows,
+    positions,
+    parts,
+    length,
+    RELU: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+):
+    row_block, part, sample = _place(rows, parts, BLOCK_R, CHANNELS_LAST, False)
+    row = row_block * BLOCK_R + tl.arange(0, BLOCK_R)
+    lane = tl.arange(0, BLOCK_L)
+    stride = rows if CHANNELS_LAST else 1
+    tile = _row_offsets(row, sample, rows, positions, CHANNELS_LAST)[:, None] + (lane * stride)[None, :]
+    index = sample * rows + row
+    centre = tl.load(centre_ptr + index, row < rows, other=0.0)[:, None]
+    scale = tl.load(scale_ptr + index, row < rows, other=0.0)[:, None]
+    shift = tl.load(shift_ptr + index, row < rows, other=0.0)[:, None]
+
+    start = part.to(tl.int64) * length
+    stop = tl.minimum(start + length, positions)
+    dz_sum = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
+    centred_sum = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
+    for position in range(start, stop, BLOCK_L):
+        live = (row < rows)[:, None] & (position + lane < stop)[None, :]
+        offset = tile + position * stride
+        centred = tl.load(x_ptr + offset, live, other=0.0).to(tl.float32) - centre
+        dz = _through_relu(dy_ptr, centred, scale, shift, residual_ptr, y_ptr, offset, live, RELU)
+        dz_sum += dz
+        centred_sum += dz * centred
+    index += part * samples * rows
+    tl.store(sum_ptr + index, tl.sum(dz_sum, 1), row < rows)
+    tl.store(centred_sum_ptr + index, tl.sum(centred_sum, 1), row < rows)
+
+
+@triton.jit
+def _gradient_map_kernel(
+    dy_ptr,
+    x_ptr,
+    centre_ptr,
+    scale_ptr,
+    shift_ptr,
+    residual_ptr,
+    y_ptr,
+    p_ptr,
+    q_ptr,
+    s_ptr,
+    dx_ptr,
+    dresidual_ptr,
+    rows,
+    positions,
+    RELU: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+):
+    row_block, block, sample = _place(rows, tl.cdiv(positions, BLOCK_L), BLOCK_R, CHANNELS_LAST, True)
+    row = row_block * BLOCK_R + tl.arange(0, BLOCK_R)
+    lane = tl.arange(0, BLOCK_L)
+    stride = rows if CHANNELS_LAST else 1
+    position = block.to(tl.int64) * BLOCK_L
+    offset = _row_offsets(row, sample, rows, positions, CHANNELS_LAST)[:, None] + (lane * stride)[None, :]
+    offset += position * stride
+    live = (row < rows)[:, None] & (position + lane < positions)[None, :]
+    index = sample * rows + row
+    centre = tl.load(centre_ptr + index, row < rows, other=0.0)[:, None]
+    scale = tl.load(scale_ptr + index, row < rows, other=0.0)[:, None]
+    shift = tl.load(shift_ptr + index, row < rows, other=0.0)[:, None]
+    p = tl.load(p_ptr + index, row < rows, other=0.0)[:, None]
+    q = tl.load(q_ptr + index, row < rows, other=0.0)[:, None]
+    s = tl.load(s_ptr + index, row < rows, other=0.0)[:, None]
+
+    centred = tl.load(x_ptr + offset, live, other=0.0).to(tl.float32) - centre
+    dz = _through_relu(dy_ptr, centred, scale, shift, residual_ptr, y_ptr, offset, live, RELU)
+    tl.store(dx_ptr + offset, (p * dz + q * centred + s).to(dx_ptr.dtype.element_ty), live)
+    if dresidual_ptr is not None:
+        tl.store(dresidual_ptr + offset, dz.to(dresidual_ptr.dtype.element_ty), live)
+
+
+def channel_moments(x: Tensor, parts: int | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of every (sample, channel) over its positions, or over parts of them.
+
+    Args:
+        x: (N, C, *) in float32, bfloat16 or float16, contiguous or channels last, not empty.
+        parts: How many parts to split the positions into, at most; by default what fills the device.
+
+    Returns:
+        Mean and variance, each (P, N, C) in float32; `forward_algebra` merges the P parts.
+
+    Raises:
+        TypeError, ValueError: As `view_of`.
+    """
+    view = view_of(x)
+    grid, parts, blocks = _reduction(view, x.device, parts)
+    mean, var = (x.new_empty((parts, *x.shape[:2]), dtype=torch.float32) for _ in range(2))
+    with torch.cuda.device_of(x):
+        _moments_kernel[grid](
+            x, mean, var, *view[:3], parts, part_length(view.positions, parts), *blocks, view.channels_last,
+            num_warps=NUM_WARPS,
+        )  # fmt: skip
+    return mean, var
+
+
+def affine(x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    """y = scale * (x - centre) + shift, plus `residual`, through a ReLU if `relu`.
+
+    Args:
+        x: As in `channel_moments`.
+        centre, scale, shift: (N, C) in float32, contiguous.
+        residual: Of x's shape, or None; in another memory format it is copied first.
+        relu: Whether to cut negative values.
+
+    Returns:
+        y of x's shape, dtype and memory format.
+    """
+    view = view_of(x)
+    grid, blocks = _map(view)
+    y = torch.empty_like(x)
+    with torch.cuda.device_of(x):
+        _affine_kernel[grid](
+            x, centre, scale, shift, _laid_out_like(x, residual), y, view.rows, view.positions,
+            relu, *blocks, view.channels_last, num_warps=NUM_WARPS,
+        )  # fmt: skip
+    return y
+
+
+def gradient_sums(
+    dy: Tensor,
+    x: Tensor,
+    centre: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    relu: bool,
+    y: Tensor | None = None,
+    parts: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Sums over positions of dz and of dz * (x - centre), where dz is the gradient before the ReLU.
+
+    Args:
+        dy: Gradient of `affine`'s output; in another memory format than x's it is copied first.
+        x, centre, scale, shift, residual, relu: As they were in `affine`.
+        y: Its output, if that was kept. ReLU's mask is then read from it and `residual` is not; otherwise the mask is
+            made again.
+        parts: As in `channel_moments`.
+
+    Returns:
+        The two sums, each (P, N, C) in float32; `backward_algebra` adds up the P parts.
+    """
+    view = view_of(x)
+    grid, parts, blocks = _reduction(view, x.device, parts)
+    dz_sum, centred_sum = (x.new_empty((parts, *x.shape[:2]), dtype=torch.float32) for _ in range(2))
+    with torch.cuda.device_of(x):
+        _gradient_sums_kernel[grid](
+            _laid_out_like(x, dy), x, centre, scale, shift, _laid_out_like(x, residual), _laid_out_like(x, y),
+            dz_sum, centred_sum, *view[:3], parts, part_length(view.positions, parts), relu,
+            *blocks, view.channels_last, num_warps=NUM_WARPS,
+        )  # fmt: skip
+    return dz_sum, centred_sum
+
+
+def gradient_map(
+    dy: Tensor,
+    x: Tensor,
+    centre: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    relu: bool,
+    p: Tensor,
+    q: Tensor,
+    s: Tensor,
+    y: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """dx = p * dz + q * (x - centre) + s, where dz is the gradient before the ReLU.
+
+    Args:
+        dy, x, centre, scale, shift, residual, relu, y: As in `gradient_sums`.
+        p, q, s: (N, C) in float32, contiguous.
+
+    Returns:
+        dx in the dtype and memory format of x. dz, the gradient of the residual, in the residual's dtype (x's if only y
+        is given) and the format of x; None with neither residual nor y.
+    """
+    view = view_of(x)
+    grid, blocks = _map(view)
+    dx = torch.empty_like(x)
+    like = y if residual is None else residual
+    dresidual = None if like is None else torch.empty_like(x, dtype=like.dtype)
+    with torch.cuda.device_of(x):
+        _gradient_map_kernel[grid](
+            _laid_out_like(x, dy), x, centre, scale, shift, _laid_out_like(x, residual), _laid_out_like(x, y),
+            p, q, s, dx, dresidual, view.rows, view.positions, relu, *blocks, view.channels_last, num_warps=NUM_WARPS,
+        )  # fmt: skip
+    return dx, dresidual
+
+
+def _reduction(view: View, device: torch.device, parts: int | None) -> tuple[tuple[int], int, tuple[int, int]]:
+    """Grid, number of parts and tile of a reduction."""
+    blocks = view.blocks()
+    parts = split(view, _multiprocessors(device)) if parts is None else whole_parts(view.positions, parts)
+    return (view.samples * triton.cdiv(view.rows, blocks[0]) * parts,), parts, blocks
+
+
+def _map(view: View) -> tuple[tuple[int], tuple[int, int]]:
+    """Grid and tile of a map: a program for every tile."""
+    blocks = view.blocks()
+    return (view.samples * triton.cdiv(view.rows, blocks[0]) * triton.cdiv(view.positions, blocks[1]),), blocks
+
+
+def _laid_out_like(x: Tensor, other: Tensor | None) -> Tensor | None:
+    return None if other is None else other.contiguous(memory_format=memory_format(x))
