@@ -88,7 +88,7 @@ def test_a_checkpoint_of_another_norm_is_neither_evaluated_nor_resumed(trained, 
     short = settings(task, tiny_data, 6)
     with pytest.raises(ValueError, match=r'^the checkpoint is bcn-ws, the model gn: \d+ x conv WS in the checkpoint'):
         run_tool('test.py', recipe(task, 'gn'), work_dir / 'iter_4.pth', *work, *short)
-    with pytest.raises(ValueError, match=r'^the checkpoint is bcn-ws, the model gn-ws: \d+ x norm BCN in the checkpoint'):
+    with pytest.raises(ValueError, match=r'^the checkpoint is bcn-ws, the model gn-ws: \d+ x norm BCN in'):
         run_tool('train.py', recipe(task, 'gn-ws'), '--resume', work_dir / 'iter_4.pth', *work, *short)
     assert not (tmp_path / 'metrics.json').exists()
     assert not list(tmp_path.glob('*.pth'))

@@ -11,8 +11,7 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
-PRETRAINED = ('Pretrained', 'Inflated2d')
-"""Types of an init_cfg that start from a checkpoint."""
+from .pretrained import PRETRAINED
 
 RUNNER_KEYS = {
     *inspect.signature(Runner.__init__).parameters,

@@ -1,6 +1,6 @@
 """Keep in every checkpoint what it was trained with, and load no other kind of weights by accident."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from mmengine.hooks import Hook
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...surgery.checkpoint_import import Match, match, match_by_key, refuse_partial, strip_prefix, without_time
 from ...surgery.fingerprint import Fingerprint, compare, fingerprint, fingerprint_of_state
-from ..recipe import PRETRAINED
+from ..pretrained import pretrained_parts
 from ..runner_model import unwrapped_model
 
 T = TypeVar('T')
@@ -106,15 +106,6 @@ def fingerprint_in(checkpoint: Mapping[str, Any], prefix: str = '') -> Fingerpri
 def without_prefix(named: Mapping[str, T], prefix: str) -> dict[str, T]:
     """Entries whose names begin with a prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
-
-
-def pretrained_parts(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
-    """Every part of the model that starts from a file, with the init_cfg that names it."""
-    for module in model.modules():
-        inits = getattr(module, 'init_cfg', None) or []
-        for init in [inits] if isinstance(inits, dict) else inits:
-            if init.get('type') in PRETRAINED:
-                yield module, init
 
 
 def check_same_model(model: nn.Module, state: Mapping[str, Tensor]) -> None:
