@@ -5,7 +5,7 @@ env_cfg = dict(
     dist_cfg=dict(backend='nccl'))
 # Refuse weights of another norm, or of another Weight Standardization, than the model's.
 allow_norm_mismatch = False
-custom_hooks = [dict(type='CheckpointGuard'), dict(type='NormReport')]
+custom_hooks = [dict(type='CheckpointGuard'), dict(type='NormReport'), dict(type='StepStatisticsHook')]
 randomness = dict(seed=0)
 log_level = 'INFO'
 load_from = None

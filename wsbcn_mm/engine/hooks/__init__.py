@@ -2,5 +2,6 @@
 
 from .checkpoint_guard import CheckpointGuard
 from .norm_report import NormReport
+from .step_statistics import StepStatisticsHook
 
-__all__ = ['CheckpointGuard', 'NormReport']
+__all__ = ['CheckpointGuard', 'NormReport', 'StepStatisticsHook']

@@ -10,6 +10,7 @@ from torch import nn
 from ...layers import BatchChannelNorm
 from ...layers.batch_channel_norm import has_zeroed_batch_half
 from ...surgery.kinds import count_convs, count_norms, unknown_statistics
+from ..effective_batch import effective_batch
 from ..runner_model import unwrapped_model
 
 
@@ -69,10 +70,11 @@ def describe_layers(model: nn.Module) -> str:
 
 def describe_batch(runner: Runner) -> str:
     """One line: how many samples an optimizer step sees."""
-    per_device = runner.train_dataloader.batch_size or runner.train_dataloader.batch_sampler.batch_size
-    accumulation = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
-    batch = per_device * accumulation * runner.world_size
-    return f'effective batch {batch} = {runner.world_size} device(s) x {per_device} x accumulation {accumulation}'
+    batch = effective_batch(runner)
+    return (
+        f'effective batch {batch.samples} = {batch.devices} device(s) x {batch.per_device} x '
+        f'accumulation {batch.accumulation}'
+    )
 
 
 def check_model(model: nn.Module) -> None:
