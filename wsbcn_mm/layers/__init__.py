@@ -1,7 +1,15 @@
 """Layers: Weight Standardization convolutions and Batch-Channel Normalization. They need torch alone."""
 
 from .batch_channel_norm import BatchChannelNorm, zero_init_last_norm_
-from .ws_conv import WSConv1d, WSConv2d, WSConv3d, WSConvTranspose1d, WSConvTranspose2d, WSConvTranspose3d
+from .ws_conv import (
+    WSConv1d,
+    WSConv2d,
+    WSConv3d,
+    WSConvTranspose1d,
+    WSConvTranspose2d,
+    WSConvTranspose3d,
+    standardize_once,
+)
 
 __all__ = [
     'BatchChannelNorm',
@@ -11,5 +19,6 @@ __all__ = [
     'WSConvTranspose1d',
     'WSConvTranspose2d',
     'WSConvTranspose3d',
+    'standardize_once',
     'zero_init_last_norm_',
 ]

@@ -1,16 +1,69 @@
 """Convolutions that standardise their filters: WSConv1d to WSConvTranspose3d.
 
 The parameter `weight` is the raw filter; it is standardised in every forward and back-propagated through
-(see `wsbcn_mm.ops.weight_standardize`). Use them only where a normalisation follows: a standardised filter multiplies
-the standard deviation of its input by about sqrt(fan-in).
+(see `wsbcn_mm.ops.weight_standardize`), or once for many forwards inside `standardize_once`. Use them only where a
+normalisation follows: a standardised filter multiplies the standard deviation of its input by about sqrt(fan-in).
 """
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from ..ops.fused_weight_standardization import is_supported
 from ..ops.weight_standardization import fan_in, get_variant, weight_standardize
+from .kept_weight import KeptWeight, may_be_kept
+
+T = TypeVar('T', bound='_WSConv')
+
+
+@contextmanager
+def standardize_once(model: nn.Module) -> Iterator[None]:
+    """Inside this context every WS convolution of `model` standardises its weight once, not in every forward.
+
+    For gradient accumulation, layers that are called several times per step, and evaluation:
+
+        with standardize_once(model):
+            for micro_batch in accumulation:
+                loss(model(micro_batch)).backward()
+
+    Outputs and gradients are bit-equal to those outside. A weight that has changed is standardised anew: after an
+    optimizer step, load_state_dict or any in-place operation, in another dtype, between training and evaluation. The
+    one change that nothing shows is a write through `weight.data`: leave the context before it. Each layer keeps one
+    standardised weight, in the dtype in which it convolves. Under torch.compile the context changes nothing.
+
+    Args:
+        model: Any module; it may be inside a context already, which then goes on.
+    """
+    layers = [module for module in model.modules() if isinstance(module, _WSConv) and module.kept_weight is None]
+    for layer in layers:
+        layer.kept_weight = KeptWeight()
+
+    def drop_all(*_: Any) -> None:
+        for layer in layers:
+            if layer.kept_weight is not None:
+                layer.kept_weight.drop()
+
+    # Fused optimizers write to their parameters without torch counting it.
+    after_step = register_optimizer_step_post_hook(drop_all)
+    try:
+        yield
+    finally:
+        after_step.remove()
+        for layer in layers:
+            layer.kept_weight = None
+
+
+def autocast_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype in which a convolution with this weight computes: autocast's where it is on and would cast."""
+    device = weight.device.type
+    if weight.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+        return weight.dtype
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
 class _WSConv(nn.Module):
@@ -29,6 +82,8 @@ class _WSConv(nn.Module):
     bias: Tensor | None
     groups: int
     transposed: bool
+    kept_weight: KeptWeight | None = None
+    """Set inside `standardize_once`; a copy of the layer starts outside of it."""
 
     def __init__(self, *args: Any, variant: str = 'jhu', eps: float | None = None, **kwargs: Any) -> None:
         get_variant(variant, eps)
@@ -41,10 +96,29 @@ class _WSConv(nn.Module):
             )
 
     def standardized_weight(self) -> Tensor:
-        """The filter that convolves, shaped as `weight`."""
+        """The filter that convolves: shaped as `weight`, in its dtype or, under autocast, in autocast's."""
+        weight, dtype = self.weight, autocast_dtype(self.weight)
+        # The order matters to torch.compile: it must not see, and recompile for, what a scope changes.
+        if is_supported(weight) and self.kept_weight is not None and may_be_kept(weight):
+            variant = get_variant(self.variant, self.ws_eps)
+            return self.kept_weight(weight, variant, dtype, groups=self.groups, transposed=self.transposed)
         return weight_standardize(
-            self.weight, variant=self.variant, eps=self.ws_eps, groups=self.groups, transposed=self.transposed
+            weight,
+            variant=self.variant,
+            eps=self.ws_eps,
+            groups=self.groups,
+            transposed=self.transposed,
+            dtype=dtype,
         )
+
+    def train(self: T, mode: bool = True) -> T:
+        # Averaged weights are often put in place for an evaluation, and not always so that torch counts it.
+        if self.kept_weight is not None and mode != self.training:
+            self.kept_weight.drop()
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != 'kept_weight'}
 
     def forward(self, x: Tensor) -> Tensor:
         return super()._conv_forward(x, self.standardized_weight(), self.bias)  # type: ignore[misc]

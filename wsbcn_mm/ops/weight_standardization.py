@@ -5,7 +5,7 @@
 Source: Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization"
 (arXiv 1903.10520 v2), Eq. 5-7. Published code differs from the paper and from itself in the variance (biased or
 not) and in where eps stands; `VARIANTS` names each of these formulas, because weights trained with one do not fit
-another.
+another. `fused_weight_standardization.py` has the fast path, which `weight_standardize_reference` pins.
 """
 
 import math
@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .fused_weight_standardization import connect, is_supported, standardize
 
 
 class Variant(NamedTuple):
@@ -71,10 +73,13 @@ def weight_standardize(
     eps: float | None = None,
     groups: int = 1,
     transposed: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Standardise each filter of a convolution weight over its fan-in.
 
-    Statistics are taken in float32 or better. A constant filter gives a zero filter and a finite gradient.
+    Statistics are taken in float32 or better. A constant filter gives a zero filter and a finite gradient. Ordinary
+    tensors on CPU and CUDA take one fused pass each way; under torch.compile, export and torch.func it is the
+    reference that is compiled. Both have exact gradients of every order.
 
     Args:
         weight: (O, I/groups, *k) as in torch's ConvNd, or (I, O/groups, *k) as in ConvTransposeNd if `transposed`.
@@ -82,15 +87,25 @@ def weight_standardize(
         eps: Replaces the variant's own eps.
         groups: Groups of the convolution; it matters for transposed weights only, whose first axis joins the groups.
         transposed: Whether output channels lie on axis 1.
+        dtype: Of the result, `weight`'s unless given; rounded to once, from float32 or better.
 
     Returns:
-        A tensor of the shape and dtype of `weight`.
+        A tensor of the shape of `weight`, not to be changed in place.
 
     Raises:
         ValueError: For an unknown variant, an eps that is not positive, fewer than 2 axes, a fan-in of 1, or groups
             that do not divide axis 0.
     """
-    unbiased, eps, eps_inside = get_variant(variant, eps)
+    formula = get_variant(variant, eps)
+    check_weight(weight, groups=groups, transposed=transposed)
+    dtype = dtype or weight.dtype
+    if is_supported(weight):
+        return connect(weight, standardize(weight, formula, dtype, groups=groups, transposed=transposed))
+    return weight_standardize_reference(weight, formula, groups=groups, transposed=transposed).to(dtype)
+
+
+def check_weight(weight: Tensor, *, groups: int, transposed: bool) -> None:
+    """Raise ValueError for a weight whose filters cannot be standardised."""
     if weight.ndim < 2:
         raise ValueError(f'weight of shape {tuple(weight.shape)} has no fan-in: at least 2 axes are needed')
     if transposed and weight.shape[0] % groups:
@@ -98,6 +113,22 @@ def weight_standardize(
     if fan_in(weight, groups=groups, transposed=transposed) < 2:
         raise ValueError(f'weight of shape {tuple(weight.shape)} has fan-in 1: a single value has no deviation')
 
+
+def weight_standardize_reference(
+    weight: Tensor, formula: Variant, *, groups: int = 1, transposed: bool = False
+) -> Tensor:
+    """The equation as it stands in the paper, in ordinary operations.
+
+    Args:
+        weight: As in `weight_standardize`.
+        formula: The variant, as `get_variant` gives it.
+        groups: As in `weight_standardize`.
+        transposed: As in `weight_standardize`.
+
+    Returns:
+        A tensor of the shape of `weight`, in float32 or better.
+    """
+    unbiased, eps, eps_inside = formula
     w = weight.to(torch.promote_types(weight.dtype, torch.float32))
     if transposed:
         w = w.unflatten(0, (groups, -1))  # (G, I/G, O/G, *k)
@@ -108,6 +139,6 @@ def weight_standardize(
     centred = w - w.mean(over, keepdim=True)
     # torch's norm has gradient 0 at 0, so a constant filter stays finite where the root of a variance would not.
     norm = torch.linalg.vector_norm(centred, dim=over, keepdim=True)
-    degrees = centred.numel() // norm.numel() - unbiased
+    degrees = fan_in(weight, groups=groups, transposed=transposed) - int(unbiased)
     std = torch.sqrt(norm.square() / degrees + eps) if eps_inside else norm / math.sqrt(degrees) + eps
-    return (centred / std).reshape(weight.shape).to(weight.dtype)
+    return (centred / std).reshape(weight.shape)
