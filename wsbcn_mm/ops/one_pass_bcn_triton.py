@@ -61,6 +61,21 @@ class View(NamedTuple):
         block_positions = min(triton.next_power_of_2(self.positions), LONGEST_ROW)
         return min(triton.next_power_of_2(self.rows), TILE // block_positions), block_positions
 
+    def row_blocks(self) -> int:
+        """Number of tiles that hold a position."""
+        return self.samples * triton.cdiv(self.rows, self.blocks()[0])
+
+    def options(self) -> dict[str, int | bool]:
+        """Constants of the kernels."""
+        block_rows, block_positions = self.blocks()
+        return dict(
+            BLOCK_R=block_rows,
+            BLOCK_L=block_positions,
+            CHANNELS_LAST=self.channels_last,
+            EVEN_ROWS=self.rows % block_rows == 0,
+            num_warps=NUM_WARPS,
+        )
+
 
 def memory_format(x: Tensor) -> torch.memory_format:
     """Contiguous or channels last.
@@ -108,10 +123,8 @@ def part_length(positions: int, parts: int) -> int:
 
 def split(view: View, multiprocessors: int) -> int:
     """Number of parts, so that the programs of a reduction fill the device, yet each has a tile of work."""
-    block_rows, block_positions = view.blocks()
-    programs = view.samples * triton.cdiv(view.rows, block_rows)
-    wanted = triton.cdiv(multiprocessors * PROGRAMS_PER_SM, programs)
-    return whole_parts(view.positions, min(wanted, triton.cdiv(view.positions, block_positions)))
+    wanted = triton.cdiv(multiprocessors * PROGRAMS_PER_SM, view.row_blocks())
+    return whole_parts(view.positions, min(wanted, triton.cdiv(view.positions, view.blocks()[1])))
 
 
 def whole_parts(positions: int, parts: int) -> int:
@@ -146,6 +159,18 @@ def _row_offsets(row, sample, rows, positions, CHANNELS_LAST: tl.constexpr):
 
 
 @triton.jit
+def _inside(row, rows, position, stop, EVEN_ROWS: tl.constexpr):
+    """Which elements of a tile exist, to be broadcast over it.
+
+    EVEN_ROWS: the tiles' rows all exist; not to ask saves a quarter of the instructions where loads are not vectors.
+    """
+    inside = (position < stop)[None, :]
+    if not EVEN_ROWS:
+        inside = inside & (row < rows)[:, None]
+    return inside
+
+
+@triton.jit
 def _moments_kernel(
     x_ptr,
     mean_ptr,
@@ -158,6 +183,7 @@ def _moments_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_L: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    EVEN_ROWS: tl.constexpr,
 ):
     row_block, part, sample = _place(rows, parts, BLOCK_R, CHANNELS_LAST, False)
     row = row_block * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -173,7 +199,7 @@ def _moments_kernel(
     seen = 0.0
     for position in range(start, stop, BLOCK_L):
         seen += 1.0
-        live = (row < rows)[:, None] & (position + lane < stop)[None, :]
+        live = _inside(row, rows, position + lane, stop, EVEN_ROWS)
         x = tl.load(tile + position * stride, live, other=0.0).to(tl.float32)
         off = tl.where(live, x - mean, 0.0)
         mean += off * (1.0 / seen)
@@ -205,6 +231,7 @@ def _affine_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_L: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    EVEN_ROWS: tl.constexpr,
 ):
     row_block, block, sample = _place(rows, tl.cdiv(positions, BLOCK_L), BLOCK_R, CHANNELS_LAST, True)
     row = row_block * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -213,7 +240,7 @@ def _affine_kernel(
     position = block.to(tl.int64) * BLOCK_L
     offset = _row_offsets(row, sample, rows, positions, CHANNELS_LAST)[:, None] + (lane * stride)[None, :]
     offset += position * stride
-    live = (row < rows)[:, None] & (position + lane < positions)[None, :]
+    live = _inside(row, rows, position + lane, positions, EVEN_ROWS)
     index = sample * rows + row
     centre = tl.load(centre_ptr + index, row < rows, other=0.0)[:, None]
     scale = tl.load(scale_ptr + index, row < rows, other=0.0)[:, None]
@@ -262,6 +289,7 @@ def _gradient_sums_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_L: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    EVEN_ROWS: tl.constexpr,
 ):
     row_block, part, sample = _place(rows, parts, BLOCK_R, CHANNELS_LAST, False)
     row = row_block * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -278,7 +306,7 @@ def _gradient_sums_kernel(
     dz_sum = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
     centred_sum = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
     for position in range(start, stop, BLOCK_L):
-        live = (row < rows)[:, None] & (position + lane < stop)[None, :]
+        live = _inside(row, rows, position + lane, stop, EVEN_ROWS)
         offset = tile + position * stride
         centred = tl.load(x_ptr + offset, live, other=0.0).to(tl.float32) - centre
         dz = _through_relu(dy_ptr, centred, scale, shift, residual_ptr, y_ptr, offset, live, RELU)
@@ -309,6 +337,7 @@ def _gradient_map_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_L: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    EVEN_ROWS: tl.constexpr,
 ):
     row_block, block, sample = _place(rows, tl.cdiv(positions, BLOCK_L), BLOCK_R, CHANNELS_LAST, True)
     row = row_block * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -317,7 +346,7 @@ def _gradient_map_kernel(
     position = block.to(tl.int64) * BLOCK_L
     offset = _row_offsets(row, sample, rows, positions, CHANNELS_LAST)[:, None] + (lane * stride)[None, :]
     offset += position * stride
-    live = (row < rows)[:, None] & (position + lane < positions)[None, :]
+    live = _inside(row, rows, position + lane, positions, EVEN_ROWS)
     index = sample * rows + row
     centre = tl.load(centre_ptr + index, row < rows, other=0.0)[:, None]
     scale = tl.load(scale_ptr + index, row < rows, other=0.0)[:, None]
@@ -347,12 +376,11 @@ def channel_moments(x: Tensor, parts: int | None = None) -> tuple[Tensor, Tensor
         TypeError, ValueError: As `view_of`.
     """
     view = view_of(x)
-    grid, parts, blocks = _reduction(view, x.device, parts)
+    grid, parts = _reduction(view, x.device, parts)
     mean, var = (x.new_empty((parts, *x.shape[:2]), dtype=torch.float32) for _ in range(2))
     with torch.cuda.device_of(x):
         _moments_kernel[grid](
-            x, mean, var, *view[:3], parts, part_length(view.positions, parts), *blocks, view.channels_last,
-            num_warps=NUM_WARPS,
+            x, mean, var, *view[:3], parts, part_length(view.positions, parts), **view.options()
         )  # fmt: skip
     return mean, var
 
@@ -370,12 +398,10 @@ def affine(x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor, residual: Te
         y of x's shape, dtype and memory format.
     """
     view = view_of(x)
-    grid, blocks = _map(view)
     y = torch.empty_like(x)
     with torch.cuda.device_of(x):
-        _affine_kernel[grid](
-            x, centre, scale, shift, _laid_out_like(x, residual), y, view.rows, view.positions,
-            relu, *blocks, view.channels_last, num_warps=NUM_WARPS,
+        _affine_kernel[_tiles(view)](
+            x, centre, scale, shift, _laid_out_like(x, residual), y, view.rows, view.positions, relu, **view.options()
         )  # fmt: skip
     return y
 
@@ -404,13 +430,12 @@ def gradient_sums(
         The two sums, each (P, N, C) in float32; `backward_algebra` adds up the P parts.
     """
     view = view_of(x)
-    grid, parts, blocks = _reduction(view, x.device, parts)
+    grid, parts = _reduction(view, x.device, parts)
     dz_sum, centred_sum = (x.new_empty((parts, *x.shape[:2]), dtype=torch.float32) for _ in range(2))
     with torch.cuda.device_of(x):
         _gradient_sums_kernel[grid](
             _laid_out_like(x, dy), x, centre, scale, shift, _laid_out_like(x, residual), _laid_out_like(x, y),
-            dz_sum, centred_sum, *view[:3], parts, part_length(view.positions, parts), relu,
-            *blocks, view.channels_last, num_warps=NUM_WARPS,
+            dz_sum, centred_sum, *view[:3], parts, part_length(view.positions, parts), relu, **view.options(),
         )  # fmt: skip
     return dz_sum, centred_sum
 
@@ -439,29 +464,26 @@ def gradient_map(
         is given) and the format of x; None with neither residual nor y.
     """
     view = view_of(x)
-    grid, blocks = _map(view)
     dx = torch.empty_like(x)
     like = y if residual is None else residual
     dresidual = None if like is None else torch.empty_like(x, dtype=like.dtype)
     with torch.cuda.device_of(x):
-        _gradient_map_kernel[grid](
+        _gradient_map_kernel[_tiles(view)](
             _laid_out_like(x, dy), x, centre, scale, shift, _laid_out_like(x, residual), _laid_out_like(x, y),
-            p, q, s, dx, dresidual, view.rows, view.positions, relu, *blocks, view.channels_last, num_warps=NUM_WARPS,
+            p, q, s, dx, dresidual, view.rows, view.positions, relu, **view.options(),
         )  # fmt: skip
     return dx, dresidual
 
 
-def _reduction(view: View, device: torch.device, parts: int | None) -> tuple[tuple[int], int, tuple[int, int]]:
-    """Grid, number of parts and tile of a reduction."""
-    blocks = view.blocks()
+def _reduction(view: View, device: torch.device, parts: int | None) -> tuple[tuple[int], int]:
+    """Grid and number of parts of a reduction."""
     parts = split(view, _multiprocessors(device)) if parts is None else whole_parts(view.positions, parts)
-    return (view.samples * triton.cdiv(view.rows, blocks[0]) * parts,), parts, blocks
+    return (view.row_blocks() * parts,), parts
 
 
-def _map(view: View) -> tuple[tuple[int], tuple[int, int]]:
-    """Grid and tile of a map: a program for every tile."""
-    blocks = view.blocks()
-    return (view.samples * triton.cdiv(view.rows, blocks[0]) * triton.cdiv(view.positions, blocks[1]),), blocks
+def _tiles(view: View) -> tuple[int]:
+    """Grid of a map: a program for every tile."""
+    return (view.row_blocks() * triton.cdiv(view.positions, view.blocks()[1]),)
 
 
 def _laid_out_like(x: Tensor, other: Tensor | None) -> Tensor | None:
