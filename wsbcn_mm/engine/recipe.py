@@ -11,6 +11,7 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
+from .hooks.activation_memory import requested_activation_memory
 from .pretrained import PRETRAINED
 
 RUNNER_KEYS = {
@@ -137,8 +138,10 @@ def check_recipe(cfg: Config) -> None:
 
     Raises:
         FileNotFoundError: If pretrained weights it starts from are not there.
-        ValueError: If `sync_bn` is set for a model with BCN, which that conversion does not reach.
+        ValueError: If `sync_bn` is set for a model with BCN, which that conversion does not reach, or for an
+            `activation_memory` that is unknown or does not go with the rest.
     """
+    requested_activation_memory(cfg)
     for node in dicts_in(cfg.get('model') or {}):
         checkpoint = str(node.get('checkpoint'))
         if node.get('type') in PRETRAINED and '://' not in checkpoint and not Path(checkpoint).is_file():
