@@ -101,6 +101,7 @@ def test_networks_of_every_norm_fold(head, norm):
         torch.testing.assert_close(folded(x), network(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('to', ['onnx', 'torch_export', 'torchscript'])
 def test_deeplab_v3_plus_keeps_its_axes_free(to, tmp_path):
     network = Network(segmentor('DeepLabV3PlusHead')).eval()
@@ -154,5 +155,5 @@ def test_sliding_windows_go_through_the_exported_network():
 
 
 def test_another_kind_of_model_is_refused():
-    with pytest.raises(ValueError, match=r'^model is a Sequential: an EncoderDecoder is expected$'):
+    with pytest.raises(ValueError, match=r'^model is a Sequential: an EncoderDecoder without a cascade is expected$'):
         Network(nn.Sequential())

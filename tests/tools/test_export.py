@@ -48,6 +48,7 @@ def export(task, checkpoints, data, work_dir, *arguments):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('task', TASKS)
 def test_onnx_and_its_quantised_form(task, checkpoints, tiny_data, tmp_path, capsys):
     shape = {'segmentation': (2, 3, 40, 24), 'video': (2, 3, 3, 24, 40)}[task]
@@ -81,6 +82,7 @@ def test_onnx_and_its_quantised_form(task, checkpoints, tiny_data, tmp_path, cap
     assert (given.name, given.shape, logits.name) == ('input', names[task], 'logits')
 
 
+@pytest.mark.slow
 def test_torch_formats_run_where_this_package_is_not_installed(checkpoints, tiny_data, tmp_path):
     for task, to in zip(TASKS, ('torch_export', 'torchscript'), strict=True):
         export(task, checkpoints, tiny_data, tmp_path, '--to', to)

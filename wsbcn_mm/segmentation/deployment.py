@@ -35,8 +35,8 @@ class Network(nn.Module):
 
     def __init__(self, model: EncoderDecoder) -> None:
         super().__init__()
-        if type(model) is not EncoderDecoder:
-            raise ValueError(f'model is a {type(model).__name__}: an EncoderDecoder is expected')
+        if not isinstance(model, EncoderDecoder) or isinstance(model.decode_head, nn.ModuleList):
+            raise ValueError(f'model is a {type(model).__name__}: an EncoderDecoder without a cascade is expected')
         mean, std = pixel_statistics(model.data_preprocessor)
         self.register_buffer('mean', mean)
         self.register_buffer('std', std)

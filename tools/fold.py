@@ -1,0 +1,52 @@
+"""Fold a segmentation checkpoint for mmseg without this package: python tools/fold.py RECIPE CHECKPOINT
+
+Writes `folded.py`, `folded.pth` and, where norms left biases, `folded_segmentor.py` into one folder. With the folder on
+PYTHONPATH, `mmseg.apis.init_model('folded.py', 'folded.pth')` runs them wherever mmseg is installed.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='recipe file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--out-dir', help='where the files go (default: folded/ in the work dir)')
+    parser.add_argument('--work-dir', help='where logs go (default: work_dirs/<recipe name>)')
+    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='change the recipe')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    # Before torch is imported: OpenMP threads that wait by spinning make a busy CPU up to 50 times slower.
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    from wsbcn_mm.engine.environment import require_openmmlab
+
+    require_openmmlab()
+    import torch
+    from mmengine.runner import Runner
+
+    from wsbcn_mm.engine import recipe
+
+    cfg = recipe.load_recipe(args.config, work_dir=args.work_dir, options=args.cfg_options)
+    recipe.load_checkpoint_into(cfg, args.checkpoint)
+    if cfg.get('default_scope') != 'mmseg':
+        raise ValueError(
+            f'{args.config!r} is no segmentation recipe: only mmseg has models to fold for, '
+            'tools/export.py folds and exports those of both tasks'
+        )
+    from wsbcn_mm.segmentation.folding import fold_for_mmseg
+
+    runner = Runner.from_cfg(cfg)
+    checkpoint = runner.load_checkpoint(args.checkpoint, strict=True)
+    meta = {name: value for name, value in checkpoint.get('meta', {}).items() if name == 'dataset_meta'}
+    folder = Path(args.out_dir or Path(cfg.work_dir) / 'folded')
+    print(fold_for_mmseg(cfg, runner.model.cpu().eval(), meta, 255 * torch.rand(1, 3, 64, 96), folder))
+    print(f'-> {", ".join(sorted(str(file) for file in folder.iterdir()))}')
+
+
+if __name__ == '__main__':
+    main()
