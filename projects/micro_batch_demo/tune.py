@@ -31,6 +31,7 @@ from torch import nn
 from projects.micro_batch_demo.run import HERE, METRICS, NORMS, ROOT, SETTINGS, build_data, find_recipe
 from projects.micro_batch_demo.run import MODELS as MODEL_NAMES
 from wsbcn_mm.layers import BatchChannelNorm
+from wsbcn_mm.microbatch import StepStatistics
 
 TRIAL = ('task', 'norm', 'setting', 'lr', 'rate', 'warmup', 'decay', 'seed')
 """What defines a trial; the three about BCN's estimates are empty for other norms."""
@@ -66,6 +67,7 @@ def train(cfg: Config, samples: Sequence[dict], seed: int, decay: bool = False) 
     iterations, batch = cfg.train_cfg.max_iters, cfg.train_dataloader.batch_size
     optimizer.initialize_count_status(model, 0, iterations)
     estimates = [(norm, norm.rate) for norm in model.modules() if isinstance(norm, BatchChannelNorm)]
+    statistics = StepStatistics(model)
     losses = []
     for batch_indices in batches(len(samples), batch, iterations, seed):
         if decay:
@@ -73,6 +75,8 @@ def train(cfg: Config, samples: Sequence[dict], seed: int, decay: bool = False) 
             for norm, rate in estimates:
                 norm.rate = rate * min(share, 1.0)
         losses.append(train_step(model, optimizer, pseudo_collate([samples[index] for index in batch_indices])))
+        if optimizer.should_update():
+            statistics.commit()
         for scheduler in schedulers:
             scheduler.step()
     last = losses[-max(1, iterations // 10) :]
