@@ -1,9 +1,9 @@
 """Start a 3D ResNet from a 2D one: the inflated network answers a still video as the 2D network answers the picture."""
 
-import re
 from collections.abc import Mapping
+from math import sqrt
+from typing import NamedTuple
 
-import torch
 from mmcv.cnn import ConvModule
 from mmengine.logging import print_log
 from mmengine.model import update_init_info
@@ -12,12 +12,10 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from ..layers import WSConv3d
-from ..ops import weight_standardize
+from ..ops.weight_standardization import get_variant
+from ..surgery.checkpoint_import import match, without_time
+from ..surgery.layer_names import canonical_names, join_norm_halves
 from .conv2plus1d import Conv2Plus1d
-
-NORM_STATE = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked', 'group_weight', 'group_bias')
-# For what a BatchNorm checkpoint may lack. Its statistics come from an unknown number of batches, past any warm-up.
-DEFAULTS = {'group_weight': 1, 'group_bias': 0, 'num_batches_tracked': 1_000_000}
 
 
 @WEIGHT_INITIALIZERS.register_module()
@@ -43,22 +41,49 @@ class Inflated2d:
             update_init_info(module, init_info=f'Inflated2d: load from {self.checkpoint}')
 
 
-@torch.no_grad()
-def inflate_2d_(model: nn.Module, state_2d: Mapping[str, Tensor]) -> str:
+class Inflation(NamedTuple):
+    """What `inflate_2d_` did, by the model's names."""
+
+    inflated: list[str]
+    """Convolutions whose filters were repeated over time."""
+    copied: list[str]
+    """Convolutions that see one frame at a time: their filters are those of the 2D network."""
+    norms: list[str]
+    rescaled: list[str]
+    """Norms whose running statistics follow the larger response of a WS convolution."""
+    left: list[str]
+    """Entries of the 2D checkpoint, by its names, that the model has no use for."""
+    defaults: list[str]
+    """Entries that the 2D checkpoint lacks and that have a neutral value."""
+
+    def __str__(self) -> str:
+        parts = [
+            f'{len(self.inflated)} convolutions inflated and {len(self.copied)} copied',
+            f'{len(self.norms)} norms copied, the statistics of {len(self.rescaled)} rescaled',
+            f'left in the checkpoint: {", ".join(self.left) or "nothing"}',
+        ]
+        return '; '.join(parts + ([f'neutral values for {", ".join(self.defaults)}'] if self.defaults else []))
+
+
+def inflate_2d_(model: nn.Module, state_2d: Mapping[str, Tensor]) -> Inflation:
     """Copy a 2D ResNet into a `ResNet3d` in place.
 
-    A filter is repeated over time. A plain convolution divides it by the number of repetitions; Weight Standardization
-    undoes any factor, so there the response grows by a factor a channel instead, and the running statistics of the norm
-    behind it grow with it (a norm without any cancels the factor by itself). The identity with the 2D network is exact
-    away from the first and last frames, where convolutions see zeros.
+    A filter is repeated over the T frames of its kernel. A plain convolution divides it by T. Weight Standardization
+    would undo that, so there the response to a still video is K times the picture's (`ws_response`), and the running
+    statistics of the norm behind it become those of K times the values, with the norm's eps taken into account:
+
+        mean' = K mean      var' = K^2 (var + eps) - eps      so that (K y - mean') / sqrt(var' + eps) is unchanged
+
+    A GroupNorm has no statistics to change and divides K out by itself, up to its eps: its output differs by a part of
+    at most eps / (2 var), where var is the variance of a group in the 2D network.
+
+    The identity with the 2D network holds where every convolution sees the still frame at each of its T taps: zeros
+    before the first and after the last frame are no part of a still video, and in a norm of live statistics (GN, the
+    channel half of BCN) they reach the other frames too.
 
     Args:
         model: A `ResNet3d` that is not factorised.
-        state_2d: Parameters and buffers by torchvision's or mmseg's names (`conv1.weight`, `layer1.0.bn1.weight`,
-            `layer1.0.downsample.0.weight`; `gn1` serves as well as `bn1`).
-
-    Returns:
-        What was done, for the log: how many layers were copied and which entries of `state_2d` were left.
+        state_2d: Parameters and buffers of a 2D ResNet by anyone's names (see `wsbcn_mm.surgery.layer_names`).
 
     Raises:
         ValueError: If the model is factorised, a tensor is missing or has another shape, or a norm of another kind is
@@ -66,63 +91,61 @@ def inflate_2d_(model: nn.Module, state_2d: Mapping[str, Tensor]) -> str:
     """
     if any(isinstance(m, Conv2Plus1d) for m in model.modules()):
         raise ValueError('a factorised convolution has no 2D counterpart: R(2+1)D cannot start from a 2D network')
-    by_name = {canonical_name(name): tensor for name, tensor in state_2d.items()}
-    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, ConvModule)]
-    used: set[str] = set()
-    copies: list[tuple[Tensor, Tensor]] = []
-    for name, layer in layers:
-        weight, growth = _inflated(layer.conv, _take(by_name, f'{name}.conv.weight', layer.conv.weight, used))
-        copies.append((layer.conv.weight, weight))
-        own = {key: t for key, t in layer.norm.state_dict().items() if key in NORM_STATE}
-        for key, tensor in layer.norm.named_parameters():
-            copies.append((tensor, _take(by_name, f'{name}.norm.{key}', tensor, used, DEFAULTS.get(key))))
-        for key, tensor in layer.norm.named_buffers():
-            value = _take(by_name, f'{name}.norm.{key}', tensor, used, DEFAULTS.get(key))
-            power = {'running_mean': 1, 'running_var': 2}.get(key, 0)
-            copies.append((tensor, value * growth**power if power else value))
-        surplus = [key for key in NORM_STATE if f'{name}.norm.{key}' in by_name and key not in own]
-        if surplus:
-            raise ValueError(
-                f'the 2D checkpoint has {", ".join(surplus)} for {name}, which {type(layer.norm).__name__} lacks: '
-                'it was trained with another kind of norm'
-            )
-    for target, value in copies:
-        target.copy_(value)
-    left = sorted(name for name in by_name if name not in used)
-    text = f'inflated {len(layers)} of {len(layers)} convolutions, copied {len(layers)} norms'
-    return text + (f'; left in the checkpoint: {", ".join(left)}' if left else '')
+    found = match(state_2d, without_time(model.state_dict()))
+    surplus = entries_of_another_norm(model, state_2d)
+    if found.missing or found.misshapen or surplus:
+        reason = f'it has another kind of norm ({", ".join(surplus)})' if surplus else 'see what is missing'
+        raise ValueError(f'the 2D checkpoint does not fit, nothing was copied: {reason}\n{found.describe()}')
+    report = Inflation([], [], [], [], found.left_over, found.defaults)
+    state = dict(found.state)
+    for name, layer in model.named_modules():
+        if isinstance(layer, ConvModule):
+            _inflate_layer(state, report, name, layer)
+    model.load_state_dict(state)
+    return report
 
 
-def canonical_name(name: str) -> str:
-    """A 2D ResNet's name -> the layer's name in `ResNet3d`, with `norm` for the norm of whatever kind.
+def _inflate_layer(state: dict[str, Tensor], report: Inflation, name: str, layer: ConvModule) -> None:
+    """Put one convolution's filters and its norm's statistics, which have 2D shapes and values, in their 3D form."""
+    conv, norm = f'{name}.conv', f'{name}.{layer.norm_name}'
+    frames = layer.conv.kernel_size[0]
+    flat = state[f'{conv}.weight'].unsqueeze(2)
+    report.norms.append(norm)
+    if frames == 1:
+        state[f'{conv}.weight'] = flat
+        report.copied.append(conv)
+        return
+    report.inflated.append(conv)
+    scale, response = ws_response(layer.conv) if isinstance(layer.conv, WSConv3d) else (1 / frames, 1.0)
+    state[f'{conv}.weight'] = (scale * flat).expand(-1, -1, frames, -1, -1)
+    if response != 1 and f'{norm}.running_var' in state:
+        eps = layer.norm.eps
+        state[f'{norm}.running_mean'] = response * state[f'{norm}.running_mean']
+        state[f'{norm}.running_var'] = response**2 * (state[f'{norm}.running_var'] + eps) - eps
+        report.rescaled.append(norm)
 
-    >>> canonical_name('layer1.0.bn2.weight')
-    'layer1.0.conv2.norm.weight'
+
+def ws_response(conv: WSConv3d) -> tuple[float, float]:
+    """(s, K): by s times the repeated filter, a WS convolution answers a still video K times as the 2D one the picture.
+
+    Repeating the I weights of a filter T times keeps their mean and biased variance; the unbiased variance shrinks by
+    r^2 = T (I - 1) / (T I - 1). With s = 1 / r the standard deviation is that of the 2D filter, whatever the eps and
+    wherever it stands, so the standardised filter is s times the 2D one at each of T taps: K = T s, for every channel.
     """
-    name = re.sub(r'downsample\.0\.', 'downsample.conv.', name)
-    name = re.sub(r'downsample\.1\.', 'downsample.norm.', name)
-    name = re.sub(r'\bconv(\d)\.weight$', r'conv\1.conv.weight', name)
-    return re.sub(r'\b(?:bn|gn|norm)(\d)\.', r'conv\1.norm.', name)
+    frames, fan_in = conv.kernel_size[0], conv.weight[0].numel()
+    per_frame = fan_in // frames
+    scale = sqrt((fan_in - 1) / (frames * (per_frame - 1))) if get_variant(conv.variant).unbiased else 1.0
+    return scale, frames * scale
 
 
-def _take(state: Mapping[str, Tensor], name: str, target: Tensor, used: set[str], default: int | None = None) -> Tensor:
-    if name not in state:
-        if default is None:
-            raise ValueError(f'the 2D checkpoint has no {name}; it has {", ".join(sorted(state)[:5])}, ...')
-        return torch.full_like(target, default)
-    expected = target.shape[:2] + target.shape[3:] if target.ndim == 5 else target.shape
-    if state[name].shape != expected:
-        raise ValueError(f'{name} has shape {tuple(state[name].shape)} in the 2D checkpoint, must be {tuple(expected)}')
-    used.add(name)
-    return state[name]
-
-
-def _inflated(conv: nn.Conv3d, weight_2d: Tensor) -> tuple[Tensor, Tensor]:
-    """The 3D filter, and the factor (out_channels,) by which the response to a still video grows."""
-    frames = conv.weight.shape[2]
-    weight = weight_2d.unsqueeze(2).expand_as(conv.weight)
-    if not isinstance(conv, WSConv3d):
-        return weight / frames, weight.new_ones(len(weight))
-    flat = weight_standardize(weight_2d, variant=conv.variant, eps=conv.ws_eps).flatten(1)
-    summed = weight_standardize(weight, variant=conv.variant, eps=conv.ws_eps).sum(dim=2).flatten(1)
-    return weight, (summed * flat).sum(dim=1) / flat.square().sum(dim=1).clamp_min(1e-30)
+def entries_of_another_norm(model: nn.Module, state_2d: Mapping[str, Tensor]) -> list[str]:
+    """Statistics or affines of a checkpoint, by its names, that the model's norms at the same places lack."""
+    ours = set(canonical_names(model.state_dict()).values())
+    theirs = canonical_names(join_norm_halves(state_2d))
+    layers = {name.rpartition('.')[0] for name in ours}
+    own = ('weight', 'bias', 'running_mean', 'running_var', 'group_weight', 'group_bias')
+    return [
+        key
+        for key, name in theirs.items()
+        if name not in ours and name.rpartition('.')[0] in layers and name.rpartition('.')[2] in own
+    ]
