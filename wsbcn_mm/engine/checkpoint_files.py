@@ -1,0 +1,118 @@
+"""Read checkpoints of unknown origin without running what is in them, and write those that say where they come from."""
+
+import hashlib
+import json
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CONTAINERS = ('state_dict', 'model', 'model_state_dict', 'state_dict_ema')
+"""Keys under which training code keeps the weights of a checkpoint."""
+
+
+class CheckpointFile(NamedTuple):
+    """What a checkpoint file has."""
+
+    state: dict[str, Tensor]
+    meta: dict[str, Any]
+    ignored: list[str]
+    """Keys beside the weights, such as the optimizer's state."""
+
+
+def read_checkpoint(path: str | Path, *, trust: bool = False) -> CheckpointFile:
+    """Read .pth (and every other name that torch wrote), .safetensors or .npz.
+
+    Args:
+        trust: Read a pickle that needs more than tensors and plain data; it can run any code.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a pickle needs code and is not trusted, or no tensors are found.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'checkpoint {str(path)!r} does not exist')
+    if path.suffix == '.npz':
+        with np.load(path, allow_pickle=trust) as arrays:
+            loaded: Any = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    elif path.suffix == '.safetensors':
+        loaded = _read_safetensors(path)
+    else:
+        loaded = _read_pickle(path, trust)
+    weights = loaded
+    if isinstance(loaded, dict):
+        weights = next((loaded[key] for key in CONTAINERS if isinstance(loaded.get(key), dict)), loaded)
+    state = {key: t for key, t in weights.items() if isinstance(t, Tensor)} if isinstance(weights, dict) else {}
+    if not state:
+        raise ValueError(f'{path} has no tensors: a state dict is expected, or one under {", ".join(CONTAINERS)}')
+    ignored = [key for key in weights if key not in state]
+    if weights is not loaded:
+        ignored += [key for key in loaded if loaded[key] is not weights and key != 'meta']
+    meta = loaded.get('meta')
+    return CheckpointFile(state, meta if isinstance(meta, dict) else {}, [str(key) for key in ignored])
+
+
+def _read_pickle(path: Path, trust: bool) -> Any:
+    try:
+        return torch.load(path, map_location='cpu', weights_only=True)
+    except UnpicklingError as error:
+        if trust:
+            return torch.load(path, map_location='cpu', weights_only=False)
+        reason = next(line.strip() for line in str(error).splitlines() if 'GLOBAL' in line or 'nsupported' in line)
+        raise ValueError(
+            f'{path} needs code to be read, not tensors and plain data alone ({reason}). A file like this can run '
+            'anything: add --trust if you know where it comes from'
+        ) from None
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    with safe_open(path, 'pt') as file:
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no iterable
+        said = file.metadata() or {}
+    return {'state_dict': state, 'meta': {key: _from_json(value) for key, value in said.items()}}
+
+
+def _from_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def write_checkpoint(path: str | Path, state: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Write weights with what is known of them: .safetensors (metadata as JSON), or mmengine's .pth otherwise.
+
+    Raises:
+        FileExistsError: If the file exists already.
+    """
+    refuse_existing(path)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {key: tensor.contiguous() for key, tensor in state.items()}
+    if path.suffix == '.safetensors':
+        from safetensors.torch import save_file
+
+        save_file(state, path, metadata={key: json.dumps(value) for key, value in meta.items()})
+    else:
+        torch.save({'meta': meta, 'state_dict': state}, path)
+
+
+def refuse_existing(path: str | Path) -> None:
+    """Raise FileExistsError for a file that would be overwritten."""
+    if Path(path).exists():
+        raise FileExistsError(f'{path} exists already, and is not overwritten')
+
+
+def sha256(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with Path(path).open('rb') as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
