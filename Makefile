@@ -8,7 +8,7 @@ READY := $(ENV)/.wsbcn_mm-ready
 # Two threads of OpenMP that wait by spinning are up to 50 times slower on a busy machine with few cores.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo demo-full test lint clean
+.PHONY: demo demo-full test lint benchmark clean
 
 demo: $(READY)
 	$(PYTHON) -m projects.micro_batch_demo.run
@@ -23,6 +23,9 @@ lint: $(READY)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
+
+benchmark: $(READY)
+	$(PYTHON) tools/benchmark.py
 
 $(READY): pyproject.toml constraints.txt tools/set_up.py
 	test -x $(PYTHON) || python3 -m venv $(ENV)
