@@ -2,6 +2,9 @@
 
 import argparse
 import os
+from pathlib import Path
+
+NORMS = Path(__file__).resolve().parents[1] / 'configs' / '_base_' / 'norms'
 
 
 def parse_args() -> argparse.Namespace:
@@ -12,13 +15,20 @@ def parse_args() -> argparse.Namespace:
         '--resume', nargs='?', const='auto', help='continue from this checkpoint, or from the last one in the work dir'
     )
     parser.add_argument('--from-scratch', action='store_true', help='start from random instead of pretrained weights')
+    parser.add_argument(
+        '--norm', metavar='NAME', help="train with another norm than the recipe's: bn, gn-ws, bcn-ws-backbone, ..."
+    )
+    parser.add_argument('--norm-groups', type=int, metavar='G', help='groups of channels of that norm')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision (GPU)')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
     parser.add_argument(
         '--cfg-options', nargs='+', metavar='KEY=VALUE', help='change the recipe, e.g. randomness.seed=1'
     )
     parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.norm_groups and not args.norm:
+        parser.error('--norm-groups goes with --norm')
+    return args
 
 
 def main() -> None:
@@ -32,8 +42,15 @@ def main() -> None:
 
     from wsbcn_mm.engine import recipe
     from wsbcn_mm.engine.launch import prepare_launch
+    from wsbcn_mm.engine.layer_configs import check_layer_configs
+    from wsbcn_mm.engine.norm_switch import switch_norm
 
     cfg = recipe.load_recipe(args.config, work_dir=args.work_dir, options=args.cfg_options)
+    check_layer_configs(cfg)
+    if args.norm:
+        print('\n'.join(switch_norm(cfg, args.norm, NORMS, num_groups=args.norm_groups)))
+        if not args.work_dir:
+            cfg.work_dir += f'_{args.norm}'
     recipe.resume_from(cfg, args.resume)
     if args.from_scratch:
         recipe.drop_pretrained(cfg)

@@ -1,6 +1,7 @@
 """Say at the start of training what the config made of the model, and stop where it cannot be meant."""
 
 from collections.abc import Iterator
+from functools import partial
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -9,14 +10,19 @@ from torch import nn
 
 from ...layers import BatchChannelNorm
 from ...layers.batch_channel_norm import has_zeroed_batch_half
+from ...surgery.census import census, summary
 from ...surgery.kinds import count_convs, count_norms, unknown_statistics
+from ...surgery.trace import Trace, trace_next_forward
 from ..effective_batch import effective_batch
 from ..runner_model import unwrapped_model
 
 
 @HOOKS.register_module()
 class NormReport(Hook):
-    """Log convs, norms and the effective batch before training.
+    """Log convs, norms and the effective batch before training, and the census of the first iteration's forward.
+
+    The census says which norms follow convolutions, what stands behind their statistics, and what is left out and why;
+    `tools/census.py` has it layer by layer. A compiled model is not traced.
 
     Raises:
         ValueError: If a module keeps running statistics that no rule of this package covers, if a BatchChannelNorm
@@ -31,6 +37,8 @@ class NormReport(Hook):
         runner.logger.info(describe_layers(model))
         runner.logger.info(describe_batch(runner))
         check_model(model)
+        if not runner.cfg.get('compile'):
+            trace_next_forward(model, partial(log_census, runner))
 
     def before_val(self, runner: Runner) -> None:
         self._check_statistics(runner)
@@ -75,6 +83,20 @@ def describe_batch(runner: Runner) -> str:
         f'effective batch {batch.samples} = {batch.devices} device(s) x {batch.per_device} x '
         f'accumulation {batch.accumulation}'
     )
+
+
+def log_census(runner: Runner, seen: Trace) -> None:
+    """Log the summary of the census of a training forward."""
+    batch = effective_batch(runner)
+    found = census(
+        unwrapped_model(runner),
+        seen,
+        param_groups=runner.optim_wrapper.param_groups,
+        accumulation=batch.accumulation,
+        ranks=batch.devices,
+    )
+    for line in summary(found):
+        runner.logger.info(line)
 
 
 def check_model(model: nn.Module) -> None:
