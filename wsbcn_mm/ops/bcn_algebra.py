@@ -44,15 +44,12 @@ class Affines(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Coefficients of dx = p dy + q (x - m) + s, each (N, C), and the gradients of the affines per channel, (C,)."""
+    """Coefficients of dx = p dy + q (x - m) + s, each (N, C), and the gradients of the affines, each (C,)."""
 
     p: Tensor
     q: Tensor
     s: Tensor
-    weight: Tensor
-    bias: Tensor
-    group_weight: Tensor
-    group_bias: Tensor
+    affines: Affines
 
 
 def choose_half(
@@ -143,7 +140,7 @@ def gradients(
         q = q + dvar
         s = s + dvar * centred - a * dbias / count
     per_channel = (k * dweight_over_k, dbias, dgamma.sum(0), dy.sum(0))
-    return Gradients(*(t.flatten(1) for t in (p, q, s)), *(t.flatten() for t in per_channel))
+    return Gradients(p.flatten(1), q.flatten(1), s.flatten(1), Affines(*(t.flatten() for t in per_channel)))
 
 
 class _Chain(NamedTuple):

@@ -3,18 +3,19 @@
     torch.ops.wsbcn_mm.bcn            output, and the O(N*C) numbers that backward and the running statistics need
     torch.ops.wsbcn_mm.bcn_backward   every gradient
 
-The device of the input chooses the passes: `bcn_cpu` on CPU, `bcn_triton` on CUDA. `bcn_algebra` is the mathematics of
-both. As registered operators they are opaque to torch.compile, take part in FakeTensor propagation, and leave autocast
-alone: the output has the input's dtype. Backward keeps x and O(N*C) numbers, and makes ReLU's mask again from them;
-with a residual it keeps the output too, which the next layer keeps as its input anyway.
+The device of the input chooses the passes: `bcn_c` or `bcn_aten` on CPU, `bcn_triton` on CUDA; `bcn_algebra` is the
+mathematics of all. As registered operators they are opaque to torch.compile, take part in FakeTensor propagation, and
+leave autocast alone: the output has the input's dtype. Backward keeps x and O(N*C) numbers, and makes ReLU's mask again
+from them; with a residual it keeps the output too, which the next layer keeps as its input anyway.
 """
 
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import bcn_cpu
+from . import bcn_aten, bcn_c
 from .bcn_algebra import Affines, Half, Moments
 from .bcn_reference import batch_half, channel_half, moments
 from .memory_format import CHANNELS_LAST, like_input
@@ -80,6 +81,10 @@ def one_pass_batch_channel_norm(
     return out, mean.to(running_mean.dtype), var.to(running_var.dtype)
 
 
+def _cpu_passes(x: Tensor) -> ModuleType:
+    return bcn_c if bcn_c.takes(x) else bcn_aten
+
+
 def _in_layout_of(t: Tensor, x: Tensor) -> Tensor:
     """t with the strides of x, which is contiguous or channels last."""
     return t.contiguous() if x.is_contiguous() else t.contiguous(memory_format=CHANNELS_LAST[x.ndim])
@@ -101,8 +106,9 @@ def _bcn_cpu(
     relu: bool,
     eps: float,
 ) -> tuple[Tensor, ...]:
-    out, half, batch, of_x = bcn_cpu.forward(
-        like_input(x, x),
+    x = like_input(x, x)
+    out, half, batch, of_x = _cpu_passes(x).forward(
+        x,
         residual,
         running_mean,
         running_var,
@@ -137,7 +143,7 @@ def _bcn_backward_cpu(
     eps: float,
 ) -> tuple[Tensor, ...]:
     x = like_input(x, x)
-    dx, dresidual, grads = bcn_cpu.backward(
+    dx, dresidual, daffines = _cpu_passes(x).backward(
         _in_layout_of(dy, x),
         x,
         None if out is None else _in_layout_of(out, x),
@@ -151,16 +157,11 @@ def _bcn_backward_cpu(
     )
     if out is None:
         dresidual = dx.new_empty(0)
-    return (
-        dx,
-        dresidual,
-        grads.weight,
-        grads.bias,
-        *(
-            g if affine is None or affine.numel() == g.numel() else g.view(num_groups, -1).sum(1)
-            for affine, g in ((group_weight, grads.group_weight), (group_bias, grads.group_bias))
-        ),
+    dgroup_affines = (
+        d if affine is None or affine.numel() == d.numel() else d.view(num_groups, -1).sum(1)
+        for affine, d in zip((group_weight, group_bias), daffines[2:], strict=True)
     )
+    return dx, dresidual, *daffines[:2], *dgroup_affines
 
 
 def _bcn_fake(x: Tensor, residual: Tensor | None, running_mean: Tensor, *_: Any) -> tuple[Tensor, ...]:

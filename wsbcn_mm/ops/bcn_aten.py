@@ -1,4 +1,4 @@
-"""BCN's passes over data on CPU, each made of ATen's fastest primitives for it.
+"""BCN's passes over data on CPU, each made of ATen's fastest primitives for it; any layout, any precision.
 
 `torch.var_mean` takes tens of times what `native_group_norm` takes for the same moments, and batch norm's evaluation is
 the fastest map with one scale and one shift per row; hence the unusual choice of calls. Half precision is computed in
@@ -8,7 +8,7 @@ float32. All inputs of the size of x are dense in the memory format of x, contig
 import torch
 from torch import Tensor
 
-from .bcn_algebra import Affines, Gradients, Half, Moments, choose_half, gradients, output_map
+from .bcn_algebra import Affines, Half, Moments, choose_half, gradients, output_map
 
 aten = torch.ops.aten
 
@@ -53,8 +53,8 @@ def backward(
     statistics: str,
     relu: bool,
     eps: float,
-) -> tuple[Tensor, Tensor, Gradients]:
-    """One reduction and one map: gradient of x, of the output before ReLU where a residual wants it, of the affines.
+) -> tuple[Tensor, Tensor, Affines]:
+    """One reduction and one map: gradients of x, of the output before ReLU, and of the affines, each (C,).
 
     Args:
         dy: Gradient of the output.
@@ -90,7 +90,7 @@ def backward(
         out=dz if relu and out is None else None,
     )
     dx.addcmul_(x32, result.q.view(result.q.shape + (1,) * (x.ndim - 2)))
-    return dx.to(x.dtype), dz.to(x.dtype), result
+    return dx.to(x.dtype), dz.to(x.dtype), result.affines
 
 
 def _in_float32(x: Tensor) -> Tensor:

@@ -1,0 +1,356 @@
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from wsbcn_mm.ops import batch_channel_norm, bcn_aten, bcn_c
+from wsbcn_mm.ops.batch_channel_norm import STATISTICS, normalize_and_measure
+from wsbcn_mm.ops.bcn_reference import batch_channel_norm_steps
+from wsbcn_mm.ops.c_library import load_library
+
+C_COMPILER = bcn_c._library() is not None
+BACKENDS = [
+    pytest.param(bcn_c, id='c', marks=pytest.mark.skipif(not C_COMPILER, reason='no C compiler')),
+    pytest.param(bcn_aten, id='aten'),
+]
+SHAPES = [(1, 8, 6, 6), (3, 12, 5, 7), (2, 8, 3, 5, 7), (2, 12, 1031), (5, 8), (1, 8, 1, 1), (1, 4, 70, 90)]
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+class Case:
+    """Random arguments of one call, in float64 for the reference and in `dtype` for the operator."""
+
+    def __init__(self, shape, groups=4, affine='group', residual=False, dtype=torch.float32, mean=0.0, deviation=1.0):
+        generator = torch.Generator().manual_seed(len(shape) * 100 + shape[1])
+
+        def random(*size):
+            return torch.randn(*size, generator=generator, dtype=torch.float64)
+
+        channels = shape[1]
+        size = groups if affine == 'group' else channels
+        self.groups = groups
+        self.x = (random(*shape) * deviation + mean).to(dtype)
+        self.residual = random(*shape).to(dtype) if residual else None
+        self.dy = random(*shape).to(dtype)
+        wide = torch.promote_types(dtype, torch.float32)
+        self.running_mean = (random(channels) * 0.3 * deviation + mean).to(wide)
+        self.running_var = ((random(channels).abs() + 0.5) * deviation**2).to(wide)
+        self.affines = [t.to(wide) for t in (random(channels), random(channels), random(size), random(size))]
+        if affine == 'none':
+            self.affines = [None] * 4
+
+    def run(self, function, dtype=None, statistics='estimated', relu=False, rate=0.3, layout=torch.contiguous_format):
+        """Output, both moments and every gradient of `function`, all in float64."""
+
+        def given(t, grad=True):
+            if t is None:
+                return None
+            t = t.detach().to(dtype or t.dtype)
+            return (
+                t.contiguous(memory_format=layout).requires_grad_(grad)
+                if t.ndim == self.x.ndim
+                else t.requires_grad_(grad)
+            )
+
+        x, residual, affines = given(self.x), given(self.residual), [given(t) for t in self.affines]
+        out, mean, var = function(
+            x,
+            given(self.running_mean, False),
+            given(self.running_var, False),
+            *affines,
+            num_groups=self.groups,
+            rate=rate,
+            statistics=statistics,
+            residual=residual,
+            relu=relu,
+        )
+        assert out.dtype == x.dtype
+        assert out.stride() == x.stride()
+        inputs = [t for t in (x, residual, *affines) if t is not None]
+        return [t.double() for t in (out, mean, var, *torch.autograd.grad(out, inputs, given(self.dy, False)))]
+
+
+def assert_close(actual, expected, tolerance, readable=None):
+    """Each to `tolerance` times the largest value expected, or to a few times what `readable` is off by."""
+    names = ['out', 'mean', 'var', *(f'gradient {i}' for i in range(6))]
+    for i, (name, a, e) in enumerate(zip(names, actual, expected, strict=False)):
+        error, scale = (a - e).abs().max().item(), max(e.abs().max().item(), 0.1)
+        allowed = tolerance * scale
+        if readable is not None:
+            allowed = max(allowed, 4 * (readable[i] - e).abs().max().item())
+        assert error <= allowed, f'{name}: off by {error:.2e} where {allowed:.2e} is allowed'
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request, monkeypatch):
+    if request.param is bcn_aten:
+        monkeypatch.setattr(bcn_c, 'takes', lambda x: False)
+    return request.param
+
+
+@pytest.mark.parametrize('statistics', STATISTICS)
+@pytest.mark.parametrize(
+    ('relu', 'residual', 'affine'), [(0, 0, 'group'), (1, 0, 'channel'), (1, 1, 'group'), (0, 1, 'none')]
+)
+@pytest.mark.parametrize('shape', SHAPES, ids=str)
+def test_agrees_with_the_readable_form(backend, shape, relu, residual, affine, statistics):
+    if statistics == 'batch' and shape[0] * torch.Size(shape[2:]).numel() < 2:
+        pytest.skip('batch statistics of one value are refused')
+    case = Case(shape, affine=affine, residual=residual)
+    options = {'statistics': statistics, 'relu': relu}
+    expected = case.run(batch_channel_norm_steps, torch.float64, **options)
+    # Where a group has few values its gradients are differences of large numbers, in the readable form as well.
+    readable = case.run(batch_channel_norm_steps, **options)
+    assert_close(case.run(normalize_and_measure, **options), expected, 1e-5, readable)
+
+
+@pytest.mark.parametrize('groups', [1, 2, 12])
+def test_any_number_of_groups(backend, groups):
+    case = Case((2, 12, 5, 7), groups=groups)
+    expected = case.run(batch_channel_norm_steps, torch.float64, relu=True)
+    readable = case.run(batch_channel_norm_steps, relu=True)
+    assert_close(case.run(normalize_and_measure, relu=True), expected, 1e-5, readable)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_its_statistics_in_float32(backend, dtype):
+    case = Case((2, 8, 9, 11), dtype=dtype, deviation=100, residual=True)
+    expected = case.run(batch_channel_norm_steps, torch.float64, relu=True)
+    actual = case.run(normalize_and_measure, relu=True)
+    assert_close(actual, expected, 4 * torch.finfo(dtype).eps)
+    assert_close(actual[1:3], expected[1:3], 1e-5)
+
+
+@pytest.mark.parametrize('shape', [(3, 12, 5, 7), (2, 8, 3, 5, 7), (1, 8, 1, 1)], ids=str)
+@pytest.mark.parametrize('statistics', STATISTICS[:2])
+def test_channels_last(shape, statistics):
+    if shape[0] == 1 and statistics == 'batch':
+        pytest.skip('batch statistics of one value are refused')
+    case = Case(shape, residual=True)
+    options = {'relu': True, 'statistics': statistics}
+    expected = case.run(batch_channel_norm_steps, torch.float64, **options)
+    readable = case.run(batch_channel_norm_steps, **options)
+    assert_close(case.run(normalize_and_measure, layout=CHANNELS_LAST[len(shape)], **options), expected, 1e-5, readable)
+
+
+def test_double_precision():
+    case = Case((3, 12, 5, 7), dtype=torch.float64, residual=True)
+    assert_close(case.run(normalize_and_measure, relu=True), case.run(batch_channel_norm_steps, relu=True), 1e-13)
+
+
+@pytest.mark.parametrize('statistics', STATISTICS)
+def test_a_mean_of_a_thousand_deviations(backend, statistics):
+    case = Case((2, 8, 40, 50), mean=1e3)
+    expected = case.run(batch_channel_norm_steps, torch.float64, statistics=statistics)
+    # Half a unit in the last place of the input is 3e-5 deviations.
+    assert_close(case.run(normalize_and_measure, statistics=statistics), expected, 3e-4)
+
+
+@pytest.mark.parametrize('value', [0.0, 0.1, 1e4])
+def test_constant_input_is_finite(backend, value):
+    case = Case((2, 8, 5, 7))
+    case.x = torch.full_like(case.x, value)
+    expected = case.run(batch_channel_norm_steps, torch.float64)
+    assert_close(case.run(normalize_and_measure)[:3], expected[:3], 1e-4)
+    assert all(t.isfinite().all() for t in case.run(normalize_and_measure, statistics='batch', relu=True))
+
+
+def test_a_bad_value_is_not_hidden(backend):
+    case = Case((1, 8, 5, 7))
+    case.x[0, 3, 2, 2] = torch.nan
+    out = case.run(normalize_and_measure, relu=True)[0]
+    assert out[0, 2:4].isnan().all()
+    assert not out[0, 4:].isnan().any()
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_inputs_and_gradients_of_any_strides(layout):
+    case = Case((2, 8, 6, 6))
+    wide = torch.randn(2, 8, 6, 12)[..., ::2]
+    case.x = wide
+    expected = case.run(batch_channel_norm_steps, torch.float64, relu=True)
+    x = wide.detach().requires_grad_()
+    arguments = case.running_mean, case.running_var, *case.affines
+    out, _, _ = normalize_and_measure(x, *arguments, num_groups=4, rate=0.3, relu=True)
+    assert out.is_contiguous()
+    (dx,) = torch.autograd.grad(out, x, case.dy.contiguous(memory_format=layout))
+    assert_close([out.double(), dx.double()], [expected[0], expected[3]], 1e-5)
+    (dx,) = torch.autograd.grad(normalize_and_measure(x, *arguments, num_groups=4, rate=0.3)[0].sum(), x)
+    assert dx.abs().max() < 1e-5
+
+
+def test_runs_on_threads_to_the_same_bits(backend):
+    case = Case((2, 32, 60, 60), residual=True)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = case.run(normalize_and_measure, relu=True)
+        torch.set_num_threads(2)
+        together = case.run(normalize_and_measure, relu=True)
+    finally:
+        torch.set_num_threads(before)
+    if backend is bcn_c:
+        assert all(torch.equal(a, t) for a, t in zip(alone, together, strict=True))
+    assert_close(together, alone, 1e-5)
+
+
+@pytest.mark.parametrize('statistics', STATISTICS)
+@pytest.mark.parametrize('relu', [False, True])
+def test_first_and_second_derivatives(statistics, relu):
+    case = Case((2, 4, 2, 3), groups=2, residual=relu, dtype=torch.float64)
+    inputs = [t.requires_grad_() for t in (case.x, *case.affines, case.residual) if t is not None]
+
+    def function(x, *rest):
+        # Rate 0: the estimates' dependence on x, which carries no gradient by design, must not show in differences.
+        return normalize_and_measure(
+            x, case.running_mean, case.running_var, *rest[:4], num_groups=2, rate=0.0, statistics=statistics, relu=relu,
+            residual=rest[4] if relu else None,
+        )[0]  # fmt: skip
+
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@pytest.mark.parametrize('residual', [False, True])
+@pytest.mark.parametrize('statistics', STATISTICS)
+def test_operators_keep_torchs_contract(statistics, residual):
+    case = Case((1, 8, 3, 4), residual=residual)
+    options = (4, statistics, True, 1e-5)
+    arguments = (case.x, case.residual, case.running_mean, case.running_var, *case.affines, torch.tensor(0.1), *options)
+    torch.library.opcheck(torch.ops.wsbcn_mm.bcn.default, arguments)
+    out, _, _, *kept = torch.ops.wsbcn_mm.bcn(*arguments)
+    arguments = (case.dy, case.x, out if residual else None, *kept, *case.affines, *options)
+    torch.library.opcheck(torch.ops.wsbcn_mm.bcn_backward.default, arguments)
+
+
+def training_loss(x, filters, case, running_mean, running_var):
+    options = {'num_groups': 4, 'rate': 0.1, 'training': True, 'relu': True}
+    return batch_channel_norm(F.conv2d(x, filters), running_mean, running_var, *case.affines, **options).square().mean()
+
+
+def test_compiles_as_one_graph():
+    case = Case((1, 8, 4, 4))
+    x, filters = torch.randn(1, 3, 6, 6), torch.randn(8, 3, 3, 3, requires_grad=True)
+    eager, compiled = ([case.running_mean.clone(), case.running_var.clone()] for _ in range(2))
+    (expected,) = torch.autograd.grad(training_loss(x, filters, case, *eager), filters)
+    loss = torch.compile(training_loss, fullgraph=True, backend='aot_eager')(x, filters, case, *compiled)
+    (actual,) = torch.autograd.grad(loss, filters)
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(compiled, eager)
+
+
+class Normalized(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('mean', torch.randn(8))
+        self.register_buffer('var', torch.rand(8) + 0.5)
+
+    def forward(self, x):
+        return batch_channel_norm(
+            x, self.mean, self.var, None, None, None, None, num_groups=4, rate=0.1, training=self.training, relu=True
+        )
+
+
+def test_exported_graphs_hold_torchs_own_operators():
+    model, x = Normalized().eval(), torch.randn(2, 8, 5, 5)
+    exported = torch.export.export(model, (x,))
+    assert 'wsbcn_mm' not in exported.graph_module.code
+    torch.testing.assert_close(exported.module()(x), model(x))
+    traced = torch.jit.trace(model, x)
+    assert 'wsbcn_mm::' not in str(traced.inlined_graph)
+    torch.testing.assert_close(traced(x), model(x))
+
+
+def test_shapes_without_data():
+    with FakeTensorMode():
+        x = torch.empty(2, 8, 5, 5, dtype=torch.bfloat16).to(memory_format=torch.channels_last).requires_grad_()
+        affines = [torch.ones(8, requires_grad=True) for _ in range(4)]
+        out = batch_channel_norm(x, torch.zeros(8), torch.ones(8), *affines, num_groups=4, rate=0.1, training=True)
+        out.sum().backward()
+    assert (out.shape, out.dtype) == (x.shape, torch.bfloat16)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert x.grad.shape == x.shape
+    assert affines[0].grad.shape == (8,)
+
+
+def test_autocast_leaves_the_dtype_alone():
+    case = Case((1, 8, 4, 4))
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        convolved = F.conv2d(torch.randn(1, 3, 6, 6), torch.randn(8, 3, 3, 3, requires_grad=True))
+        out = batch_channel_norm(
+            convolved, case.running_mean, case.running_var, *case.affines, num_groups=4, rate=0.1, training=True
+        )
+    assert out.dtype == convolved.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(('residual', 'activations'), [(False, 1), (True, 2)])
+def test_backward_keeps_one_activation(residual, activations):
+    """The input alone; with a residual its ReLU's output too, which the next layer's input is anyway."""
+    case = Case((2, 32, 20, 20), residual=residual)
+    kept = {}
+
+    def keep(t):
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        normalize_and_measure(
+            case.x.requires_grad_(), case.running_mean, case.running_var, *case.affines, num_groups=4, rate=0.1,
+            relu=True, residual=case.residual,
+        )  # fmt: skip
+    per_channel_numbers = sum(kept.values()) - activations * case.x.nbytes
+    assert 0 <= per_channel_numbers <= 4 * (2 * 2 * 32 + 4 * 32 + 2 * 4)
+
+
+def test_empty_batch_says_nothing():
+    mean, var = torch.randn(8), torch.rand(8)
+    x = torch.empty(0, 8, 5, 5, requires_grad=True)
+    out, batch_mean, batch_var = normalize_and_measure(x, mean, var, None, None, None, None, num_groups=4, rate=0.5)
+    out.sum().backward()
+    assert x.grad.shape == out.shape == x.shape
+    torch.testing.assert_close((batch_mean, batch_var), (mean, var), rtol=0, atol=0)
+
+
+def test_unknown_statistics():
+    with pytest.raises(ValueError, match="statistics='live' is unknown: choose one of estimated, batch, frozen"):
+        normalize_and_measure(
+            torch.ones(2, 4), torch.ones(4), torch.ones(4), *[None] * 4, num_groups=2, rate=0.1, statistics='live'
+        )
+
+
+def test_without_a_compiler_torchs_operators_take_over(monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv('WSBCN_MM_CACHE', str(tmp_path / 'cache'))
+    monkeypatch.setenv('CC', 'no-such-compiler')
+    source = tmp_path / 'kernel.c'
+    source.write_text('int answer(void) { return 42; }\n')
+    with caplog.at_level(logging.WARNING):
+        assert load_library(source) is None
+        assert load_library(source) is None
+    assert len(caplog.records) == 1
+    assert 'kernel.c was not compiled' in caplog.text
+    assert 'no-such-compiler' in caplog.text
+
+
+@pytest.mark.skipif(not C_COMPILER, reason='no C compiler')
+def test_a_library_is_compiled_once(monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv('WSBCN_MM_CACHE', str(tmp_path / 'cache'))
+    source = tmp_path / 'kernel.c'
+    source.write_text('int answer(void) { return 42; }\n')
+    assert load_library(source).answer() == 42
+    (library,) = (tmp_path / 'cache').iterdir()
+    made = library.stat().st_mtime_ns
+    load_library.cache_clear()
+    assert load_library(source).answer() == 42
+    assert library.stat().st_mtime_ns == made
+    broken = tmp_path / 'broken.c'
+    broken.write_text('int answer(void) { return }\n')
+    with caplog.at_level(logging.WARNING):
+        assert load_library(broken) is None
+    assert 'error' in caplog.text
+    monkeypatch.setenv('WSBCN_MM_COMPILE', '0')
+    other = Path(tmp_path / 'other.c')
+    other.write_text(source.read_text())
+    assert load_library(other) is None

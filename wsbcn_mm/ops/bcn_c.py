@@ -1,0 +1,126 @@
+"""BCN's passes over contiguous data on CPU in C (`bcn_c.c`): every pass over memory does all there is to do.
+
+Torch's own operators cannot fuse the reduction with ReLU's mask or two affine maps with each other; `bcn_aten` does
+with them what can be done and takes over for other layouts, for float64, and where there is no C compiler.
+"""
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .bcn_algebra import Affines, Half, Moments
+from .c_library import load_library
+
+STATISTICS = {'estimated': 0, 'batch': 1, 'frozen': 2}
+# Waking another thread takes longer than this many values.
+_VALUES_PER_THREAD = 16384
+
+
+class _Problem(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ('samples', 'channels', 'positions', 'groups', 'statistics', 'relu')),
+        ('threads', ctypes.c_int64),
+        ('eps', ctypes.c_float),
+    ]
+
+
+class _Affines(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in Affines._fields),
+        ('group_weight_size', ctypes.c_int64),
+        ('group_bias_size', ctypes.c_int64),
+    ]
+
+
+def takes(x: Tensor) -> bool:
+    """Whether x is contiguous, of at most 32 bits, and the library is there."""
+    return x.dtype != torch.float64 and x.is_contiguous() and _library() is not None
+
+
+def forward(
+    x: Tensor,
+    residual: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    affines: Affines,
+    rate: Tensor,
+    *,
+    num_groups: int,
+    statistics: str,
+    relu: bool,
+    eps: float,
+) -> tuple[Tensor, Half, Half, Moments]:
+    """As `bcn_aten.forward`."""
+    values = x.float()
+    samples, channels = x.shape[:2]
+    out = torch.empty_like(values)
+    added = None if residual is None else residual.float().contiguous()
+    buffers = [running_mean.float().contiguous(), running_var.float().contiguous()]
+    per_channel = [values.new_empty(channels) for _ in range(4)]
+    per_row = [values.new_empty(samples, channels) for _ in range(2)]
+    scratch = values.new_empty(2 * samples * channels)
+    _owners, of_c = _affines(affines)
+    _library().bcn_forward(
+        ctypes.byref(_problem(x, num_groups, statistics, relu, eps)),
+        *_pointers(values, added, *buffers),
+        ctypes.byref(of_c),
+        ctypes.c_float(float(rate)),
+        *_pointers(out, *per_channel, *per_row, scratch),
+    )
+    return out.to(x.dtype), Half(*per_channel[2:]), Half(*per_channel[:2]), Moments(*per_row)
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    out: Tensor | None,
+    half: Half,
+    moments: Moments,
+    affines: Affines,
+    *,
+    num_groups: int,
+    statistics: str,
+    relu: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor, Affines]:
+    """As `bcn_aten.backward`."""
+    values, dy = x.float(), dy.float()
+    samples, channels = x.shape[:2]
+    dx = torch.empty_like(values)
+    dz = dy if out is None else torch.empty_like(values)
+    gradients = [values.new_zeros(channels) for _ in range(4)]
+    scratch = values.new_empty(9 * samples * channels)
+    _owners, of_c = _affines(affines)
+    mask = None if out is None else out.float()
+    _library().bcn_backward(
+        ctypes.byref(_problem(x, num_groups, statistics, relu, eps)),
+        *_pointers(dy, values, mask, *half, *moments),
+        ctypes.byref(of_c),
+        *_pointers(dx, None if out is None else dz, *gradients, scratch),
+    )
+    return dx.to(x.dtype), dz.to(x.dtype), Affines(*gradients)
+
+
+def _library() -> Any:
+    return load_library(Path(__file__).with_suffix('.c'))
+
+
+def _problem(x: Tensor, num_groups: int, statistics: str, relu: bool, eps: float) -> _Problem:
+    samples, channels = x.shape[:2]
+    threads = max(1, min(torch.get_num_threads(), x.numel() // _VALUES_PER_THREAD))
+    positions = x.numel() // (samples * channels)
+    return _Problem(samples, channels, positions, num_groups, STATISTICS[statistics], relu, threads, eps)
+
+
+def _affines(affines: Affines) -> tuple[list[Tensor | None], _Affines]:
+    """The affines as C wants them, and the tensors that own the memory."""
+    kept = [None if t is None else t.float().contiguous() for t in affines]
+    sizes = (0 if t is None else t.numel() for t in kept[2:])
+    return kept, _Affines(*(None if t is None else t.data_ptr() for t in kept), *sizes)
+
+
+def _pointers(*tensors: Tensor | None) -> list[ctypes.c_void_p]:
+    return [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors]

@@ -1,0 +1,67 @@
+"""Compile a C file of this package on first use, once per machine and source, and load it.
+
+The compiler is `CC` or `cc`; without one, or with WSBCN_MM_COMPILE=0, callers fall back on torch's own operators. The
+libraries lie in WSBCN_MM_CACHE, by default ~/.cache/wsbcn_mm.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import subprocess
+import tempfile
+from pathlib import Path
+
+FLAGS = ('-O3', '-march=native', '-fopenmp', '-fno-math-errno', '-fno-trapping-math', '-fPIC', '-shared')
+
+
+@functools.cache
+def load_library(source: Path) -> ctypes.CDLL | None:
+    """The shared library of `source`, or None where it is switched off or, which is logged, cannot be made."""
+    if os.environ.get('WSBCN_MM_COMPILE', '1') == '0':
+        return None
+    compiler = shlex.split(os.environ.get('CC', 'cc'))
+    try:
+        library = _cache_folder() / f'{source.stem}-{_fingerprint(source, compiler)}.so'
+        if not library.exists():
+            _compile(source, library, compiler)
+        return ctypes.CDLL(str(library))
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = getattr(error, 'stderr', None) or error
+        logging.getLogger(__name__).warning(
+            '%s was not compiled, which leaves BCN on CPU to slower operators of torch: %s', source.name, reason
+        )
+        return None
+
+
+def _cache_folder() -> Path:
+    folder = Path(os.environ.get('WSBCN_MM_CACHE', Path.home() / '.cache' / 'wsbcn_mm'))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _fingerprint(source: Path, compiler: list[str]) -> str:
+    """Of everything the machine code depends on; a home may be shared by machines with other processors."""
+    version = subprocess.run([*compiler, '--version'], check=True, capture_output=True, text=True).stdout
+    cpu_info = Path('/proc/cpuinfo')
+    lines = cpu_info.read_text().splitlines() if cpu_info.exists() else [platform.processor()]
+    features = next((line for line in lines if line.startswith(('flags', 'Features'))), platform.processor())
+    parts = (source.read_text(), ' '.join(FLAGS), version, platform.machine(), features)
+    return hashlib.sha256('\0'.join(parts).encode()).hexdigest()[:16]
+
+
+def _compile(source: Path, library: Path, compiler: list[str]) -> None:
+    # Ranks may do this at the same time: each renames a whole file into place.
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        made = Path(folder) / library.name
+        subprocess.run(
+            [*compiler, *FLAGS, str(source), '-o', str(made), '-lm'],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        made.replace(library)
