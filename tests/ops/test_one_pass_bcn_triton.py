@@ -453,6 +453,8 @@ def test_bad_inputs_are_refused() -> None:
 
 
 @in_own_process
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # half a minute on an idle core
 def test_passes_in_the_interpreter() -> None:
     run = subprocess.run(
         [sys.executable, '-m', 'pytest', __file__, '-p', 'no:cacheprovider', '-k', 'cpu'],

@@ -23,9 +23,8 @@ from torch import Tensor
 
 from .one_pass_bcn_triton import part_length
 
-# Numbers that a program holds of every tensor: 16 per thread.
-TILE = 2048
-NUM_WARPS = 4
+# Numbers that a program holds of every tensor: 8 per thread, what registers can take of the backward's fifteen tensors.
+TILE = 1024
 
 # One compiled kernel serves every shape of the same tiles.
 _SIZES = ['samples', 'channels', 'positions', 'parts', 'length', 'per_group']
@@ -432,5 +431,5 @@ def _options(
         BLOCK_P=1 if parts == 1 else max(2, TILE // (block_samples * block_channels)),
         BLOCK_N=block_samples,
         BLOCK_K=block_channels,
-        num_warps=NUM_WARPS,
+        num_warps=min(max(block_channels // 256, 4), 16),  # a group of more than TILE channels is one tile all the same
     )
