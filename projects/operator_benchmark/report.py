@@ -93,9 +93,17 @@ def section_tables(rows: Sequence[Row], section: str) -> list[Table]:
             for side in sides[1:]:
                 cells.append(amount(found.get(side)) if absolute else ratio_text(found.get(side), found.get(baseline)))
             lines.append((case, *cells))
-        failed = tuple(f'{row.case}, {name_of(row.side)}: {row.reason}' for row in members if row.reason)
-        tables.append(Table(f'{TITLES[section]} ({dtype}, {layout})', header, tuple(lines), failed))
+        tables.append(Table(f'{TITLES[section]} ({dtype}, {layout})', header, tuple(lines), reasons(members)))
     return tables
+
+
+def reasons(rows: Sequence[Row]) -> tuple[str, ...]:
+    """A line for each side and reason without samples, with the cases it holds for."""
+    cases: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row.reason:
+            cases.setdefault((row.side, row.reason), []).append(row.case)
+    return tuple(f'{name_of(side)} ({"; ".join(of)}): {reason}' for (side, reason), of in cases.items())
 
 
 def name_of(side: str) -> str:

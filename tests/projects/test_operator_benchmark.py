@@ -287,7 +287,7 @@ def test_readme_tables_are_made_from_every_device(tmp_path):
     assert 'NVIDIA H100 80GB HBM3, torch' in text
     assert '|  | BatchNorm (ms) | BCN | GroupNorm | copy of x |' in text
     assert '| 1x64 | 2 | 0.50x | none | 0.05x |' in text
-    assert '- no value: 1x64, GroupNorm: no GN' in text
+    assert '- no value: GroupNorm (1x64): no GN' in text
     assert '![norms](results/cpu/norms.png)' in text
     assert not report.update_readme(readme, tmp_path / 'results', report.all_tables, pictures=True)
     with pytest.raises(ValueError, match=r'no \*/measurements.csv'):
@@ -302,6 +302,12 @@ def test_the_readmes_have_their_markers(readme):
     text = (rows.ROOT / readme).read_text()
     assert [text.count(marker) for marker in (report.START, report.END)] == [1, 1]
     assert text.index(report.START) < text.index(report.END)
+
+
+def test_a_reason_is_given_once_with_its_cases():
+    measured = [row('gn', reason='no', case=case) for case in ('a', 'b')] + [row('gn', reason='why', case='c')]
+    measured += [row('bn', 1.0, case='a'), row('bcn', reason='no', case='a')]
+    assert report.reasons(measured) == ('GroupNorm (a; b): no', 'GroupNorm (c): why', 'BCN (a): no')
 
 
 def test_pictures_are_drawn_where_there_is_a_baseline(tmp_path):
