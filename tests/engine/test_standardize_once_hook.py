@@ -72,6 +72,18 @@ class RecordEMA(Hook):
         self.weights['after'].append(runner.model.stem.weight.detach().clone())
 
 
+class NothingKept(Hook):
+    """That no standardised weight is kept where EMAHook, of lower priority, exchanges the raw ones."""
+
+    priority = 'HIGH'
+
+    def before_val_epoch(self, runner):
+        assert runner.model.stem.kept_weight is None
+
+    def after_val_epoch(self, runner, metrics=None):
+        assert runner.model.stem.kept_weight is None
+
+
 @pytest.fixture
 def standardised(monkeypatch):
     """Shapes of all weights standardised so far."""
@@ -138,7 +150,7 @@ def test_an_evaluation_in_the_middle_of_an_accumulation_sees_the_averaged_weight
     plain, hooked = (
         train(
             tmp_path,
-            [*own, dict(type='EMAHook', ema_type=ema), (record := RecordEMA())],
+            [*own, NothingKept(), dict(type='EMAHook', ema_type=ema), (record := RecordEMA())],
             accumulation=4,
             iterations=12,
             val_interval=3,
