@@ -78,6 +78,7 @@ def is_config(code: str) -> bool:
     return 'default_scope' in code and 'model = dict(' in code
 
 
+TOOLS = sorted(file.stem for file in (ROOT / 'tools').glob('*.py'))
 PYTHON = dict(blocks('python'))
 SHELL = dict(blocks('bash'))
 EXAMPLES = {name: code for name, code in PYTHON.items() if not is_config(code)}
@@ -153,10 +154,10 @@ def test_make_targets_exist():
 def test_commands_name_existing_files_and_options():
     unknown = []
     for name, code in SHELL.items():
-        for command in code.splitlines():
+        for command in code.replace('\\\n', ' ').splitlines():
             paths = re.findall(r'\b(?:tools|configs|tests|projects)/[\w./-]*\w', command)
             unknown += [f'{name}: {path}' for path in paths if not (ROOT / path).exists()]
-            tools = re.findall(r'\btools/(?:dist_|slurm_)?(\w+)\.(?:py|sh)\b', command)
+            tools = re.findall(rf'\btools/(?:dist_|slurm_)?({"|".join(TOOLS)})\.', command)
             options = set(chain.from_iterable(map(tool_options, tools)))
             unknown += [
                 f'{name}: {option}' for option in re.findall(r' (--[\w-]+)', command) if tools and option not in options
@@ -165,7 +166,7 @@ def test_commands_name_existing_files_and_options():
 
 
 def test_options_in_the_prose_exist():
-    known = set(chain.from_iterable(tool_options(path.stem) for path in (ROOT / 'tools').glob('*.py')))
+    known = set(chain.from_iterable(map(tool_options, TOOLS)))
     named = chain.from_iterable(re.findall(r'`(--[\w-]+)', prose(document)) for document in DOCUMENTS)
     assert set(named) <= known
 

@@ -47,7 +47,7 @@ def main() -> None:
                 trust=args.trust,
             )
         )
-    except (ValueError, OSError) as error:
+    except (ImportError, OSError, ValueError) as error:
         sys.exit(f'not converted: {error}')
 
 

@@ -1,14 +1,18 @@
 """Files of other projects' naming through the importer give our models the function of their own definition."""
 
 import re
+from functools import partial
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
 from mmengine.registry import DefaultScope
-from mmseg.models.backbones import ResNet, ResNetV1c
+from mmseg.models.backbones import ResNet, ResNetV1c, ResNetV1d
 from public_files import authors_aspp, authors_bcn, bit_arrays, deep_stem_of_timm, mmaction2_recognizer, randomize_
+from timm.layers import StdConv2d
+from timm.models.resnetv2 import ResNetV2
 from torch import nn
 
 import wsbcn_mm.segmentation  # noqa: F401  registers layers and heads
@@ -71,7 +75,32 @@ def test_torchvisions_classifier_keeps_its_function(name):
     assert_close(out, features['out'])
 
 
-@pytest.mark.parametrize(('name', 'kwargs'), [('r3d_18', {}), ('r2plus1d_18', {'factorize': True})])
+TIMM = {
+    'resnet50_gn': (ResNet, dict(depth=50, norm=dict(type='GN', num_groups=32)), 'timm-gn'),
+    'resnet18d': (ResNetV1d, dict(depth=18), 'torchvision'),
+}
+
+
+@pytest.mark.parametrize('name', TIMM)
+def test_timms_resnets_keep_their_function(name):
+    kind, kwargs, source = TIMM[name]
+    theirs = randomize_(timm.create_model(name, pretrained=False, num_classes=5)).eval()
+    ours = resnet(kind=kind, **kwargs)
+    imported = load(ours, theirs.state_dict(), source=source)
+    assert imported.match.left_over == ['fc.weight', 'fc.bias']
+    x = torch.randn(1, 3, 64, 48)
+    with torch.no_grad():
+        assert_close(ours(x)[-1], theirs.forward_features(x))
+
+
+VIDEO: dict[str, dict] = {
+    'r3d_18': {},
+    'r2plus1d_18': {'factorize': True},
+    'mc3_18': {'inflate': (1, 0, 0, 0), 'temporal_strides': (1, 1, 1, 1)},
+}
+
+
+@pytest.mark.parametrize(('name', 'kwargs'), VIDEO.items())
 def test_torchvisions_video_networks_keep_their_function(name, kwargs):
     theirs = randomize_(getattr(torchvision.models.video, name)(num_classes=5)).eval()
     ours = recognizer(512, **kwargs).eval()
@@ -253,54 +282,24 @@ def test_mmaction2s_names_fit_with_and_without_a_recognizer(kwargs):
     load(ResNet3d(18, base_channels=8, **kwargs), original.state_dict(), source='mmaction2')
 
 
-class PreActivation(nn.Module):
-    """A unit of a pre-activation ResNet: y = conv3(relu(norm3(...))) + downsample(relu(norm1(x)))."""
-
-    def __init__(self, inputs, width, *, project):
-        super().__init__()
-        outputs = 4 * width
-        shapes = [(inputs, width, 1), (width, width, 3), (width, outputs, 1)]
-        for i, (a, b, size) in enumerate(shapes, 1):
-            self.add_module(f'norm{i}', nn.GroupNorm(32 if a % 32 == 0 else 4, a))
-            self.add_module(f'conv{i}', WSConv2d(a, b, size, padding=size // 2, bias=False, variant='bit'))
-        if project:
-            self.downsample = nn.Module()
-            self.downsample.conv = WSConv2d(inputs, outputs, 1, bias=False, variant='bit')
+def pre_activation_resnet(conv):
+    return ResNetV2(
+        layers=[2, 2], channels=(128, 256), stem_chs=32, num_classes=3, stem_type='fixed', conv_layer=conv
+    )  # fmt: skip
 
 
-def bit_network(widths=(32, 64), blocks=2, num_classes=3):
-    """timm's `resnetv2` by its names."""
-    net = nn.Module()
-    net.stem = nn.Module()
-    net.stem.conv = WSConv2d(3, widths[0], 7, bias=False, variant='bit')
-    channels, stages = widths[0], []
-    for width in widths:
-        stage = nn.Module()
-        units = []
-        for j in range(blocks):
-            units.append(PreActivation(channels, width, project=j == 0))
-            channels = 4 * width
-        stage.blocks = nn.Sequential(*units)
-        stages.append(stage)
-    net.stages = nn.Sequential(*stages)
-    net.norm = nn.GroupNorm(32, channels)
-    net.head = nn.Module()
-    net.head.fc = nn.Conv2d(channels, num_classes, 1)
-    return net
-
-
-def test_bit_arrays_become_filters_of_a_pre_activation_resnet():
+def test_bit_arrays_become_what_timms_own_loader_makes_of_them(tmp_path):
     arrays = bit_arrays(widths=(32, 64))
-    net = bit_network()
-    imported = load(net, {key: torch.from_numpy(array) for key, array in arrays.items()})
+    np.savez(tmp_path / 'bit.npz', **arrays)
+    theirs = pre_activation_resnet(StdConv2d)
+    theirs.load_pretrained(str(tmp_path / 'bit.npz'))
+    ours = pre_activation_resnet(partial(WSConv2d, variant='bit', bias=False))
+    imported = load(ours, {key: torch.from_numpy(array) for key, array in arrays.items()})
     assert imported.source == 'bit'
     assert not any(imported.match[2:])
-    kernel = arrays['resnet/block2/unit02/b/standardized_conv2d/kernel']
-    np.testing.assert_array_equal(net.stages[1].blocks[1].conv2.weight.detach(), np.moveaxis(kernel, (3, 2), (0, 1)))
-    np.testing.assert_array_equal(
-        net.stages[0].blocks[0].norm1.bias.detach(), arrays['resnet/block1/unit01/a/group_norm/beta']
-    )
-    np.testing.assert_array_equal(net.norm.weight.detach(), arrays['resnet/group_norm/gamma'])
+    expected = theirs.state_dict()
+    assert ours.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in ours.state_dict().items())
 
 
 def test_bit_filters_are_refused_where_norms_follow():

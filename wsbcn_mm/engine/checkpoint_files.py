@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> CheckpointFile:
 
     Raises:
         FileNotFoundError: If there is no such file.
+        ImportError: For .safetensors without that package.
         ValueError: If a pickle needs code and is not trusted, or no tensors are found.
     """
     path = Path(path)
@@ -69,7 +71,17 @@ def _read_pickle(path: Path, trust: bool) -> Any:
         ) from None
 
 
+def require_safetensors() -> None:
+    """Raise ImportError with what to do where the `convert` extra is missing."""
+    if find_spec('safetensors') is None:
+        raise ImportError(
+            '.safetensors files need the package safetensors, which this environment lacks: '
+            "pip install -c constraints.txt -e '.[convert]'"
+        )
+
+
 def _read_safetensors(path: Path) -> dict[str, Any]:
+    require_safetensors()
     from safetensors import safe_open
 
     with safe_open(path, 'pt') as file:
@@ -96,6 +108,7 @@ def write_checkpoint(path: str | Path, state: dict[str, Tensor], meta: dict[str,
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {key: tensor.contiguous() for key, tensor in state.items()}
     if path.suffix == '.safetensors':
+        require_safetensors()
         from safetensors.torch import save_file
 
         save_file(state, path, metadata={key: json.dumps(value) for key, value in meta.items()})
