@@ -267,7 +267,8 @@ def test_parameters_may_be_missing(device: str, missing: tuple[int, ...]) -> Non
     without = Layer(*(None if i in missing else value for i, value in enumerate(neutral)))
     found, wanted = computed(x, dy, without), computed(x, dy, neutral)
     wanted_grads = [g for i, g in enumerate(wanted.grads, start=1) if i not in missing]
-    assert all(map(torch.equal, (found.y, *found.grads), (wanted.y, *wanted_grads)))
+    for ours, theirs in zip((found.y, *found.grads), (wanted.y, *wanted_grads), strict=True):
+        assert_close(ours, theirs.double(), 1e-6)
 
 
 @pytest.mark.parametrize('statistics', STATISTICS)
@@ -298,7 +299,7 @@ def test_mean_of_a_thousand_deviations(device: str, statistics: str, parts: int)
     mean, var = passes.channel_moments(x, parts)
     if parts == 1:
         true_var, true_mean = torch.var_mean(x.double(), (2, 3), correction=0)
-        torch.testing.assert_close(mean[0].double(), true_mean, rtol=1e-7, atol=0)
+        torch.testing.assert_close(mean[0].double(), true_mean, rtol=2e-7, atol=0)
         torch.testing.assert_close(var[0].double(), true_var, rtol=1e-5, atol=0)
     dy = torch.randn_like(x)
     found, wanted = computed(x, dy, layer, parts=parts), expected(x, dy, layer)
@@ -329,8 +330,8 @@ def test_the_map_can_be_made_again_from_what_backward_keeps(device: str) -> None
     again = algebra.forward_algebra(
         mean, var, first.half_mean, first.half_var, *layer.parameters, 2, RATE, EPS, 'frozen', 400
     )
-    assert torch.equal(again.scale, first.scale)
-    assert torch.equal(again.shift, first.shift)
+    assert_close(again.scale, first.scale.double(), 1e-6)
+    assert_close(again.shift, first.shift.double(), 1e-6)
 
 
 def test_nan_stays_nan_through_relu(device: str) -> None:

@@ -62,7 +62,7 @@ class View(NamedTuple):
         return min(triton.next_power_of_2(self.rows), TILE // block_positions), block_positions
 
     def row_blocks(self) -> int:
-        """Number of tiles that hold a position."""
+        """Number of tiles side by side that cover the rows of all samples."""
         return self.samples * triton.cdiv(self.rows, self.blocks()[0])
 
     def options(self) -> dict[str, int | bool]:

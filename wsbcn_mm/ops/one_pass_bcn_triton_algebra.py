@@ -355,7 +355,7 @@ def forward_algebra(
 ) -> Folded:
     """From the moments of x to the affine map that is both halves of BCN.
 
-    'frozen' with the half_mean and half_var of an earlier call gives its scale and shift again, bit for bit.
+    'frozen' with the half_mean and half_var of an earlier call gives its scale and shift again.
 
     Args:
         mean, var: (P, N, C), from `channel_moments`.
