@@ -97,7 +97,8 @@ def runner_of(folder, model, *, max_iters, accumulation, hooks=(), batch_size=2,
         ),
         custom_hooks=list(hooks),
         log_processor=dict(by_epoch=False),
-        experiment_name=Path(folder).name,
+        # mmengine's loggers are known by experiment and second.
+        experiment_name=f'{folder.parent.name}-{folder.name}',
         **settings,
     )
 
@@ -175,6 +176,19 @@ def test_a_run_resumed_in_the_middle_of_an_accumulation_has_the_same_buffers(tmp
     resumed.train()
     assert_equal(buffers(resumed.model), buffers(straight.model))
     assert int(resumed.model.net[1].num_batches_tracked) == 2
+
+
+def test_resuming_there_on_several_ranks_says_what_is_lost(tmp_path, monkeypatch):
+    settings = dict(max_iters=4, accumulation=4, hooks=[STEPWISE])
+    runner_of(tmp_path / 'first', Toy(), **settings, interval=3).train()
+    file = str(tmp_path / 'first' / 'iter_3.pth')
+    resumed = runner_of(tmp_path / 'resumed', Toy(), **settings, load_from=file, resume=True)
+    monkeypatch.setattr(Runner, 'world_size', 3)
+    resumed.train()
+    assert (
+        'the checkpoint was written in the middle of an accumulation and has the pending BCN statistics of rank 0 '
+        'alone: the next step misses those of 2 other rank(s)'
+    ) in log_of(resumed)
 
 
 def test_a_new_run_from_a_checkpoint_starts_with_nothing_pending(tmp_path):

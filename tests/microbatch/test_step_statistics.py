@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -182,7 +183,8 @@ def test_evaluation_between_micro_batches_leaves_no_trace():
         statistics = StepStatistics(one)
         one(first)
         if evaluates:
-            one.eval()(unseen)
+            with pytest.warns(UserWarning, match='never moved its estimates'):
+                one.eval()(unseen)
             one.train()
         one(second)
         statistics.commit()
@@ -375,6 +377,20 @@ def test_a_second_one_takes_over():
     first.commit()
     second.commit()
     assert_equal(buffers(model), buffers(plain))
+
+
+def test_evaluating_with_nothing_but_pending_statistics_warns():
+    model = small_net()
+    statistics = StepStatistics(model)
+    model.eval().train()
+    model(images(0))
+    with pytest.warns(UserWarning, match=r'never moved its estimates.* call commit\(\) of its StepStatistics'):
+        model.eval()
+    statistics.commit()
+    model.train()(images(1))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        model.eval()
 
 
 def test_a_model_without_such_layers():

@@ -1,6 +1,7 @@
 """BatchChannelNorm: batch normalisation per channel, then group normalisation per sample, as one layer."""
 
 import math
+import warnings
 from collections.abc import Callable
 from numbers import Real
 from typing import Any, Literal
@@ -119,6 +120,17 @@ class BatchChannelNorm(_InstanceNorm):
     @momentum.setter
     def momentum(self, value: float) -> None:
         self.rate = value
+
+    def train(self, mode: bool = True) -> 'BatchChannelNorm':
+        """As of any module; warns where evaluation would use the 0/1 start because nobody commits what is pending."""
+        pending = self.pending_totals if self.training and not mode else None
+        if pending is not None and pending.any() and not self.num_batches_tracked:
+            warnings.warn(
+                'BatchChannelNorm has measured batches but never moved its estimates, and evaluates with those it '
+                'started from: call commit() of its StepStatistics after each optimizer.step()',
+                stacklevel=2,
+            )
+        return super().train(mode)
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
