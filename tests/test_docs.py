@@ -78,7 +78,6 @@ def is_config(code: str) -> bool:
     return 'default_scope' in code and 'model = dict(' in code
 
 
-TOOLS = sorted(file.stem for file in (ROOT / 'tools').glob('*.py'))
 PYTHON = dict(blocks('python'))
 SHELL = dict(blocks('bash'))
 EXAMPLES = {name: code for name, code in PYTHON.items() if not is_config(code)}
@@ -157,7 +156,7 @@ def test_commands_name_existing_files_and_options():
         for command in code.replace('\\\n', ' ').splitlines():
             paths = re.findall(r'\b(?:tools|configs|tests|projects)/[\w./-]*\w', command)
             unknown += [f'{name}: {path}' for path in paths if not (ROOT / path).exists()]
-            tools = re.findall(rf'\btools/(?:dist_|slurm_)?({"|".join(TOOLS)})\.', command)
+            tools = re.findall(r'\btools/(?:dist_|slurm_)?(\w+)\.(?:py|sh)\b', command)
             options = set(chain.from_iterable(map(tool_options, tools)))
             unknown += [
                 f'{name}: {option}' for option in re.findall(r' (--[\w-]+)', command) if tools and option not in options
@@ -166,7 +165,7 @@ def test_commands_name_existing_files_and_options():
 
 
 def test_options_in_the_prose_exist():
-    known = set(chain.from_iterable(map(tool_options, TOOLS)))
+    known = set(chain.from_iterable(tool_options(path.stem) for path in (ROOT / 'tools').glob('*.py')))
     named = chain.from_iterable(re.findall(r'`(--[\w-]+)', prose(document)) for document in DOCUMENTS)
     assert set(named) <= known
 
