@@ -5,6 +5,7 @@ with them what can be done and takes over for other layouts, for float64, and wh
 """
 
 import ctypes
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def forward(
         ctypes.byref(_problem(x, num_groups, statistics, relu, eps)),
         *_pointers(values, added, *buffers),
         ctypes.byref(of_c),
-        ctypes.c_float(float(rate)),
+        float(rate),
         *_pointers(out, *per_channel, *per_row, scratch),
     )
     return out.to(x.dtype), Half(*per_channel[2:]), Half(*per_channel[:2]), Moments(*per_row)
@@ -104,8 +105,15 @@ def backward(
     return dx.to(x.dtype), dz.to(x.dtype), Affines(*gradients)
 
 
+@functools.cache
 def _library() -> Any:
-    return load_library(Path(__file__).with_suffix('.c'))
+    library = load_library(Path(__file__).with_suffix('.c'))
+    if library is not None:
+        pointer = ctypes.c_void_p
+        library.bcn_forward.argtypes = [pointer] * 6 + [ctypes.c_float] + [pointer] * 8
+        library.bcn_backward.argtypes = [pointer] * 16
+        library.bcn_forward.restype = library.bcn_backward.restype = None
+    return library
 
 
 def _problem(x: Tensor, num_groups: int, statistics: str, relu: bool, eps: float) -> _Problem:
@@ -122,5 +130,5 @@ def _affines(affines: Affines) -> tuple[list[Tensor | None], _Affines]:
     return kept, _Affines(*(None if t is None else t.data_ptr() for t in kept), *sizes)
 
 
-def _pointers(*tensors: Tensor | None) -> list[ctypes.c_void_p]:
-    return [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors]
+def _pointers(*tensors: Tensor | None) -> list[int | None]:
+    return [None if t is None else t.data_ptr() for t in tensors]
