@@ -18,7 +18,7 @@ TASKS = {'mmseg': 'segmentation', 'mmengine': 'video'}
 """Package of a recipe's task, by its default scope."""
 
 TOLERANCE = 1e-4
-"""As a part of the largest output; other libraries add up in another order."""
+"""As a part of the largest output."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -114,8 +114,11 @@ def main() -> None:
     for name, values in metrics.items():
         changes = ((key, value, value - metrics['checkpoint'][key]) for key, value in values.items())
         print(f'{name}: {", ".join(f"{key} {value:.2f} ({change:+.2f})" for key, value, change in changes)}')
-    if not all(one.difference <= TOLERANCE * max(1.0, one.scale) for one in comparisons[args.to]):
-        sys.exit(f'{out} differs from the model by more than {TOLERANCE:g} of its largest output: do not use it')
+    worst = max(one.difference / max(1.0, one.scale) for one in comparisons[args.to])
+    # Other libraries add up in another order: as harmless as what the model's own rounding does to it.
+    allowed = max(TOLERANCE, 10 * folding.rounding / max(1.0, folding.scale))
+    if not worst <= allowed:
+        sys.exit(f'{out} differs from the model by {worst:.1e} of its largest output, more than {allowed:.1e}: useless')
 
 
 def deployment_of(scope: str | None) -> ModuleType:

@@ -14,7 +14,7 @@ from torchvision.models.video import r3d_18
 from wsbcn_mm import layers
 from wsbcn_mm.layers import BatchChannelNorm, WSConv1d, WSConv2d, WSConv3d
 from wsbcn_mm.ops.weight_standardization import VARIANTS
-from wsbcn_mm.surgery.fold import fold, require_folded
+from wsbcn_mm.surgery.fold import fold, largest_difference, require_folded
 from wsbcn_mm.surgery.kinds import count_convs, count_norms
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ def image(rank, channels=4, samples=2):
 
 def assert_folds(model, *inputs, tolerance=1e-5):
     """Fold, compare with the original in evaluation, and return the folded model and the report."""
-    folded, report = fold(model, *inputs, tolerance=tolerance)
+    folded, report = fold(model, *inputs)
     require_folded(folded)
     with torch.no_grad():
         expected = model.eval()(*inputs)
@@ -67,7 +67,9 @@ def test_a_convolution_absorbs_the_batch_half(rank, variant):
     assert folded[0].bias is not None
     assert (folded[1].num_groups, folded[1].eps) == (3, 1e-3)
     assert (report.baked, report.absorbed, report.separate, report.left) == (('0',), {'1': '0'}, {}, ())
+    assert report.exact_difference < 1e-12
     assert 0 <= report.difference <= 1e-5 < report.scale
+    assert 0 < report.rounding <= 1e-5
 
 
 @pytest.mark.parametrize('rank', TRANSPOSED)
@@ -195,7 +197,7 @@ def test_a_convolution_of_another_package_is_left_and_said():
     x = image(2)
     folded, report = fold(model, x)
     assert report.left == ('0',)
-    assert report.separate == {'1': '0 is no layer of torch'}
+    assert report.separate == {'1': '0 before it is not understood: Doubled has a forward of its own'}
     assert "0 left: its class is neither torch's nor of this package" in str(report)
     with torch.no_grad():
         torch.testing.assert_close(folded(x), model.eval()(x))
@@ -215,9 +217,11 @@ def test_the_original_stays_as_it_was():
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64])
 def test_dtypes_are_kept(dtype):
     model = trained(nn.Sequential(WSConv2d(4, 8, 3), BatchChannelNorm(8, 4))).to(dtype)
-    tolerance = {torch.bfloat16: 0.05, torch.float64: 1e-12}[dtype]
-    folded, _ = fold(model, image(2).to(dtype), tolerance=tolerance)
+    folded, report = fold(model, image(2).to(dtype))
     assert {value.dtype for value in folded.state_dict().values()} == {dtype}
+    assert report.exact_difference < 1e-12
+    assert report.difference < {torch.bfloat16: 0.05, torch.float64: 1e-12}[dtype]
+    assert report.rounding < report.difference + 0.05
 
 
 def test_a_wide_range_of_variances_folds_exactly():
@@ -225,8 +229,7 @@ def test_a_wide_range_of_variances_folds_exactly():
     model = trained(nn.Sequential(WSConv2d(4, 8, 3), BatchChannelNorm(8, 4, eps=1e-3)))
     model[1].running_var.copy_(torch.logspace(-7, 4, 8))
     model[1].running_mean.mul_(10)
-    folded, report = fold(model.double(), image(2).double(), tolerance=1e-12)
-    assert report.difference < 1e-12 * max(1, report.scale)
+    folded, _ = fold(model, image(2), tolerance=1e-12)
     assert folded[1].eps == 1e-3
 
 
@@ -321,6 +324,18 @@ def test_a_difference_is_an_error():
 
     with pytest.raises(RuntimeError, match=r'^the folded model differs from the original by \d\.\de[+-]\d+ where '):
         fold(trained(Returned()), image(2))
+
+
+def test_outputs_are_compared_tensor_by_tensor():
+    a, b = torch.tensor([1.0, -4.0]), torch.tensor([2.0])
+    assert largest_difference([a, {'b': b}], (a + 0.5, [b - 1])) == (1, 4)
+    difference, _ = largest_difference([a, b], [a, b * torch.nan])
+    assert difference != difference
+    for other in ([a], [a, b[None]]):
+        with pytest.raises(ValueError, match=r'shorter|^outputs with shapes \[\(2,\), \(1,\)\] cannot be compared$'):
+            largest_difference([a, b], other)
+    with pytest.raises(ValueError, match=r'^outputs with shapes \[\] cannot be compared$'):
+        largest_difference('text', 'text')
 
 
 def test_unfolded_layers_are_named():

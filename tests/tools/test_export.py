@@ -61,6 +61,7 @@ def test_onnx_and_its_quantised_form(task, checkpoints, tiny_data, tmp_path, cap
     assert report['input'] == 'RGB pixels from 0 to 255, float32'
     assert len(report['folding']['absorbed']) == len(report['folding']['baked']) > 10
     assert f'folded: {len(report["folding"]["baked"])} WS convolutions baked' in printed
+    assert report['folding']['exact_difference'] <= 1e-10
     assert report['folding']['difference'] <= 1e-5 * max(1, report['folding']['scale'])
 
     onnx, int8 = report['comparisons']['onnx'], report['comparisons']['int8']

@@ -51,7 +51,7 @@ def fold_for_mmseg(cfg: Config, model: nn.Module, meta: dict[str, Any], example:
         stock = MODELS.build(copy.deepcopy(config.model)).eval()
     copy_state(folded, Network(stock))
     with torch.no_grad():
-        torch.testing.assert_close(Network(stock)(example), network(example), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(Network(stock)(example), folded(example))
 
     folder.mkdir(parents=True, exist_ok=True)
     config.dump(folder / 'folded.py')
