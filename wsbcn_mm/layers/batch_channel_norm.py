@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..ops.batch_channel_norm import batch_channel_norm, normalize_and_measure
-from ..ops.batch_norm import batch_norm
-from ..ops.bcn_reference import channel_half as channel_norm
+from ..ops.batch_norm import batch_norm, num_ranks
+from ..ops.bcn_reference import channel_half
 from ..ops.memory_format import like_input
 from .recomputation import first_pass, is_recomputation
 
@@ -163,6 +163,32 @@ class BatchChannelNorm(_InstanceNorm):
                 training=moving,
                 eps=self.eps,
             )
+        if self.statistics == 'sync' and num_ranks() > 1:
+            return self._normalize_with_all_ranks(x, rate)
+        return self._normalize_with_this_batch(x, rate)
+
+    def _normalize_with_this_batch(self, x: Tensor, rate: float | Tensor) -> Tensor:
+        out, mean, var = normalize_and_measure(
+            x,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.group_weight,
+            self.group_bias,
+            num_groups=self.num_groups,
+            rate=rate,
+            statistics='batch' if self.training else 'frozen',
+            eps=self.eps,
+        )
+        if self.training:
+            values = x.numel() // self.num_features
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, rate)
+                self.running_var.lerp_(var * (values / (values - 1)), rate)  # unbiased, as in torch's BatchNorm
+        return out
+
+    def _normalize_with_all_ranks(self, x: Tensor, rate: float | Tensor) -> Tensor:
         out = batch_norm(
             x,
             self.running_mean,
@@ -171,10 +197,10 @@ class BatchChannelNorm(_InstanceNorm):
             self.bias,
             rate=rate,
             training=self.training,
-            synchronize=self.statistics == 'sync',
+            synchronize=True,
             eps=self.eps,
         )
-        return like_input(channel_norm(out, self.num_groups, self.group_weight, self.group_bias, self.eps), x)
+        return like_input(channel_half(out, self.num_groups, self.group_weight, self.group_bias, self.eps), x)
 
     def _rate_of_this_batch(self) -> float | Tensor:
         if not self.warmup:
