@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 
 from wsbcn_mm.engine.recipe import dicts_in
 from wsbcn_mm.layers import BatchChannelNorm
+from wsbcn_mm.surgery.fingerprint import fingerprint
 from wsbcn_mm.video.resnet3d import ResNet3d
 
 RECIPES = Path(__file__).parents[2] / 'configs' / 'resnet3d'
@@ -84,7 +85,7 @@ def save_2d_backbone(cfg: Config, path: Path) -> str:
             name = re.sub(ours, theirs, name)
         name = re.sub(r'conv(\d)\.conv', r'conv\1', re.sub(r'conv(\d)\.bn', r'bn\1', name))
         state[name] = tensor.squeeze(2) if tensor.ndim == 5 else tensor
-    torch.save(state, path)
+    torch.save(dict(state_dict=state, meta=dict(fingerprint=fingerprint(net))), path)
     return str(path)
 
 
