@@ -108,6 +108,28 @@ def test_layers_and_effective_batch_are_logged_before_the_first_iteration(tmp_pa
     assert [m.num_batches_tracked for m in runner.model.modules() if isinstance(m, BatchChannelNorm)] == [4]
 
 
+def test_the_first_forward_gives_the_census(tmp_path):
+    runner = run(tmp_path, Toy(), batch_size=3, accumulation=2)
+    runner.train()
+    log = log_of(runner)
+    lines = [
+        '2 of 2 convolutions have a norm after them, seen in the forward pass, WS variant jhu',
+        'statistics of 1 BCN: samples 3, positions 16, values per group 32, rate 0.1, weight decay 0',
+        'statistics of 1 GN: samples 1, positions 16, values per group 32, weight decay 0',
+    ]
+    assert [log.count(line) for line in lines] == [1, 1, 1]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in runner.model.modules())
+
+
+def test_a_compiled_part_is_not_traced(tmp_path):
+    model = Toy()
+    model.net.compile(backend='eager')
+    runner = run(tmp_path, model)
+    runner.train()
+    assert 'norms: 1 BCN, 1 GN' in log_of(runner)
+    assert 'seen in the forward pass' not in log_of(runner)
+
+
 def test_a_model_without_layers_says_none(tmp_path):
     model = Toy()
     model.net = nn.Flatten()

@@ -34,8 +34,8 @@ def test_every_policy_has_its_fragment():
 @pytest.mark.parametrize(
     ('recipe', 'norm', 'norms', 'convs', 'classifiers'),
     [
-        *((DEEPLAB, norm, 68, 53, 2) for norm in ('bn', 'bcnsync-ws', 'bcn-ws-backbone')),
-        *((VIDEO, norm, 37, 37, 0) for norm in ('syncbn', 'bcn-ws')),
+        (DEEPLAB, 'bcn-ws-backbone', 68, 53, 2),
+        (VIDEO, 'bcn-ws', 37, 37, 0),
         *((TINY, norm, 24, 20, 2) for norm in NORMS),
     ],
 )
@@ -58,7 +58,7 @@ def test_a_switched_recipe_is_what_the_name_says(recipe, norm, norms, convs, cla
 
 @pytest.mark.parametrize('folder', ['deeplabv3', 'deeplabv3plus', 'resnet3d', 'tiny'])
 def test_shipped_recipes_have_no_stale_key_and_name_all_parts(folder):
-    for path in sorted((CONFIGS / folder).glob('*.py'))[::5]:  # parsing all of them takes half a minute
+    for path in sorted((CONFIGS / folder).glob('*.py'))[::8]:  # parsing all of them takes half a minute
         cfg = Config.fromfile(path)
         check_layer_configs(cfg)
         parts = dict(parts_with_norm(cfg.model))

@@ -69,8 +69,11 @@ def run(model, x):
     return forward
 
 
-@pytest.mark.parametrize('policy', POLICIES)
-@pytest.mark.parametrize('name', MODELS_BY_NAME)
+@pytest.mark.parametrize(
+    ('name', 'policy'),
+    [('r3d_18', policy) for policy in POLICIES]
+    + [(name, policy) for name in MODELS_BY_NAME if name != 'r3d_18' for policy in ('syncbn', 'gn', 'bcn-ws')],
+)
 def test_every_norm_and_every_normalised_convolution_of_real_models(name, policy):
     """On the meta device, which says all about the structure and costs nothing."""
     build, shape, classifiers, pairs = MODELS_BY_NAME[name]
@@ -422,7 +425,11 @@ def test_norms_that_do_something_of_their_own_stay():
     own.forward = lambda x: x
     hooked = nn.BatchNorm2d(8)
     hooked.register_state_dict_post_hook(lambda *args: None)
-    model = nn.Sequential(timm.layers.BatchNormAct2d(8), own, hooked, nn.InstanceNorm2d(8), nn.LazyBatchNorm2d())
+    grouped = nn.SyncBatchNorm(8)
+    grouped.process_group = object()
+    model = nn.Sequential(
+        timm.layers.BatchNormAct2d(8), own, hooked, nn.InstanceNorm2d(8), nn.LazyBatchNorm2d(), grouped
+    )
     done = convert(model, 'gn')
     assert done.changed == {}
     assert done.left_out == {
@@ -431,6 +438,7 @@ def test_norms_that_do_something_of_their_own_stay():
         '2': 'hooks on the state of BatchNorm2d expect its own keys',
         '3': 'no policy concerns a InstanceNorm2d',
         '4': 'LazyBatchNorm2d has no shape before its first forward',
+        '5': 'SyncBatchNorm synchronises within a process group of its own',
     }
 
 
@@ -500,6 +508,15 @@ def test_groups_are_those_of_the_layer_or_those_asked_for():
     assert groups(num_groups=8) == 8
     assert groups(channels_per_group=2) == 4
     assert groups(num_groups=6, fit_groups=True) == 4
+
+    norm = trained(BatchChannelNorm(8, 4))
+    expected = norm.group_weight.detach().repeat_interleave(2)
+    model = small(norm)
+    assert convert(model, 'bcn', num_groups=4).changed == {}
+    assert convert(model, 'bcn', num_groups=2).counts() == Counter({('BCN(4)', 'BCN(2)'): 1})
+    assert model[1].running_var is norm.running_var
+    assert torch.equal(model[1].group_weight, expected)
+    assert not convert(model, 'bcn', channels_per_group=8, filter=lambda name, layer: False).changed
     with pytest.raises(ValueError, match=r'^num_groups=4 and channels_per_group=2: give one of them$'):
         groups(num_groups=4, channels_per_group=2)
 
@@ -515,6 +532,7 @@ def test_groups_that_do_not_divide_are_refused_before_anything_changes():
     with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
         convert(model, 'bcn-ws')
     assert list(model) == layers
+    assert list(convert(model, 'gn', filter=lambda name, layer: name != '1').changed) == ['3']
     convert(model, 'bcn-ws', fit_groups=True)
     assert [model[1].num_groups, model[3].num_groups] == [15, 32]
 

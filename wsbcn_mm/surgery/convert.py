@@ -1,7 +1,7 @@
 """Change the norms and convolutions of a built model in place."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -125,6 +125,7 @@ def convert(
     kept: list[str] = []
     left_out = dict.fromkeys(unknown_statistics(model), UNKNOWN_STATISTICS)
     unfit: list[str] = []
+    regroup = num_groups is not None or channels_per_group is not None
     for name, layer in model.named_modules():
         kind = conv_kind(layer) or norm_kind(layer)
         if kind is None:
@@ -135,26 +136,27 @@ def convert(
         else:
             target = wanted.norm
             reason = why_no_policy(layer)
-        if reason is None and kind != target:
+        has_groups = target == 'GN' or target.startswith('BCN')
+        stays = kind == target and not (has_groups and regroup)
+        if reason is None and not stays:
             reason = why_irreplaceable(layer) or (None if filter(name, layer) else 'the filter leaves it out')
+        groups = DEFAULT_GROUPS
+        if reason is None and not stays and has_groups:
+            try:
+                groups = groups_of(layer, num_groups, channels_per_group, fit_groups)
+            except ValueError as error:
+                unfit.append(f'`{name}`: {error}')
+                continue
+            stays = kind == target and groups == layer.num_groups
         if reason is not None:
             left_out[name] = reason
-        elif kind == target:
+        elif stays:
             kept.append(name)
         elif target == 'WS':
             new[name] = standardized_conv(layer, variant), ''
         elif target == 'plain':
             new[name] = plain_conv(layer), ''
         else:
-            try:
-                groups = (
-                    groups_of(layer, num_groups, channels_per_group, fit_groups)
-                    if target not in ('BN', 'SyncBN')
-                    else DEFAULT_GROUPS
-                )
-            except ValueError as error:
-                unfit.append(f'`{name}`: {error}')
-                continue
             rank = rank_of(name, layer, model, seen, followers) if target == 'BN' else None
             new[name] = new_norm(layer, target, rank=rank, groups=groups, rate=rate, warmup=warmup)
     if unfit:
@@ -164,10 +166,28 @@ def convert(
             'num_groups or channels_per_group that do, or fit_groups=True for the largest divisor below'
         )
 
+    one_to_one = seen.pairs if seen else norms_after_by_order(model)
+    changed = put_in_place(model, new, followers, one_to_one)
+    return Conversion(policy, seen is not None, changed, tuple(kept), left_out)
+
+
+def put_in_place(
+    model: nn.Module,
+    new: Mapping[str, tuple[nn.Module, str]],
+    followers: Mapping[str, tuple[str, ...]],
+    one_to_one: Container[str],
+) -> dict[str, Change]:
+    """Replace layers, and make the values fit that filters and statistics exchange.
+
+    Args:
+        model: The model.
+        new: By name, what takes the place of a layer, and what of it is lost.
+        followers: The norms after each convolution.
+        one_to_one: Convolutions whose norm is after no other one.
+    """
     old = dict(model.named_modules())
     replace_modules(model, {old[name]: layer for name, (layer, _) in new.items()})
     now = dict(model.named_modules())
-    one_to_one = seen.pairs if seen else norms_after_by_order(model)
     changed: dict[str, Change] = {}
     for name, (layer, note) in new.items():
         if isinstance(layer, _WSConv):
@@ -177,7 +197,7 @@ def convert(
             layer.weight.copy_(old[name].standardized_weight())
             note = 'filters baked: outputs stay the same'
         changed[name] = Change(describe(old[name]), describe(layer), note)
-    return Conversion(policy, seen is not None, changed, tuple(kept), left_out)
+    return changed
 
 
 def check_convertible(model: nn.Module) -> None:

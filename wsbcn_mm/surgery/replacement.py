@@ -60,6 +60,8 @@ def why_irreplaceable(layer: nn.Module) -> str | None:
         return f'{kind} has a forward of its own'
     if any(is_lazy(p) for p in layer.parameters()):
         return f'{kind} has no shape before its first forward'
+    if getattr(layer, 'process_group', None) is not None:
+        return f'{kind} synchronises within a process group of its own'
     if any(getattr(layer, hooks) for hooks in STATE_HOOKS):
         return f'hooks on the state of {kind} expect its own keys'
     return None

@@ -22,7 +22,7 @@ class NormReport(Hook):
     """Log convs, norms and the effective batch before training, and the census of the first iteration's forward.
 
     The census says which norms follow convolutions, what stands behind their statistics, and what is left out and why;
-    `tools/census.py` has it layer by layer. A compiled model is not traced.
+    `tools/census.py` has it layer by layer. A model with compiled parts is not traced.
 
     Raises:
         ValueError: If a module keeps running statistics that no rule of this package covers, if a BatchChannelNorm
@@ -37,7 +37,7 @@ class NormReport(Hook):
         runner.logger.info(describe_layers(model))
         runner.logger.info(describe_batch(runner))
         check_model(model)
-        if not runner.cfg.get('compile'):
+        if not (runner.cfg.get('compile') or has_compiled_parts(model)):
             trace_next_forward(model, partial(log_census, runner))
 
     def before_val(self, runner: Runner) -> None:
@@ -63,6 +63,11 @@ class NormReport(Hook):
 def at_start(norm: BatchChannelNorm) -> bool:
     """Whether its running statistics are still 0 and 1; a loaded checkpoint may have them without their count."""
     return not (int(norm.num_batches_tracked) or norm.running_mean.any() or (norm.running_var != 1).any())
+
+
+def has_compiled_parts(model: nn.Module) -> bool:
+    """Whether a module of the model is compiled, which hooks on its layers would compile anew."""
+    return any(module._compiled_call_impl is not None or hasattr(module, '_orig_mod') for module in model.modules())
 
 
 def describe_layers(model: nn.Module) -> str:
