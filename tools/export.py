@@ -118,7 +118,9 @@ def main() -> None:
     # Other libraries add up in another order: as harmless as what the model's own rounding does to it.
     allowed = max(TOLERANCE, 10 * folding.rounding / max(1.0, folding.scale))
     if not worst <= allowed:
-        sys.exit(f'{out} differs from the model by {worst:.1e} of its largest output, more than {allowed:.1e}: useless')
+        sys.exit(
+            f'{out} differs from the model by {worst:.1e} of its largest output, more than {allowed:.1e}: do not use it'
+        )
 
 
 def deployment_of(scope: str | None) -> ModuleType:

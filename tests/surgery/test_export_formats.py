@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from wsbcn_mm.engine.exported import load_exported
+from wsbcn_mm.engine.exported import compare, load_exported
 from wsbcn_mm.layers import BatchChannelNorm, WSConv2d
 from wsbcn_mm.surgery.export import FORMATS, SUFFIXES, export
 from wsbcn_mm.surgery.fold import fold
@@ -36,6 +36,18 @@ def test_a_file_gives_what_the_network_gives_at_every_size(to, network, tmp_path
         x = torch.randn(shape)
         torch.testing.assert_close(run(x), network(x), rtol=1e-5, atol=1e-5)
         assert not run(x).requires_grad
+
+
+def test_two_networks_are_compared_position_by_position():
+    classes = torch.tensor([[[0.0, 3.0, 1.0], [1.0, 0.0, 2.0]]])  # (N, K, L)
+    found = compare(lambda x: x, lambda x: x + torch.tensor([[[4.0], [0.0]]]), classes, repeats=1)
+    assert found[:4] == ((1, 2, 3), 4.0, 3.0, pytest.approx(1 / 3))
+    assert min(found.original_ms, found.exported_ms) > 0
+    assert (
+        str(found)
+        .lstrip()
+        .startswith('1 x 2 x 3: differs by 4.0e+00 where outputs reach 3.0e+00, same class 33.33 %, ')
+    )
 
 
 def test_what_cannot_be_exported_is_refused(network, tmp_path):

@@ -107,6 +107,16 @@ except NotImplementedError:
     assert done.stdout == '(1, 8)\n', done.stderr
 
 
+def test_a_file_that_is_not_the_model_ends_with_an_error(checkpoints, tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setattr('wsbcn_mm.engine.exported.load_exported', lambda path: lambda x: torch.ones(len(x), 8))
+    with pytest.raises(
+        SystemExit, match=r'video\.ts differs from the model by \d.*e.\d+ of its largest output, more than 1'
+    ):
+        export('video', checkpoints, tiny_data, tmp_path, '--to', 'torchscript')
+    report = json.loads((tmp_path / 'video.json').read_text())
+    assert all(one['difference'] > 0.5 for one in report['comparisons']['torchscript'])
+
+
 def test_bad_command_lines_stop_before_anything_is_built(checkpoints, tiny_data, tmp_path, monkeypatch, capsys):
     work_dir = tmp_path / 'work'
     with pytest.raises(SystemExit):
