@@ -48,7 +48,9 @@ def main() -> None:
     cfg = recipe.load_recipe(args.config, work_dir=args.work_dir, options=args.cfg_options)
     check_layer_configs(cfg)
     if args.norm:
-        print('\n'.join(switch_norm(cfg, args.norm, NORMS, num_groups=args.norm_groups)))
+        changes = switch_norm(cfg, args.norm, NORMS, num_groups=args.norm_groups)
+        if os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0':
+            print('\n'.join(changes))
         if not args.work_dir:
             cfg.work_dir += f'_{args.norm}'
     recipe.resume_from(cfg, args.resume)

@@ -406,7 +406,7 @@ def test_the_filter_says_what_may_change():
 @pytest.mark.parametrize(
     ('layer', 'reason'),
     [
-        (lambda: ConvWS2d(4, 8, 3), 'ConvWS2d has a forward of its own'),
+        (lambda: timm.layers.Conv2dSame(4, 8, 3), 'Conv2dSame has a forward of its own'),
         (lambda: weight_norm(nn.Conv2d(4, 8, 3)), 'the weight of Conv2d is made by a hook'),
         (lambda: parametrizations.weight_norm(nn.Conv2d(4, 8, 3)), 'ParametrizedConv2d is parametrized'),
     ],
@@ -418,6 +418,12 @@ def test_convolutions_that_do_something_of_their_own_stay(layer, reason):
     done = convert(model, 'gn-ws', num_groups=4)
     assert model[0] is old
     assert done.left_out == {'0': reason}
+
+
+def test_weight_standardization_of_others_is_what_a_policy_wants_or_stays():
+    model = nn.Sequential(ConvWS2d(4, 8, 3), nn.GroupNorm(4, 8))
+    assert convert(model, 'gn-ws').kept == ('0', '1')
+    assert convert(model, 'gn').left_out == {'0': 'ConvWS2d has a forward of its own'}
 
 
 def test_norms_that_do_something_of_their_own_stay():

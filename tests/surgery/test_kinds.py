@@ -4,7 +4,8 @@ from collections import Counter
 
 import pytest
 import torch
-from mmcv.cnn import ConvModule
+from mmcv.cnn import ConvAWS2d, ConvModule, ConvWS2d
+from timm.layers import StdConv2d
 from torch import nn
 
 from wsbcn_mm import layers
@@ -52,6 +53,7 @@ def test_kind_of_a_convolution():
     assert {conv_kind(getattr(layers, name)(4, 8, 1)) for name in names} == {'WS'}
     plain = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     assert {conv_kind(kind(4, 8, 1)) for kind in plain} == {'plain'}
+    assert {conv_kind(kind(4, 8, 3)) for kind in (ConvWS2d, ConvAWS2d, StdConv2d)} == {'WS'}
     assert conv_kind(nn.Linear(4, 8)) is None
     assert conv_kind(nn.Sequential(nn.Conv2d(4, 8, 1))) is None
 

@@ -11,6 +11,9 @@ from ..layers import BatchChannelNorm
 from ..layers.ws_conv import _WSConv
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+WS_OF_OTHERS = ('ConvWS2d', 'ConvAWS2d', 'StdConv2d', 'StdConv2dSame')
+"""Convolutions with Weight Standardization of mmcv and timm."""
+
 BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 """Kind of BatchNorm by the rank of its input."""
 
@@ -28,10 +31,11 @@ def norm_kind(module: nn.Module) -> str | None:
 
 
 def conv_kind(module: nn.Module) -> str | None:
-    """'WS' or 'plain' for a convolution, None for any other module."""
+    """'WS' or 'plain' for a convolution, None for any other module. Others' WS is known by the names of its classes."""
     if not isinstance(module, _ConvNd):
         return None
-    return 'WS' if isinstance(module, _WSConv) else 'plain'
+    standardised = isinstance(module, _WSConv) or any(base.__name__ in WS_OF_OTHERS for base in type(module).__mro__)
+    return 'WS' if standardised else 'plain'
 
 
 def num_channels(norm: nn.Module) -> int | None:
