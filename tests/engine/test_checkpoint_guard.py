@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.model import BaseModel, BaseModule
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
@@ -96,10 +97,11 @@ def log_of(runner):
 def trained(tmp_path_factory):
     """{kind: a checkpoint of the guard's}."""
     files = {}
-    for kind in ('bn', 'gn', 'gn-ws', 'bcn-ws'):
-        folder = tmp_path_factory.mktemp(kind)
-        run(folder, Model(kind)).train()
-        files[kind] = str(folder / 'iter_1.pth')
+    with DefaultScope.overwrite_default_scope('mmengine'):  # what the Runners set is undone after it
+        for kind in ('bn', 'gn', 'gn-ws', 'bcn-ws'):
+            folder = tmp_path_factory.mktemp(kind)
+            run(folder, Model(kind)).train()
+            files[kind] = str(folder / 'iter_1.pth')
     return files
 
 
