@@ -9,6 +9,8 @@ leave autocast alone: the output has the input's dtype. Backward keeps x and O(N
 from them; with a residual it keeps the output too, which the next layer keeps as its input anyway.
 """
 
+import importlib
+import importlib.util
 from types import ModuleType
 from typing import Any
 
@@ -20,7 +22,10 @@ from .bcn_algebra import Affines, Half, Moments
 from .bcn_reference import batch_half, channel_half, moments
 from .memory_format import CHANNELS_LAST, like_input
 
-_DEVICES = {'cpu'}
+_DISPATCH_KEYS = ('CPU', 'CUDA')
+_DTYPES: dict[str, tuple[torch.dtype, ...]] = {'cpu': (torch.float32, torch.float64, torch.bfloat16, torch.float16)}
+if importlib.util.find_spec('triton') is not None:
+    _DTYPES['cuda'] = (torch.float32, torch.bfloat16, torch.float16)
 
 _SHARED = 'Tensor? weight, Tensor? bias, Tensor? group_weight, Tensor? group_bias'
 _OPTIONS = 'int num_groups, str statistics, bool relu, float eps'
@@ -39,9 +44,9 @@ torch.library.define(
 
 def runs_in_one_pass(x: Tensor) -> bool:
     """Whether the operator takes x; exported and traced graphs should hold torch's own operators instead."""
-    return (
-        x.device.type in _DEVICES and x.numel() > 0 and not torch.compiler.is_exporting() and not torch.jit.is_tracing()
-    )
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return False
+    return x.numel() > 0 and x.dtype in _DTYPES.get(x.device.type, ())
 
 
 def one_pass_batch_channel_norm(
@@ -81,7 +86,9 @@ def one_pass_batch_channel_norm(
     return out, mean.to(running_mean.dtype), var.to(running_var.dtype)
 
 
-def _cpu_passes(x: Tensor) -> ModuleType:
+def _passes(x: Tensor) -> ModuleType:
+    if x.device.type == 'cuda':
+        return importlib.import_module('.bcn_triton', __package__)  # triton is there on machines that need it
     return bcn_c if bcn_c.takes(x) else bcn_aten
 
 
@@ -90,8 +97,8 @@ def _in_layout_of(t: Tensor, x: Tensor) -> Tensor:
     return t.contiguous() if x.is_contiguous() else t.contiguous(memory_format=CHANNELS_LAST[x.ndim])
 
 
-@torch.library.impl('wsbcn_mm::bcn', 'CPU')
-def _bcn_cpu(
+@torch.library.impl('wsbcn_mm::bcn', _DISPATCH_KEYS)
+def _bcn(
     x: Tensor,
     residual: Tensor | None,
     running_mean: Tensor,
@@ -107,7 +114,7 @@ def _bcn_cpu(
     eps: float,
 ) -> tuple[Tensor, ...]:
     x = like_input(x, x)
-    out, half, batch, of_x = _cpu_passes(x).forward(
+    out, half, batch, of_x = _passes(x).forward(
         x,
         residual,
         running_mean,
@@ -124,8 +131,8 @@ def _bcn_cpu(
     return out, *batch, *half, *of_x
 
 
-@torch.library.impl('wsbcn_mm::bcn_backward', 'CPU')
-def _bcn_backward_cpu(
+@torch.library.impl('wsbcn_mm::bcn_backward', _DISPATCH_KEYS)
+def _bcn_backward(
     dy: Tensor,
     x: Tensor,
     out: Tensor | None,
@@ -143,7 +150,7 @@ def _bcn_backward_cpu(
     eps: float,
 ) -> tuple[Tensor, ...]:
     x = like_input(x, x)
-    dx, dresidual, daffines = _cpu_passes(x).backward(
+    dx, dresidual, daffines = _passes(x).backward(
         _in_layout_of(dy, x),
         x,
         None if out is None else _in_layout_of(out, x),
@@ -157,11 +164,17 @@ def _bcn_backward_cpu(
     )
     if out is None:
         dresidual = dx.new_empty(0)
-    dgroup_affines = (
-        d if affine is None or affine.numel() == d.numel() else d.view(num_groups, -1).sum(1)
-        for affine, d in zip((group_weight, group_bias), daffines[2:], strict=True)
-    )
-    return dx, dresidual, *daffines[:2], *dgroup_affines
+    affines = weight, bias, group_weight, group_bias
+    return dx, dresidual, *(_shaped_as(a, d, half_mean) for a, d in zip(affines, daffines, strict=True))
+
+
+def _shaped_as(affine: Tensor | None, gradient: Tensor | None, per_channel: Tensor) -> Tensor:
+    """A gradient per channel, summed over each group's channels where the affine is one per group."""
+    if gradient is None:
+        return torch.zeros_like(per_channel)
+    if affine is None or affine.numel() == gradient.numel():
+        return gradient
+    return gradient.view(affine.numel(), -1).sum(1)
 
 
 def _bcn_fake(x: Tensor, residual: Tensor | None, running_mean: Tensor, *_: Any) -> tuple[Tensor, ...]:

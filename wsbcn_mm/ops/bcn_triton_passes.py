@@ -6,7 +6,7 @@
     gradient map     dx = p dz + q (x - centre) + s, and dz for the residual
 
 A row is one (sample, channel). All arithmetic is in float32. What happens to the rows' numbers in between is in
-`one_pass_bcn_triton_algebra`. Nothing imports this module on a machine without triton: the dispatcher asks for it at
+`bcn_triton_algebra`. Nothing imports this module on a machine without triton: the dispatcher asks for it at
 the first CUDA tensor.
 
 Both memory layouts go through the same code, as (samples, rows, positions):

@@ -20,8 +20,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from wsbcn_mm.ops import one_pass_bcn_triton as passes
-from wsbcn_mm.ops import one_pass_bcn_triton_algebra as algebra
+from wsbcn_mm.ops import bcn_triton
+from wsbcn_mm.ops import bcn_triton_algebra as algebra
+from wsbcn_mm.ops import bcn_triton_passes as passes
+from wsbcn_mm.ops.bcn_algebra import Affines
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 EPS = 1e-5
@@ -206,6 +208,32 @@ def test_odd_sizes(device: str, shape: tuple[int, ...], num_groups: int, channel
     torch.manual_seed(1)
     x = make_input(shape, device, channels_last=channels_last)
     check(x, make_layer(shape[1], num_groups, device, affine='channel'), with_residual=True)
+
+
+@pytest.mark.parametrize('statistics', STATISTICS)
+@pytest.mark.parametrize('with_residual', [False, True])
+@pytest.mark.parametrize('affine', ['group', 'none'])
+def test_whole_operator(device: str, with_residual: bool, affine: str, statistics: str) -> None:
+    """Forward and backward as the dispatcher calls them, from what it keeps in between."""
+    layer = make_layer(12, 4, device, affine=affine, statistics=statistics)
+    x, dy, residual = (make_input((2, 12, 5, 7), device) for _ in range(3))
+    residual = residual if with_residual else None
+    wanted = expected(x, dy, layer, residual)
+    options = {'num_groups': 4, 'statistics': statistics, 'relu': True, 'eps': EPS}
+    affines = Affines(*layer.parameters)
+    rate = torch.tensor(RATE, device=device)
+    y, half, batch, moments = bcn_triton.forward(
+        x, residual, layer.running_mean, layer.running_var, affines, rate, **options
+    )
+    out = y if with_residual else None
+    dx, dz, daffines = bcn_triton.backward(dy, x, out, half, moments, affines, **options)
+    assert_close(y, wanted.y, 2e-5)
+    if statistics != 'frozen':
+        for found, exact in zip((*batch, *half), wanted.statistics, strict=True):
+            assert_close(found, exact, 2e-5)
+    found = [dx, *(g for g in daffines if g is not None), *([dz] if with_residual else [])]
+    for gradient, exact in zip(found, wanted.grads, strict=True):
+        assert_close(gradient, exact, 2e-5)
 
 
 @pytest.mark.parametrize('parts', [1, 2, 3, 7, 100])

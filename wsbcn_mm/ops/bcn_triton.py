@@ -1,0 +1,56 @@
+"""BCN of CUDA tensors: two passes over the data each way and one launch between them, in Triton."""
+
+from torch import Tensor
+
+from .bcn_algebra import Affines, Half, Moments
+from .bcn_triton_algebra import backward_algebra, forward_algebra
+from .bcn_triton_passes import affine, channel_moments, gradient_map, gradient_sums
+
+
+def forward(
+    x: Tensor,
+    residual: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    affines: Affines,
+    rate: Tensor,
+    *,
+    num_groups: int,
+    statistics: str,
+    relu: bool,
+    eps: float,
+) -> tuple[Tensor, Half, Half, Moments]:
+    """As `bcn_aten.forward`."""
+    positions = x[0, 0].numel()
+    folded = forward_algebra(
+        *channel_moments(x), running_mean, running_var, *affines, num_groups, rate, eps, statistics, positions
+    )
+    out = affine(x, folded.mean, folded.scale, folded.shift, residual, relu)
+    half = Half(folded.half_mean, folded.half_var)
+    batch = half if statistics == 'frozen' else Half(folded.batch_mean, folded.batch_var)
+    return out, half, batch, Moments(folded.mean, folded.var)
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    out: Tensor | None,
+    half: Half,
+    moments: Moments,
+    affines: Affines,
+    *,
+    num_groups: int,
+    statistics: str,
+    relu: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor, Affines]:
+    """As `bcn_aten.backward`, except that the gradients of the affines have their affine's shape, None for None."""
+    positions = x[0, 0].numel()
+    # The map of the forward once more, from what it normalised with.
+    mean, var = (t[None] for t in moments)
+    folded = forward_algebra(mean, var, *half, *affines, num_groups, 0.0, eps, 'frozen', positions)
+    of_forward = (folded.mean, folded.scale, folded.shift, None, relu)
+    sums = gradient_sums(dy, x, *of_forward, out)
+    gradients = backward_algebra(*sums, folded, *affines, num_groups, eps, statistics, positions)
+    dx, dz = gradient_map(dy, x, *of_forward, *gradients[:3], out)
+    return dx, dy if dz is None else dz, Affines(*gradients[3:])
