@@ -221,3 +221,9 @@ def test_an_init_cfg_that_would_load_nothing_by_its_spelling_is_refused(trained,
 def test_an_init_cfg_is_not_checked_where_a_checkpoint_replaces_it(trained, tmp_path):
     model = Model('gn', init_cfg=start(trained['bn'], 'backbone.'))
     run(tmp_path, model, load_from=trained['gn']).train()
+
+
+def test_an_init_cfg_is_checked_where_there_is_nothing_to_resume_from(trained, tmp_path):
+    model = Model('gn', init_cfg=start(trained['bn'], 'backbone.'))
+    with pytest.raises(ValueError, match=f'^{re.escape(trained["bn"])} is bn, the model gn: 2 x norm BN '):
+        run(tmp_path, model, resume=True).train()

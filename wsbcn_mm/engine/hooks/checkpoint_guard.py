@@ -33,10 +33,15 @@ class CheckpointGuard(Hook):
 
     priority = 'VERY_HIGH'
 
+    def __init__(self) -> None:
+        self._replaced = False
+        """Whether a checkpoint took the place of what init_cfgs had loaded."""
+
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         checkpoint['meta']['fingerprint'] = fingerprint(unwrapped_model(runner))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        self._replaced = True
         model = unwrapped_model(runner)
         state = strip_prefix(checkpoint.get('state_dict', checkpoint))
         self._check_kind(runner, 'the checkpoint', fingerprint_in(checkpoint), model)
@@ -46,7 +51,7 @@ class CheckpointGuard(Hook):
             self._check_coverage(runner, 'the checkpoint', match_by_key(state, model.state_dict()))
 
     def before_train(self, runner: Runner) -> None:
-        if runner.cfg.get('resume') or runner.cfg.get('load_from'):
+        if self._replaced:
             return
         for part, init in pretrained_parts(unwrapped_model(runner)):
             name, prefix = init['checkpoint'], init.get('prefix') or ''
