@@ -517,3 +517,13 @@ def test_zero_init_needs_a_scale():
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the text is compared in full
         zero_init_last_norm_(nn.Identity())
     assert str(error.value) == 'Identity() has no scale to set to 0'
+
+
+@pytest.mark.parametrize('statistics', ['estimated', 'batch', 'sync'])
+@pytest.mark.parametrize('training', [True, False])
+def test_residual_and_relu_ride_along(statistics, training):
+    plain, fused = (BatchChannelNorm(8, 4, statistics=statistics).train(training) for _ in range(2))
+    x, residual = torch.randn(2, 8, 5, 5), torch.randn(2, 8, 5, 5)
+    torch.testing.assert_close(fused(x, residual, relu=True), (plain(x) + residual).relu())
+    torch.testing.assert_close(fused(x, relu=True), plain(x).relu())
+    torch.testing.assert_close(fused.running_var, plain.running_var)

@@ -138,47 +138,52 @@ class BatchChannelNorm(_InstanceNorm):
             nn.init.ones_(self.group_weight)
             nn.init.zeros_(self.group_bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, *) -> (N, C, *), in the dtype and memory format of `x`."""
+    def forward(self, x: Tensor, residual: Tensor | None = None, *, relu: bool = False) -> Tensor:
+        """(N, C, *) -> (N, C, *), in the dtype and memory format of `x`.
+
+        Args:
+            x: (N, C, *).
+            residual: Shaped as x; added to the normalised x in the same pass.
+            relu: Whether a ReLU ends that pass.
+        """
         if x.ndim < 2 or x.shape[1] != self.num_features:
             raise ValueError(f'input of shape {tuple(x.shape)}: (N, {self.num_features}, *) is expected')
         moving = self.training and self.rate > 0
         rate = self._rate_of_this_batch() if moving else 0.0
         if moving and self.statistics == 'estimated' and self.pending_totals is not None:
-            return self._normalize_and_remember(x, self.pending_totals, rate)
+            return self._normalize_and_remember(x, self.pending_totals, rate, residual, relu)
         if moving:
             # With 'sync' an empty batch takes part in the other ranks', and must count as theirs do.
             rate = self._move_once(rate, counts=x.numel() > 0 or self.statistics == 'sync')
         if self.statistics == 'estimated':
             return batch_channel_norm(
                 x,
-                self.running_mean,
-                self.running_var,
-                self.weight,
-                self.bias,
-                self.group_weight,
-                self.group_bias,
+                *self._state(),
                 num_groups=self.num_groups,
                 rate=rate,
                 training=moving,
+                residual=residual,
+                relu=relu,
                 eps=self.eps,
             )
         if self.statistics == 'sync' and num_ranks() > 1:
-            return self._normalize_with_all_ranks(x, rate)
-        return self._normalize_with_this_batch(x, rate)
+            return self._normalize_with_all_ranks(x, rate, residual, relu)
+        return self._normalize_with_this_batch(x, rate, residual, relu)
 
-    def _normalize_with_this_batch(self, x: Tensor, rate: float | Tensor) -> Tensor:
+    def _state(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return self.running_mean, self.running_var, self.weight, self.bias, self.group_weight, self.group_bias
+
+    def _normalize_with_this_batch(
+        self, x: Tensor, rate: float | Tensor, residual: Tensor | None, relu: bool
+    ) -> Tensor:
         out, mean, var = normalize_and_measure(
             x,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            self.group_weight,
-            self.group_bias,
+            *self._state(),
             num_groups=self.num_groups,
             rate=rate,
             statistics='batch' if self.training else 'frozen',
+            residual=residual,
+            relu=relu,
             eps=self.eps,
         )
         if self.training:
@@ -188,7 +193,7 @@ class BatchChannelNorm(_InstanceNorm):
                 self.running_var.lerp_(var * (values / (values - 1)), rate)  # unbiased, as in torch's BatchNorm
         return out
 
-    def _normalize_with_all_ranks(self, x: Tensor, rate: float | Tensor) -> Tensor:
+    def _normalize_with_all_ranks(self, x: Tensor, rate: float | Tensor, residual: Tensor | None, relu: bool) -> Tensor:
         out = batch_norm(
             x,
             self.running_mean,
@@ -200,7 +205,10 @@ class BatchChannelNorm(_InstanceNorm):
             synchronize=True,
             eps=self.eps,
         )
-        return like_input(channel_half(out, self.num_groups, self.group_weight, self.group_bias, self.eps), x)
+        out = channel_half(out, self.num_groups, self.group_weight, self.group_bias, self.eps)
+        if residual is not None:
+            out = out + residual
+        return like_input(out.relu() if relu else out, x)
 
     def _rate_of_this_batch(self) -> float | Tensor:
         if not self.warmup:
@@ -208,17 +216,16 @@ class BatchChannelNorm(_InstanceNorm):
         seen = (self.num_batches_tracked + 1).to(self.running_mean.dtype)
         return seen.reciprocal().clamp_min(self.rate)
 
-    def _normalize_and_remember(self, x: Tensor, totals: Tensor, rate: float | Tensor) -> Tensor:
+    def _normalize_and_remember(
+        self, x: Tensor, totals: Tensor, rate: float | Tensor, residual: Tensor | None, relu: bool
+    ) -> Tensor:
         out, mean, second_moment = normalize_and_measure(
             x,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            self.group_weight,
-            self.group_bias,
+            *self._state(),
             num_groups=self.num_groups,
             rate=rate,
+            residual=residual,
+            relu=relu,
             eps=self.eps,
         )
         with torch.no_grad():
