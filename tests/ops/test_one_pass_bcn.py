@@ -124,13 +124,16 @@ def test_half_precision_keeps_its_statistics_in_float32(backend, dtype):
     assert_close(actual[1:3], expected[1:3], 1e-5)
 
 
-@pytest.mark.parametrize('shape', [(3, 12, 5, 7), (2, 8, 3, 5, 7), (1, 8, 1, 1)], ids=str)
-@pytest.mark.parametrize('statistics', STATISTICS[:2])
-def test_channels_last(shape, statistics):
-    if shape[0] == 1 and statistics == 'batch':
-        pytest.skip('batch statistics of one value are refused')
-    case = Case(shape, residual=True)
-    options = {'relu': True, 'statistics': statistics}
+@pytest.mark.parametrize('statistics', STATISTICS)
+@pytest.mark.parametrize(('relu', 'residual'), [(0, 0), (1, 0), (1, 1), (0, 1)])
+@pytest.mark.parametrize(
+    ('shape', 'groups'),
+    [((3, 12, 5, 7), 4), ((2, 8, 3, 5, 7), 1), ((2, 64, 33, 29), 32), ((2, 160, 6, 6), 2), ((4, 96, 7, 9), 96)],
+    ids=str,
+)
+def test_channels_last(backend, shape, groups, relu, residual, statistics):
+    case = Case(shape, groups=groups, residual=residual)
+    options = {'relu': relu, 'statistics': statistics}
     expected = case.run(batch_channel_norm_steps, torch.float64, **options)
     readable = case.run(batch_channel_norm_steps, **options)
     assert_close(case.run(normalize_and_measure, layout=CHANNELS_LAST[len(shape)], **options), expected, 1e-5, readable)
@@ -183,7 +186,7 @@ def test_inputs_and_gradients_of_any_strides(layout):
 
 
 def test_runs_on_threads_to_the_same_bits(backend):
-    case = Case((2, 32, 60, 60), residual=True)
+    case = Case((2, 64, 70, 70), residual=True)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)

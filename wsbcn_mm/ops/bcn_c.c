@@ -1,7 +1,8 @@
-/* BCN of contiguous float32 tensors on CPU.
+/* BCN of float32 tensors on CPU, contiguous or channels last.
 
-   The mathematics and its names are those of bcn_algebra.py; x is `samples` x `channels` rows of `positions`. Nothing
-   that BCN computes crosses the border of a group of channels, so each thread takes whole groups, reduces and maps them
+   The mathematics and its names are those of bcn_algebra.py. A row is one (sample, channel). Its positions lie side by
+   side, or `channels` apart in channels last, where the rows of a span of channels are handled together. Nothing that
+   BCN computes crosses the border of a group of channels, so each thread takes whole groups, reduces and maps them
    while they are in its cache, and no thread waits for another. Sums are taken in float over short stretches and in
    double over the stretches, and around the mean, so that a mean of a thousand deviations does no harm. */
 
@@ -9,10 +10,14 @@
 #include <stdint.h>
 
 enum { ESTIMATED, BATCH, FROZEN };
-enum { STRETCH = 512 };
+enum { STRETCH = 512, SPAN = 64 };
+
+#define INLINE static inline __attribute__((always_inline))
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
 
 typedef struct {
     int64_t samples, channels, positions, groups, statistics, relu, threads;
+    int64_t channels_last, groups_per_task;
     float eps;
 } Problem;
 
@@ -36,7 +41,7 @@ static void row_moments(const float *restrict x, int64_t positions, float *mean,
 {
     double sum = 0, drift = 0, squares = 0;
     for (int64_t start = 0; start < positions; start += STRETCH) {
-        int64_t end = start + STRETCH < positions ? start + STRETCH : positions;
+        int64_t end = MIN(start + STRETCH, positions);
         float part = 0;
 #pragma omp simd reduction(+ : part)
         for (int64_t i = start; i < end; i++)
@@ -45,7 +50,7 @@ static void row_moments(const float *restrict x, int64_t positions, float *mean,
     }
     float m = (float)(sum / positions);
     for (int64_t start = 0; start < positions; start += STRETCH) {
-        int64_t end = start + STRETCH < positions ? start + STRETCH : positions;
+        int64_t end = MIN(start + STRETCH, positions);
         float part = 0, square = 0;
 #pragma omp simd reduction(+ : part, square)
         for (int64_t i = start; i < end; i++) {
@@ -59,6 +64,72 @@ static void row_moments(const float *restrict x, int64_t positions, float *mean,
     drift /= positions; /* what rounding the mean to float left over */
     *mean = m;
     *var = (float)fmax(squares / positions - drift * drift, 0);
+}
+
+INLINE void span_moments_as(const float *restrict x, int64_t positions, int64_t stride, float *mean, float *var,
+                            int64_t width)
+{
+    double sum[SPAN] = {0}, drift[SPAN] = {0}, squares[SPAN] = {0};
+    float m[SPAN], part[SPAN], square[SPAN];
+    for (int64_t start = 0; start < positions; start += STRETCH) {
+        for (int64_t c = 0; c < width; c++)
+            part[c] = 0;
+        for (int64_t i = start; i < MIN(start + STRETCH, positions); i++)
+#pragma omp simd
+            for (int64_t c = 0; c < width; c++)
+                part[c] += x[i * stride + c];
+        for (int64_t c = 0; c < width; c++)
+            sum[c] += part[c];
+    }
+    for (int64_t c = 0; c < width; c++)
+        m[c] = (float)(sum[c] / positions);
+    for (int64_t start = 0; start < positions; start += STRETCH) {
+        for (int64_t c = 0; c < width; c++)
+            part[c] = square[c] = 0;
+        for (int64_t i = start; i < MIN(start + STRETCH, positions); i++)
+#pragma omp simd
+            for (int64_t c = 0; c < width; c++) {
+                float d = x[i * stride + c] - m[c];
+                part[c] += d;
+                square[c] += d * d;
+            }
+        for (int64_t c = 0; c < width; c++) {
+            drift[c] += part[c];
+            squares[c] += square[c];
+        }
+    }
+    for (int64_t c = 0; c < width; c++) {
+        drift[c] /= positions;
+        mean[c] = m[c];
+        var[c] = (float)fmax(squares[c] / positions - drift[c] * drift[c], 0);
+    }
+}
+
+/* Calls f(..., width), with the widths that fill vector registers known to the compiler. */
+#define WITH_WIDTH(width, f, ...)                                                                                      \
+    do {                                                                                                               \
+        if ((width) == 16)                                                                                             \
+            f(__VA_ARGS__, 16);                                                                                        \
+        else if ((width) == 32)                                                                                        \
+            f(__VA_ARGS__, 32);                                                                                        \
+        else if ((width) == SPAN)                                                                                      \
+            f(__VA_ARGS__, SPAN);                                                                                      \
+        else                                                                                                           \
+            f(__VA_ARGS__, width);                                                                                     \
+    } while (0)
+
+/* Of channels `from` to `to` of sample n. */
+static void moments_of(const Problem *p, const float *x, int64_t n, int64_t from, int64_t to, float *mean, float *var)
+{
+    int64_t row = n * p->channels;
+    if (!p->channels_last) {
+        for (int64_t c = from; c < to; c++)
+            row_moments(x + (row + c) * p->positions, p->positions, mean + row + c, var + row + c);
+        return;
+    }
+    for (int64_t c = from; c < to; c += SPAN)
+        WITH_WIDTH(MIN(SPAN, to - c), span_moments_as, x + row * p->positions + c, p->positions, p->channels,
+                   mean + row + c, var + row + c);
 }
 
 static int64_t group_width(const Problem *p) { return p->channels / p->groups; }
@@ -147,27 +218,61 @@ static void map_row(const float *restrict x, const float *restrict residual, flo
     }
 }
 
+INLINE void map_span_as(const float *restrict x, const float *restrict residual, float *restrict y,
+                        int64_t positions, int64_t stride, const float *restrict m, const float *restrict scale,
+                        const float *restrict shift, int relu, int64_t width)
+{
+    for (int64_t i = 0; i < positions; i++)
+#pragma omp simd
+        for (int64_t c = 0; c < width; c++) {
+            float value = scale[c] * (x[i * stride + c] - m[c]) + shift[c];
+            if (residual)
+                value += residual[i * stride + c];
+            y[i * stride + c] = relu && value < 0 ? 0 : value;
+        }
+}
+
+static void map_of(const Problem *p, const float *x, const float *residual, float *y, int64_t n, int64_t from,
+                   int64_t to, const float *mean, const float *scale, const float *shift)
+{
+    int64_t row = n * p->channels;
+    if (!p->channels_last) {
+        for (int64_t c = from; c < to; c++) {
+            int64_t at = (row + c) * p->positions;
+            map_row(x + at, residual ? residual + at : 0, y + at, p->positions, mean[row + c], scale[row + c],
+                    shift[row + c], (int)p->relu);
+        }
+        return;
+    }
+    for (int64_t c = from; c < to; c += SPAN) {
+        int64_t at = row * p->positions + c;
+        WITH_WIDTH(MIN(SPAN, to - c), map_span_as, x + at, residual ? residual + at : 0, y + at, p->positions,
+                   p->channels, mean + row + c, scale + row + c, shift + row + c, (int)p->relu);
+    }
+}
+
+static int64_t tasks(const Problem *p) { return (p->groups + p->groups_per_task - 1) / p->groups_per_task; }
+
 void bcn_forward(const Problem *p, const float *x, const float *residual, const float *running_mean,
                  const float *running_var, const Affines *affines, float rate, float *y, float *batch_mean,
                  float *batch_var, float *half_mean, float *half_var, float *mean, float *var, float *scratch)
 {
     Pair moments = {mean, var}, batch = {batch_mean, batch_var}, half = {half_mean, half_var};
-    int64_t rows = p->samples * p->channels, positions = p->positions, width = group_width(p);
-    float *scale = scratch, *shift = scratch + rows;
+    int64_t width = group_width(p);
+    float *scale = scratch, *shift = scratch + p->samples * p->channels;
 #pragma omp parallel for schedule(static) num_threads(p->threads)
-    for (int64_t g = 0; g < p->groups; g++) {
+    for (int64_t task = 0; task < tasks(p); task++) {
+        int64_t first = task * p->groups_per_task, last = MIN(first + p->groups_per_task, p->groups);
         for (int64_t n = 0; n < p->samples; n++)
-            for (int64_t row = n * p->channels + g * width; row < n * p->channels + (g + 1) * width; row++)
-                row_moments(x + row * positions, positions, mean + row, var + row);
-        choose_half(p, g, moments, running_mean, running_var, rate, batch, half);
+            moments_of(p, x, n, first * width, last * width, mean, var);
+        for (int64_t g = first; g < last; g++)
+            choose_half(p, g, moments, running_mean, running_var, rate, batch, half);
         for (int64_t n = 0; n < p->samples; n++) {
-            int64_t first = n * p->channels + g * width;
-            output_map(p, n, g, moments, half, affines, scale + first, shift + first);
-            for (int64_t row = first; row < first + width; row++) {
-                const float *added = residual ? residual + row * positions : 0;
-                map_row(x + row * positions, added, y + row * positions, positions, mean[row], scale[row], shift[row],
-                        (int)p->relu);
+            for (int64_t g = first; g < last; g++) {
+                int64_t row = n * p->channels + g * width;
+                output_map(p, n, g, moments, half, affines, scale + row, shift + row);
             }
+            map_of(p, x, residual, y, n, first * width, last * width, mean, scale, shift);
         }
     }
 }
@@ -179,24 +284,24 @@ typedef struct {
     int relu;
 } Mask;
 
-static inline float masked(float dy, float centred, Mask mask, int64_t i)
+INLINE float masked_at(const float *dy, const float *out, float centred, float scale, float shift, int relu, int64_t i)
 {
-    float value = mask.out ? mask.out[i] : mask.scale * centred + mask.shift;
-    return mask.relu && value <= 0 ? 0 : dy;
+    float value = out ? out[i] : scale * centred + shift;
+    return relu && value <= 0 ? 0 : dy[i]; /* NaN passes */
 }
 
-static inline __attribute__((always_inline)) void sum_row_as(const float *restrict dy, const float *restrict x,
+INLINE void sum_row_as(const float *restrict dy, const float *restrict x,
                                                              int64_t positions, float m, Mask mask, double *dy_sum,
                                                              double *dyx_sum)
 {
     double sum = 0, centred_sum = 0;
     for (int64_t start = 0; start < positions; start += STRETCH) {
-        int64_t end = start + STRETCH < positions ? start + STRETCH : positions;
+        int64_t end = MIN(start + STRETCH, positions);
         float part = 0, centred_part = 0;
 #pragma omp simd reduction(+ : part, centred_part)
         for (int64_t i = start; i < end; i++) {
             float centred = x[i] - m;
-            float dz = masked(dy[i], centred, mask, i);
+            float dz = masked_at(dy, mask.out, centred, mask.scale, mask.shift, mask.relu, i);
             part += dz;
             centred_part += dz * centred;
         }
@@ -207,7 +312,7 @@ static inline __attribute__((always_inline)) void sum_row_as(const float *restri
     *dyx_sum = centred_sum;
 }
 
-static inline __attribute__((always_inline)) void gradient_row_as(const float *restrict dy, const float *restrict x,
+INLINE void gradient_row_as(const float *restrict dy, const float *restrict x,
                                                                   float *restrict dx, float *restrict dz_out,
                                                                   int64_t positions, float m, Mask mask, float p,
                                                                   float q, float s)
@@ -215,7 +320,7 @@ static inline __attribute__((always_inline)) void gradient_row_as(const float *r
 #pragma omp simd
     for (int64_t i = 0; i < positions; i++) {
         float centred = x[i] - m;
-        float dz = masked(dy[i], centred, mask, i);
+        float dz = masked_at(dy, mask.out, centred, mask.scale, mask.shift, mask.relu, i);
         dx[i] = p * dz + q * centred + s;
         if (dz_out)
             dz_out[i] = dz;
@@ -243,6 +348,48 @@ static void gradient_row(const float *dy, const float *x, float *dx, float *dz_o
         gradient_row_as(dy, x, dx, 0, positions, m, (Mask){0, mask.scale, mask.shift, 1}, p, q, s);
     else
         gradient_row_as(dy, x, dx, dz_out, positions, m, (Mask){mask.out, 0, 0, 1}, p, q, s);
+}
+
+INLINE void sum_span_as(const float *restrict dy, const float *restrict x, const float *restrict out,
+                        int64_t positions, int64_t stride, const float *restrict m, const float *restrict scale,
+                        const float *restrict shift, int relu, double *dy_sum, double *dyx_sum, int64_t width)
+{
+    float part[SPAN], centred_part[SPAN];
+    for (int64_t c = 0; c < width; c++)
+        dy_sum[c] = dyx_sum[c] = 0;
+    for (int64_t start = 0; start < positions; start += STRETCH) {
+        for (int64_t c = 0; c < width; c++)
+            part[c] = centred_part[c] = 0;
+        for (int64_t i = start; i < MIN(start + STRETCH, positions); i++)
+#pragma omp simd
+            for (int64_t c = 0; c < width; c++) {
+                float centred = x[i * stride + c] - m[c];
+                float dz = masked_at(dy, out, centred, scale[c], shift[c], relu, i * stride + c);
+                part[c] += dz;
+                centred_part[c] += dz * centred;
+            }
+        for (int64_t c = 0; c < width; c++) {
+            dy_sum[c] += part[c];
+            dyx_sum[c] += centred_part[c];
+        }
+    }
+}
+
+INLINE void gradient_span_as(const float *restrict dy, const float *restrict x, const float *restrict out,
+                             float *restrict dx, float *restrict dz_out, int64_t positions, int64_t stride,
+                             const float *restrict m, const float *restrict scale, const float *restrict shift,
+                             int relu, const float *restrict p, const float *restrict q, const float *restrict s,
+                             int64_t width)
+{
+    for (int64_t i = 0; i < positions; i++)
+#pragma omp simd
+        for (int64_t c = 0; c < width; c++) {
+            float centred = x[i * stride + c] - m[c];
+            float dz = masked_at(dy, out, centred, scale[c], shift[c], relu, i * stride + c);
+            dx[i * stride + c] = p[c] * dz + q[c] * centred + s[c];
+            if (dz_out)
+                dz_out[i * stride + c] = dz;
+        }
 }
 
 typedef struct {
@@ -300,35 +447,79 @@ static void gradients(const Problem *p, int64_t g, Pair moments, Pair half, cons
     }
 }
 
-/* `out` is given where ReLU followed a residual, `dz`, the residual's gradient, with it. */
+/* What backward reads and writes, all but the affines of the size of x or of its rows. */
+typedef struct {
+    const float *dy, *x, *out; /* `out` is given where ReLU followed a residual */
+    const float *mean, *scale, *shift;
+    double *dy_sum, *dyx_sum;
+    float *p, *q, *s;
+    float *dx, *dz; /* `dz`, the residual's gradient, goes with `out` */
+} Backward;
+
+static Mask mask_of(const Problem *p, const Backward *b, int64_t row)
+{
+    return (Mask){b->out ? b->out + row * p->positions : 0, b->scale[row], b->shift[row], (int)p->relu};
+}
+
+static void sums_of(const Problem *p, const Backward *b, int64_t n, int64_t from, int64_t to)
+{
+    int64_t first = n * p->channels;
+    if (!p->channels_last) {
+        for (int64_t row = first + from; row < first + to; row++)
+            sum_row(b->dy + row * p->positions, b->x + row * p->positions, p->positions, b->mean[row],
+                    mask_of(p, b, row), b->dy_sum + row, b->dyx_sum + row);
+        return;
+    }
+    for (int64_t c = from; c < to; c += SPAN) {
+        int64_t at = first * p->positions + c, row = first + c;
+        WITH_WIDTH(MIN(SPAN, to - c), sum_span_as, b->dy + at, b->x + at, b->out ? b->out + at : 0, p->positions,
+                   p->channels, b->mean + row, b->scale + row, b->shift + row, (int)p->relu, b->dy_sum + row,
+                   b->dyx_sum + row);
+    }
+}
+
+static void gradient_of(const Problem *p, const Backward *b, int64_t n, int64_t from, int64_t to)
+{
+    int64_t first = n * p->channels;
+    if (!p->channels_last) {
+        for (int64_t row = first + from; row < first + to; row++) {
+            int64_t at = row * p->positions;
+            gradient_row(b->dy + at, b->x + at, b->dx + at, b->dz ? b->dz + at : 0, p->positions, b->mean[row],
+                         mask_of(p, b, row), b->p[row], b->q[row], b->s[row]);
+        }
+        return;
+    }
+    for (int64_t c = from; c < to; c += SPAN) {
+        int64_t at = first * p->positions + c, row = first + c;
+        WITH_WIDTH(MIN(SPAN, to - c), gradient_span_as, b->dy + at, b->x + at, b->out ? b->out + at : 0, b->dx + at,
+                   b->dz ? b->dz + at : 0, p->positions, p->channels, b->mean + row, b->scale + row, b->shift + row,
+                   (int)p->relu, b->p + row, b->q + row, b->s + row);
+    }
+}
+
 void bcn_backward(const Problem *p, const float *dy, const float *x, const float *out, float *half_mean,
                   float *half_var, float *mean, float *var, const Affines *affines, float *dx, float *dz,
                   float *dweight, float *dbias, float *dgroup_weight, float *dgroup_bias, double *scratch)
 {
     Pair moments = {mean, var}, half = {half_mean, half_var};
     Gradients to = {dweight, dbias, dgroup_weight, dgroup_bias};
-    int64_t rows = p->samples * p->channels, positions = p->positions, width = group_width(p);
-    double *dy_sum = scratch, *dyx_sum = scratch + rows;
-    float *scale = (float *)(scratch + 2 * rows), *shift = scale + rows;
-    float *p_row = shift + rows, *q_row = p_row + rows, *s_row = q_row + rows;
+    int64_t rows = p->samples * p->channels, width = group_width(p);
+    float *scale = (float *)(scratch + 2 * rows), *shift = scale + rows, *coefficients = shift + rows;
+    Backward b = {dy, x, out, mean, scale, shift, scratch, scratch + rows,
+                  coefficients, coefficients + rows, coefficients + 2 * rows, dx, dz};
 #pragma omp parallel for schedule(static) num_threads(p->threads)
-    for (int64_t g = 0; g < p->groups; g++) {
+    for (int64_t task = 0; task < tasks(p); task++) {
+        int64_t first = task * p->groups_per_task, last = MIN(first + p->groups_per_task, p->groups);
         for (int64_t n = 0; n < p->samples; n++) {
-            int64_t first = n * p->channels + g * width;
-            output_map(p, n, g, moments, half, affines, scale + first, shift + first);
-            for (int64_t row = first; row < first + width; row++) {
-                Mask mask = {out ? out + row * positions : 0, scale[row], shift[row], (int)p->relu};
-                sum_row(dy + row * positions, x + row * positions, positions, mean[row], mask, dy_sum + row,
-                        dyx_sum + row);
+            for (int64_t g = first; g < last; g++) {
+                int64_t row = n * p->channels + g * width;
+                output_map(p, n, g, moments, half, affines, scale + row, shift + row);
             }
+            sums_of(p, &b, n, first * width, last * width);
         }
-        gradients(p, g, moments, half, affines, dy_sum, dyx_sum, p_row, q_row, s_row, to);
+        for (int64_t g = first; g < last; g++)
+            gradients(p, g, moments, half, affines, b.dy_sum, b.dyx_sum, b.p, b.q, b.s, to);
         for (int64_t n = 0; n < p->samples; n++)
-            for (int64_t row = n * p->channels + g * width; row < n * p->channels + (g + 1) * width; row++) {
-                Mask mask = {out ? out + row * positions : 0, scale[row], shift[row], (int)p->relu};
-                gradient_row(dy + row * positions, x + row * positions, dx + row * positions,
-                             dz ? dz + row * positions : 0, positions, mean[row], mask, p_row[row], q_row[row],
-                             s_row[row]);
-            }
+            gradient_of(p, &b, n, first * width, last * width);
     }
 }

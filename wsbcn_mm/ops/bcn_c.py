@@ -1,7 +1,7 @@
-"""BCN's passes over contiguous data on CPU in C (`bcn_c.c`): every pass over memory does all there is to do.
+"""BCN's passes over data on CPU in C (`bcn_c.c`): every pass over memory does all there is to do.
 
 Torch's own operators cannot fuse the reduction with ReLU's mask or two affine maps with each other; `bcn_aten` does
-with them what can be done and takes over for other layouts, for float64, and where there is no C compiler.
+with them what can be done and takes over for float64 and where there is no C compiler.
 """
 
 import ctypes
@@ -14,16 +14,19 @@ from torch import Tensor
 
 from .bcn_algebra import Affines, Half, Moments
 from .c_library import load_library
+from .memory_format import in_layout_of
 
 STATISTICS = {'estimated': 0, 'batch': 1, 'frozen': 2}
 # Waking another thread takes longer than this many values.
-_VALUES_PER_THREAD = 16384
+_VALUES_PER_THREAD = 2**18
+# Channels that a thread takes at once in channels last: two cache lines.
+_SPAN = 32
 
 
 class _Problem(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ('samples', 'channels', 'positions', 'groups', 'statistics', 'relu')),
-        ('threads', ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ('threads', 'channels_last', 'groups_per_task')),
         ('eps', ctypes.c_float),
     ]
 
@@ -37,8 +40,8 @@ class _Affines(ctypes.Structure):
 
 
 def takes(x: Tensor) -> bool:
-    """Whether x is contiguous, of at most 32 bits, and the library is there."""
-    return x.dtype != torch.float64 and x.is_contiguous() and _library() is not None
+    """Whether x, dense in its memory format, has at most 32 bits, and the library is there."""
+    return x.dtype != torch.float64 and _library() is not None
 
 
 def forward(
@@ -58,7 +61,7 @@ def forward(
     values = x.float()
     samples, channels = x.shape[:2]
     out = torch.empty_like(values)
-    added = None if residual is None else residual.float().contiguous()
+    added = None if residual is None else in_layout_of(residual.float(), x)
     buffers = [running_mean.float().contiguous(), running_var.float().contiguous()]
     per_channel = [values.new_empty(channels) for _ in range(4)]
     per_row = [values.new_empty(samples, channels) for _ in range(2)]
@@ -118,9 +121,24 @@ def _library() -> Any:
 
 def _problem(x: Tensor, num_groups: int, statistics: str, relu: bool, eps: float) -> _Problem:
     samples, channels = x.shape[:2]
-    threads = max(1, min(torch.get_num_threads(), x.numel() // _VALUES_PER_THREAD))
     positions = x.numel() // (samples * channels)
-    return _Problem(samples, channels, positions, num_groups, STATISTICS[statistics], relu, threads, eps)
+    threads = max(1, min(torch.get_num_threads(), x.numel() // _VALUES_PER_THREAD))
+    channels_last = not x.is_contiguous()
+    groups_per_task = 1
+    if channels_last:
+        groups_per_task = max(1, min(_SPAN * num_groups // channels, num_groups // threads))
+    return _Problem(
+        samples,
+        channels,
+        positions,
+        num_groups,
+        STATISTICS[statistics],
+        relu,
+        threads,
+        channels_last,
+        groups_per_task,
+        eps,
+    )
 
 
 def _affines(affines: Affines) -> tuple[list[Tensor | None], _Affines]:

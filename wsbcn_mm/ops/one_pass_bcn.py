@@ -20,7 +20,7 @@ from torch import Tensor
 from . import bcn_aten, bcn_c
 from .bcn_algebra import Affines, Half, Moments
 from .bcn_reference import batch_half, channel_half, moments
-from .memory_format import CHANNELS_LAST, like_input
+from .memory_format import in_layout_of, like_input
 
 _DISPATCH_KEYS = ('CPU', 'CUDA')
 _DTYPES: dict[str, tuple[torch.dtype, ...]] = {'cpu': (torch.float32, torch.float64, torch.bfloat16, torch.float16)}
@@ -92,11 +92,6 @@ def _passes(x: Tensor) -> ModuleType:
     return bcn_c if bcn_c.takes(x) else bcn_aten
 
 
-def _in_layout_of(t: Tensor, x: Tensor) -> Tensor:
-    """t with the strides of x, which is contiguous or channels last."""
-    return t.contiguous() if x.is_contiguous() else t.contiguous(memory_format=CHANNELS_LAST[x.ndim])
-
-
 @torch.library.impl('wsbcn_mm::bcn', _DISPATCH_KEYS)
 def _bcn(
     x: Tensor,
@@ -151,9 +146,9 @@ def _bcn_backward(
 ) -> tuple[Tensor, ...]:
     x = like_input(x, x)
     dx, dresidual, daffines = _passes(x).backward(
-        _in_layout_of(dy, x),
+        in_layout_of(dy, x),
         x,
-        None if out is None else _in_layout_of(out, x),
+        None if out is None else in_layout_of(out, x),
         Half(half_mean, half_var),
         Moments(mean, var),
         Affines(weight, bias, group_weight, group_bias),
