@@ -18,7 +18,7 @@ from .memory_format import in_layout_of
 
 STATISTICS = {'estimated': 0, 'batch': 1, 'frozen': 2}
 # Waking another thread takes longer than this many values.
-_VALUES_PER_THREAD = 2**18
+_VALUES_PER_THREAD = 2**16
 # Channels that a thread takes at once in channels last: two cache lines.
 _SPAN = 32
 
