@@ -110,12 +110,12 @@ def _conv_like(conv: _ConvNd, kind: type[nn.Module], **options: Any) -> nn.Modul
 
 def filter_scale(conv: _WSConv) -> Tensor:
     """(O,): the s of each filter in W = s * standardised W + mean; 1 for a constant filter."""
-    weight, standardized = (_filters(conv, w.detach().double()) for w in (conv.weight, conv.standardized_weight()))
+    weight, standardized = (filters(conv, w.detach().double()) for w in (conv.weight, conv.standardized_weight()))
     squares = standardized.square().sum(1)
     return torch.where(squares > 0, (weight * standardized).sum(1) / squares, 1.0)
 
 
-def _filters(conv: _WSConv, weight: Tensor) -> Tensor:
+def filters(conv: _WSConv, weight: Tensor) -> Tensor:
     """(O, fan-in)."""
     if conv.transposed:
         weight = weight.unflatten(0, (conv.groups, -1)).transpose(1, 2).flatten(0, 1)
