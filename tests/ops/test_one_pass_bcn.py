@@ -324,6 +324,27 @@ def test_unknown_statistics():
         )
 
 
+@pytest.mark.parametrize(
+    ('name', 'tensor', 'message'),
+    [
+        ('running_mean', torch.zeros(4), r'running_mean of shape \(4,\) does not fit .* \(2, 8, 5, 5\): \(8,\) is'),
+        ('running_var', torch.ones(8, 1), r'running_var of shape \(8, 1\) does not fit'),
+        ('weight', torch.ones(1), r'weight of shape \(1,\) does not fit .*: \(8,\) is expected'),
+        ('bias', torch.zeros(16), r'bias of shape \(16,\) does not fit .*: \(8,\) is expected'),
+        ('group_weight', torch.ones(64), r'group_weight of shape \(64,\) does not fit .*: \(4,\) or \(8,\) is'),
+        ('group_bias', torch.zeros(2), r'group_bias of shape \(2,\) does not fit'),
+        ('residual', torch.ones(2, 8, 1, 1), r'residual of shape .* does not fit .*: \(2, 8, 5, 5\) is expected'),
+        ('weight', torch.ones(8, device='meta'), 'weight is on meta, the input on cpu'),
+        ('residual', torch.ones(2, 8, 5, 5, device='meta'), 'residual is on meta, the input on cpu'),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(name, tensor, message):
+    arguments = {'running_mean': torch.zeros(8), 'running_var': torch.ones(8)}
+    arguments |= dict.fromkeys(('weight', 'bias', 'group_weight', 'group_bias', 'residual'))
+    with pytest.raises(ValueError, match=message):
+        normalize_and_measure(torch.ones(2, 8, 5, 5), **{**arguments, name: tensor}, num_groups=4, rate=0.1)
+
+
 def test_without_a_compiler_torchs_operators_take_over(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv('WSBCN_MM_CACHE', str(tmp_path / 'cache'))
     monkeypatch.setenv('CC', 'no-such-compiler')

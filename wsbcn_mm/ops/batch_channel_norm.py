@@ -10,6 +10,8 @@ joe-siyuan-qiao/Batch-Channel-Normalization.
 `bcn_reference` is the readable form, `one_pass_bcn` the fast one.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -59,7 +61,7 @@ def batch_channel_norm(
         (N, C, *) with the dtype and memory format of `x`.
 
     Raises:
-        ValueError: If x has fewer than 2 axes or `num_groups` does not divide C.
+        ValueError: As `normalize_and_measure`.
     """
     out, mean, second_moment = normalize_and_measure(
         x,
@@ -118,10 +120,23 @@ def normalize_and_measure(
         or `frozen` says nothing: the two are then the estimates themselves.
 
     Raises:
-        ValueError: If x has fewer than 2 axes, `num_groups` does not divide C, `statistics` is unknown, or batch
-            statistics are asked of fewer than two values per channel.
+        ValueError: If x has fewer than 2 axes, `num_groups` does not divide C, another tensor has not the shape it
+            should or not the device of x, `statistics` is unknown, or batch statistics are asked of fewer than two
+            values per channel.
     """
     check_groups(x, num_groups)
+    per_channel, per_group = x.shape[1:2], (num_groups,)
+    for name, tensor, *shapes in (
+        ('running_mean', running_mean, per_channel),
+        ('running_var', running_var, per_channel),
+        ('weight', weight, per_channel),
+        ('bias', bias, per_channel),
+        ('group_weight', group_weight, per_group, per_channel),
+        ('group_bias', group_bias, per_group, per_channel),
+        ('residual', residual, x.shape),
+    ):
+        if tensor is not None:
+            check_fits(x, name, tensor, shapes)
     if statistics not in STATISTICS:
         raise ValueError(f'statistics={statistics!r} is unknown: choose one of {", ".join(STATISTICS)}')
     if statistics == 'batch' and x.numel() < 2 * x.shape[1]:
@@ -153,3 +168,15 @@ def check_groups(x: Tensor, num_groups: int) -> None:
         raise ValueError(f'input of shape {tuple(x.shape)} has no channel axis: (N, C, *) is expected')
     if num_groups < 1 or x.shape[1] % num_groups:
         raise ValueError(f'num_groups={num_groups} does not divide the {x.shape[1]} channels of the input')
+
+
+def check_fits(x: Tensor, name: str, tensor: Tensor, shapes: Sequence[Sequence[int]]) -> None:
+    """Raise ValueError unless `tensor` has one of the shapes and lies where x does: C code takes both on trust."""
+    if tensor.shape not in shapes:
+        expected = ' or '.join(str(tuple(shape)) for shape in shapes)
+        raise ValueError(
+            f'{name} of shape {tuple(tensor.shape)} does not fit the input of shape {tuple(x.shape)}: {expected} is '
+            'expected'
+        )
+    if tensor.device != x.device:
+        raise ValueError(f'{name} is on {tensor.device}, the input on {x.device}')
