@@ -345,6 +345,19 @@ def test_tensors_that_do_not_fit_are_refused(name, tensor, message):
         normalize_and_measure(torch.ones(2, 8, 5, 5), **{**arguments, name: tensor}, num_groups=4, rate=0.1)
 
 
+def test_second_derivatives_by_the_residual_alone():
+    case = Case((2, 8, 3, 3), residual=True)
+    case.residual.requires_grad_()
+    out, _, _ = normalize_and_measure(
+        case.x, case.running_mean, case.running_var, *case.affines, num_groups=4, rate=0.1, relu=True,
+        residual=case.residual,
+    )  # fmt: skip
+    (gradient,) = torch.autograd.grad(out.square().sum(), case.residual, create_graph=True)
+    torch.testing.assert_close(gradient, 2 * out)
+    (second,) = torch.autograd.grad(gradient.sum(), case.residual)
+    torch.testing.assert_close(second, 2.0 * (out > 0))
+
+
 def test_without_a_compiler_torchs_operators_take_over(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv('WSBCN_MM_CACHE', str(tmp_path / 'cache'))
     monkeypatch.setenv('CC', 'no-such-compiler')

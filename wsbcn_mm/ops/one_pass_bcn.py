@@ -278,6 +278,8 @@ def _differentiable_backward(
     if relu:
         dz = dy * ((normalized if out is None else out) > 0)
     wanted = {i: t for i, t in enumerate([x, *affines]) if t is not None and t.requires_grad}
+    if not wanted:  # only the residual asks for gradients
+        return None, dz, None, None, None, None
     found = torch.autograd.grad(normalized, list(wanted.values()), dz.to(normalized.dtype), create_graph=True)
     gradients = dict(zip(wanted, found, strict=True))
     return gradients.get(0), dz, *(gradients.get(i) for i in range(1, 5))
