@@ -358,9 +358,10 @@ def test_second_derivatives_by_the_residual_alone():
     torch.testing.assert_close(second, 2.0 * (out > 0))
 
 
-def test_without_a_compiler_torchs_operators_take_over(monkeypatch, tmp_path, caplog):
+@pytest.mark.parametrize('compiler', ['no-such-compiler', 'no-such-compiler "-O2'])
+def test_without_a_compiler_torchs_operators_take_over(monkeypatch, tmp_path, caplog, compiler):
     monkeypatch.setenv('WSBCN_MM_CACHE', str(tmp_path / 'cache'))
-    monkeypatch.setenv('CC', 'no-such-compiler')
+    monkeypatch.setenv('CC', compiler)
     source = tmp_path / 'kernel.c'
     source.write_text('int answer(void) { return 42; }\n')
     with caplog.at_level(logging.WARNING):
@@ -368,7 +369,25 @@ def test_without_a_compiler_torchs_operators_take_over(monkeypatch, tmp_path, ca
         assert load_library(source) is None
     assert len(caplog.records) == 1
     assert 'kernel.c was not compiled' in caplog.text
-    assert 'no-such-compiler' in caplog.text
+    assert ('No closing quotation' if '"' in compiler else 'no-such-compiler') in caplog.text
+
+
+def test_a_user_without_a_home_does_without_the_library_or_names_a_folder(monkeypatch, tmp_path, caplog):
+    def no_home():
+        raise RuntimeError('Could not determine home directory.')
+
+    monkeypatch.setattr(Path, 'home', no_home)
+    monkeypatch.delenv('WSBCN_MM_CACHE', raising=False)
+    source = tmp_path / 'kernel.c'
+    source.write_text('int answer(void) { return 42; }\n')
+    with caplog.at_level(logging.WARNING):
+        assert load_library(source) is None
+    assert 'kernel.c was not compiled' in caplog.text
+    if C_COMPILER:
+        source = source.rename(tmp_path / 'other.c')
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv('WSBCN_MM_CACHE', '.')
+        assert load_library(source).answer() == 42
 
 
 @pytest.mark.skipif(not C_COMPILER, reason='no C compiler')

@@ -23,13 +23,14 @@ def load_library(source: Path) -> ctypes.CDLL | None:
     """The shared library of `source`, or None where it is switched off or, which is logged, cannot be made."""
     if os.environ.get('WSBCN_MM_COMPILE', '1') == '0':
         return None
-    compiler = shlex.split(os.environ.get('CC', 'cc'))
     try:
+        compiler = shlex.split(os.environ.get('CC', 'cc'))
         library = _cache_folder() / f'{source.stem}-{_fingerprint(source, compiler)}.so'
         if not library.exists():
             _compile(source, library, compiler)
         return ctypes.CDLL(str(library))
-    except (OSError, subprocess.SubprocessError) as error:
+    # RuntimeError: the user has no home; ValueError: CC has an open quotation mark, or talks in an unknown encoding.
+    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
         reason = getattr(error, 'stderr', None) or error
         logging.getLogger(__name__).warning(
             '%s was not compiled, which leaves BCN on CPU to slower operators of torch: %s', source.name, reason
@@ -38,7 +39,7 @@ def load_library(source: Path) -> ctypes.CDLL | None:
 
 
 def _cache_folder() -> Path:
-    folder = Path(os.environ.get('WSBCN_MM_CACHE', Path.home() / '.cache' / 'wsbcn_mm'))
+    folder = Path(os.environ.get('WSBCN_MM_CACHE') or Path.home() / '.cache' / 'wsbcn_mm').absolute()
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
