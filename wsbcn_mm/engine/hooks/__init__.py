@@ -4,6 +4,14 @@ from .activation_memory import ActivationMemory
 from .checkpoint_guard import CheckpointGuard
 from .norm_report import NormReport
 from .standardize_once import StandardizeOnceHook
+from .start_from_bn import StartFromBN
 from .step_statistics import StepStatisticsHook
 
-__all__ = ['ActivationMemory', 'CheckpointGuard', 'NormReport', 'StandardizeOnceHook', 'StepStatisticsHook']
+__all__ = [
+    'ActivationMemory',
+    'CheckpointGuard',
+    'NormReport',
+    'StandardizeOnceHook',
+    'StartFromBN',
+    'StepStatisticsHook',
+]

@@ -1,0 +1,201 @@
+"""From BN weights to WS and BCN: what each start is worth, on the demo's segmentation.
+
+python -m projects.start_from_bn.run            two seeds; writes results/ and the README's table
+python -m projects.start_from_bn.run --quick    one seed, a handful of iterations, into work_dirs/: does it run?
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+RECIPES = ROOT / 'configs' / 'tiny'
+TABLE = re.compile(r'(?<=<!-- table:start -->\n).*?(?=<!-- table:end -->)', re.DOTALL)
+COLUMNS = ('start', 'seed', 'iteration', 'mIoU')
+
+
+class Length(NamedTuple):
+    """Of the runs, in iterations."""
+
+    source: int
+    """The BN model that the others go on from, 16 samples each."""
+    target: int
+    """Going on, one sample each."""
+    interval: int
+    """Between evaluations."""
+
+
+FULL, QUICK = Length(source=300, target=800, interval=200), Length(source=2, target=4, interval=2)
+LEARNING_RATE = 0.02
+CALIBRATION_BATCHES = 64
+
+
+class Start(NamedTuple):
+    """A way to begin training with one sample per step."""
+
+    title: str
+    norm: str
+    """Of the recipe."""
+    loads: bool = True
+    """Whether it goes on from the BN model."""
+    hook: dict[str, Any] | None = None
+    """Arguments of StartFromBN; `iters` as a share of the run."""
+
+
+STARTS = {
+    'bn': Start('BN from BN', 'bn'),
+    'scratch': Start('BCN + WS from scratch', 'bcn-ws', loads=False),
+    'direct': Start('BCN + WS, BN weights loaded as they are', 'bcn-ws'),
+    'exact': Start('BCN + WS, scales absorbed', 'bcn-ws', hook=dict()),
+    'calibrated': Start(
+        'BCN + WS, scales absorbed, calibrated', 'bcn-ws', hook=dict(calibration_batches=CALIBRATION_BATCHES)
+    ),
+    'gradual': Start('BCN + WS, gradual over half of the run', 'bcn-ws', hook=dict(iters=0.5)),
+}
+
+
+def source_config(data_root: Path, work_dir: Path, seed: int, length: Length) -> Any:
+    """The BN recipe at a real batch of 16."""
+    return _config('bn', '1xb16-acc1', data_root, work_dir, seed, length.source, length.source)
+
+
+def target_config(start: Start, source: str, data_root: Path, work_dir: Path, seed: int, length: Length) -> Any:
+    """A recipe at one sample per step that goes on from a checkpoint."""
+    cfg = _config(start.norm, '1xb1-acc1', data_root, work_dir, seed, length.target, length.interval)
+    cfg.optim_wrapper.optimizer.lr = LEARNING_RATE
+    if start.loads:
+        cfg.load_from = source
+        cfg.allow_norm_mismatch = start.norm != 'bn'
+    if start.hook is not None:
+        iters = int(start.hook.get('iters', 0) * length.target)
+        cfg.custom_hooks = [*cfg.custom_hooks, dict(type='StartFromBN', **{**start.hook, 'iters': iters})]
+    return cfg
+
+
+def _config(norm: str, setting: str, data_root: Path, work_dir: Path, seed: int, iters: int, interval: int) -> Any:
+    from mmengine.config import Config
+
+    (recipe,) = RECIPES.glob(f'deeplabv3_r18-tiny_{norm}_{setting}-*.py')
+    cfg = Config.fromfile(str(recipe))
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        loader.dataset.data_root = str(data_root)
+    cfg.work_dir, cfg.randomness = str(work_dir), dict(seed=seed)
+    cfg.train_cfg.update(max_iters=iters, val_interval=interval)
+    warmup = max(1, iters // 20)
+    cfg.param_scheduler[0].update(end=warmup)
+    cfg.param_scheduler[1].update(begin=warmup, end=iters)
+    cfg.default_hooks.checkpoint.interval = iters
+    cfg.default_hooks.logger.interval = max(1, iters // 10)
+    return cfg
+
+
+def train(cfg: Any, *, evaluate_first: bool) -> list[tuple[int, float]]:
+    """Train a config; returns (iteration, mIoU in percent) of all evaluations, and leaves a checkpoint."""
+    from mmengine.hooks import Hook
+    from mmengine.runner import Runner
+
+    scores: list[tuple[int, float]] = []
+
+    class Scores(Hook):
+        """Evaluates before the first iteration, too, after every other hook has prepared the model."""
+
+        priority = 'LOWEST'
+
+        def before_train(self, runner: Runner) -> None:
+            if evaluate_first:
+                runner.val_loop.run()
+
+        def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+            scores.append((runner.iter, (metrics or {})['mIoU']))
+
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(Scores())
+    runner.train()
+    return scores
+
+
+def study(data_root: Path, work_dir: Path, seeds: Iterable[int], length: Length) -> list[dict[str, Any]]:
+    """Train the BN model and every start from it; one row per evaluation."""
+    rows: list[dict[str, Any]] = []
+    for seed in seeds:
+        folder = work_dir / f'source_{seed}'
+        scores = train(source_config(data_root, folder, seed, length), evaluate_first=False)
+        rows += rows_of('source', seed, scores)
+        source = (folder / 'last_checkpoint').read_text().strip()
+        for name, start in STARTS.items():
+            cfg = target_config(start, source, data_root, work_dir / f'{name}_{seed}', seed, length)
+            rows += rows_of(name, seed, train(cfg, evaluate_first=start.loads))
+    return rows
+
+
+def rows_of(start: str, seed: int, scores: Iterable[tuple[int, float]]) -> list[dict[str, Any]]:
+    return [dict(start=start, seed=seed, iteration=iteration, mIoU=round(score, 2)) for iteration, score in scores]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown: mIoU of every start at every evaluation, mean and range over seeds."""
+    iterations = sorted({int(row['iteration']) for row in rows if row['start'] != 'source'})
+    heads = ['before' if iteration == 0 else f'after {iteration}' for iteration in iterations]
+    lines = [f'| start | {" | ".join(heads)} |', f'| --- |{" ---: |" * len(heads)}']
+    for name, start in STARTS.items():
+        cells = [
+            cell([float(r['mIoU']) for r in rows if (r['start'], int(r['iteration'])) == (name, iteration)])
+            for iteration in iterations
+        ]
+        lines.append(f'| {start.title} | {" | ".join(cells)} |')
+    source = [float(row['mIoU']) for row in rows if row['start'] == 'source']
+    seeds = len({row['seed'] for row in rows})
+    return '\n'.join(lines) + f'\n\nThe BN model they start from: {cell(source)}. mIoU (%) over {seeds} seed(s).\n'
+
+
+def cell(values: Sequence[float]) -> str:
+    if not values:
+        return '-'
+    return f'{mean(values):.1f}' + (f' ± {stdev(values):.1f}' if len(values) > 1 else '')
+
+
+def save(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('w', newline='') as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description='BN weights under WS and BCN: what each start is worth')
+    parser.add_argument('--quick', action='store_true', help='a few iterations on a few scenes, to see that it runs')
+    parser.add_argument('--seeds', type=int, default=2)
+    parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'start_from_bn')
+    args = parser.parse_args(arguments)
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    from projects.micro_batch_demo.data import build_segmentation
+    from projects.micro_batch_demo.run import SCENES
+
+    shutil.rmtree(args.work_dir, ignore_errors=True)
+    if args.quick:
+        data_root = build_segmentation(args.work_dir / 'data', **{**SCENES, 'n_train': 20, 'n_val': 4})
+        rows = study(data_root, args.work_dir, range(1), QUICK)
+        save(rows, args.work_dir / 'results.csv')
+    else:
+        data_root = build_segmentation(ROOT / 'data' / 'micro_batch_demo', **SCENES)
+        rows = study(data_root, args.work_dir, range(args.seeds), FULL)
+        save(rows, HERE / 'results' / 'results.csv')
+        readme = HERE / 'README.md'
+        readme.write_text(TABLE.sub(lambda _: table(rows), readme.read_text()))
+    print(table(rows))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
