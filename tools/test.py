@@ -1,7 +1,8 @@
 """Evaluate a checkpoint: python tools/test.py RECIPE CHECKPOINT --show-dir overlays
 
 Segmentation prints mIoU and a table per class, video top-1, top-5 and mean-class accuracy. The metrics are written as
-JSON beside the log.
+JSON beside the log. With --format-only a segmentation recipe writes its predictions for a test server instead:
+--format-only predictions --cfg-options test_dataloader.dataset.split=test
 """
 
 import argparse
@@ -17,6 +18,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--work-dir', help='where logs and metrics.json go (default: work_dirs/<recipe name>)')
     parser.add_argument('--show-dir', help='save pictures of predictions beside the truth in this folder')
     parser.add_argument('--show-max', type=int, default=20, help='number of pictures (default: 20)')
+    parser.add_argument('--format-only', metavar='DIR', help='write predictions as label files here, evaluate nothing')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
     parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='change the recipe')
     parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
@@ -38,6 +40,12 @@ def main() -> None:
 
     cfg = recipe.load_recipe(args.config, work_dir=args.work_dir, options=args.cfg_options)
     recipe.load_checkpoint_into(cfg, args.checkpoint)
+    if args.format_only:
+        if cfg.get('default_scope') != 'mmseg':
+            raise ValueError(f'--format-only: {args.config!r} is no segmentation recipe, only these have label files')
+        from wsbcn_mm.segmentation.predictions import save_predictions_only
+
+        save_predictions_only(cfg, args.format_only)
     if args.show_dir:
         recipe.save_pictures(cfg, args.show_dir, args.show_max)
     prepare_launch(cfg, args.launcher)

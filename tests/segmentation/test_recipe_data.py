@@ -51,8 +51,8 @@ def cityscapes(tmp_path: Path) -> Path:
         label.mkdir(parents=True)
         pixels = rng.integers(0, 256, (1024, 2048, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(image / 'aachen_000000_000019_leftImg8bit.png', compress_level=0)
-        train_ids = np.repeat(rng.choice([0, 7, 18, 255], (1, 2048)).astype(np.uint8), 1024, axis=0)
-        Image.fromarray(train_ids).save(label / 'aachen_000000_000019_gtFine_labelTrainIds.png')
+        label_ids = np.repeat(rng.choice([7, 20, 33, 3], (1, 2048)).astype(np.uint8), 1024, axis=0)
+        Image.fromarray(label_ids).save(label / 'aachen_000000_000019_gtFine_labelIds.png')
     return tmp_path
 
 

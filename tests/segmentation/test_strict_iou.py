@@ -47,11 +47,11 @@ def test_label_outside_the_classes_names_file_and_value(value: int) -> None:
     label = np.zeros((4, 4), np.int64)
     label[0, 0] = value
     label[1, 1] = 255
-    with pytest.raises(ValueError, match='label map') as error:
+    with pytest.raises(ValueError, match=r'label map$') as error:
         metric().process({}, [sample(label, label)])
     assert str(error.value) == (
-        f'label map gtFine/val/a_labelIds.png has the values [{value}]: 0 to 3 (4 classes) and 255 (ignored) are '
-        "accepted. Convert the labels (Cityscapes: labelTrainIds) or set the dataset's metainfo and reduce_zero_label"
+        f'labels of gtFine/val/a_labelIds.png have the values {value} (1 pixels): 0 to 3 (4 classes) and 255 (ignored) '
+        'are accepted. Load them with LoadStrictLabels and a label map'
     )
 
 

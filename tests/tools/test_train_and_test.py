@@ -118,6 +118,21 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(trained, tiny_data, tmp
     assert whole['meta']['iter'] == resumed['meta']['iter'] == 4
 
 
+def test_format_only_writes_label_files_and_evaluates_nothing(trained, tiny_data, tmp_path):
+    task, work_dir = trained
+    arguments = ['test.py', recipe(task), work_dir / 'iter_4.pth', '--work-dir', tmp_path]
+    arguments += ['--format-only', tmp_path / 'labels', *settings(task, tiny_data, 4)]
+    if task == 'video':
+        with pytest.raises(ValueError, match=r'^--format-only: .* is no segmentation recipe'):
+            run_tool(*arguments)
+        return
+    run_tool(*arguments)
+    assert json.loads((tmp_path / 'metrics.json').read_text()) == dict(saved=5)
+    for file in (tmp_path / 'labels').iterdir():
+        assert set(Image.open(file).tobytes()) <= {0, 1, 2, 3}
+    assert 'per class results' not in logs(tmp_path)[0]
+
+
 def test_bad_command_lines_stop_before_anything_is_built(tiny_data, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     work_dir = tmp_path / 'work'

@@ -10,17 +10,25 @@ require_openmmlab()
 
 from ..engine import hooks as _hooks  # noqa: F401
 from .checks import MicroBatchNormCheck, check_norms
+from .cityscapes import StrictCityscapesDataset
 from .heads import DeepLabV3Head, DeepLabV3PlusHead
+from .label_map import LoadStrictLabels
 from .metrics import StrictIoUMetric
 from .overlays import SaveOverlays
+from .predictions import SavePredictions
 from .transforms import RandomLogScale
+from .voc import StrictVOCDataset
 
 __all__ = [
     'DeepLabV3Head',
     'DeepLabV3PlusHead',
+    'LoadStrictLabels',
     'MicroBatchNormCheck',
     'RandomLogScale',
     'SaveOverlays',
+    'SavePredictions',
+    'StrictCityscapesDataset',
     'StrictIoUMetric',
+    'StrictVOCDataset',
     'check_norms',
 ]

@@ -16,7 +16,8 @@ class StrictIoUMetric(IoUMetric):
     perfect prediction scored against Cityscapes `labelIds` comes out as 0. Arguments and results are those of mmseg.
 
     Raises:
-        ValueError: While processing, for a label that is neither a class nor `ignore_index`, naming file and values.
+        ValueError: While processing, for a label that is neither a class nor `ignore_index`, naming the file, such
+            values and their pixels.
     """
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
@@ -27,13 +28,15 @@ class StrictIoUMetric(IoUMetric):
 
     def _check_labels(self, sample: dict) -> None:
         num_classes = len(self.dataset_meta['classes'])
-        labels = sample['gt_sem_seg']['data'].unique()
+        labels = sample['gt_sem_seg']['data']
         strange = labels[((labels < 0) | (labels >= num_classes)) & (labels != self.ignore_index)]
         if strange.numel():
+            values, counts = strange.unique(return_counts=True)
+            listed = ', '.join(f'{value} ({pixels} pixels)' for value, pixels in zip(values, counts, strict=True))
             raise ValueError(
-                f'label map {sample.get("seg_map_path", "of an unnamed sample")} has the values {strange.tolist()}: '
+                f'labels of {sample.get("seg_map_path", "an unnamed sample")} have the values {listed}: '
                 f'0 to {num_classes - 1} ({num_classes} classes) and {self.ignore_index} (ignored) are accepted. '
-                "Convert the labels (Cityscapes: labelTrainIds) or set the dataset's metainfo and reduce_zero_label"
+                'Load them with LoadStrictLabels and a label map'
             )
 
     def compute_metrics(self, results: list) -> dict[str, float]:

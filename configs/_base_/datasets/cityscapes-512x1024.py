@@ -1,10 +1,11 @@
-# Cityscapes, fine annotations: 2975 images to train, 500 to validate, 19 classes (labelTrainIds), crop 512x1024.
+# Cityscapes, fine annotations: 2975 images to train, 500 to validate, 19 classes, crop 512x1024.
+# The downloaded labelIds are read as they are; docs/data.md says how to prepare and check the folder.
 crop_size = (512, 1024)
-dataset_type = 'CityscapesDataset'
+dataset_type = 'StrictCityscapesDataset'
 data_root = 'data/cityscapes/'
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
+    dict(type='LoadStrictLabels'),
     dict(type='RandomResize', scale=(2048, 1024), ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
     dict(type='RandomFlip', prob=0.5),
@@ -15,7 +16,7 @@ test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(2048, 1024), keep_ratio=True),
     # after Resize: the ground truth keeps its size
-    dict(type='LoadAnnotations'),
+    dict(type='LoadStrictLabels'),
     dict(type='PackSegInputs'),
 ]
 train_dataloader = dict(
@@ -26,7 +27,7 @@ train_dataloader = dict(
     dataset=dict(
         type=dataset_type,
         data_root=data_root,
-        data_prefix=dict(img_path='leftImg8bit/train', seg_map_path='gtFine/train'),
+        split='train',
         pipeline=train_pipeline))
 val_dataloader = dict(
     batch_size=1,
@@ -36,7 +37,7 @@ val_dataloader = dict(
     dataset=dict(
         type=dataset_type,
         data_root=data_root,
-        data_prefix=dict(img_path='leftImg8bit/val', seg_map_path='gtFine/val'),
+        split='val',
         pipeline=test_pipeline))
 test_dataloader = val_dataloader
 val_evaluator = dict(type='StrictIoUMetric', iou_metrics=['mIoU'])

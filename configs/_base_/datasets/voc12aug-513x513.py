@@ -2,11 +2,11 @@
 # Augmentation and evaluation are the BCN authors': flip, log-uniform scale, crop; what is missing to 513 is padded to
 # the right and below after normalisation with 0 and label 255; validation in full size, padded to 513.
 crop_size = (513, 513)
-dataset_type = 'PascalVOCDataset'
+dataset_type = 'StrictVOCDataset'
 data_root = 'data/VOCdevkit/VOC2012'
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
+    dict(type='LoadStrictLabels'),
     dict(type='RandomFlip', prob=0.5),
     dict(type='RandomLogScale', scale_range=(0.5, 2.0), interpolation='lanczos', backend='pillow'),
     dict(type='RandomCrop', crop_size=crop_size),
@@ -14,7 +14,7 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
+    dict(type='LoadStrictLabels'),
     dict(type='PackSegInputs'),
 ]
 train_dataloader = dict(
