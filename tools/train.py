@@ -19,6 +19,13 @@ def parse_args() -> argparse.Namespace:
         '--norm', metavar='NAME', help="train with another norm than the recipe's: bn, gn-ws, bcn-ws-backbone, ..."
     )
     parser.add_argument('--norm-groups', type=int, metavar='G', help='groups of channels of that norm')
+    parser.add_argument(
+        '--global-batch',
+        type=int,
+        metavar='N',
+        help='samples per optimizer step, whatever the number of devices: accumulates what they cannot hold',
+    )
+    parser.add_argument('--per-device', type=int, metavar='N', help='samples per forward pass on each device')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision (GPU)')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
     parser.add_argument(
@@ -41,6 +48,7 @@ def main() -> None:
     from mmengine.runner import Runner
 
     from wsbcn_mm.engine import recipe
+    from wsbcn_mm.engine.batch_plan import plan_batch, world_size
     from wsbcn_mm.engine.launch import prepare_launch
     from wsbcn_mm.engine.layer_configs import check_layer_configs
     from wsbcn_mm.engine.norm_switch import switch_norm
@@ -60,6 +68,9 @@ def main() -> None:
         recipe.use_amp(cfg)
     recipe.check_recipe(cfg)
     prepare_launch(cfg, args.launcher)
+    plan = plan_batch(cfg, world_size(cfg), global_batch=args.global_batch, per_device=args.per_device)
+    if plan and os.environ.get('RANK', '0') == '0':
+        print('\n'.join(plan))
     Runner.from_cfg(cfg).train()
 
 

@@ -1,20 +1,8 @@
 """How many samples an optimizer step sees."""
 
-from typing import NamedTuple
-
 from mmengine.runner import Runner
 
-
-class EffectiveBatch(NamedTuple):
-    """The factors of an optimizer step's number of samples."""
-
-    devices: int
-    per_device: int
-    accumulation: int
-
-    @property
-    def samples(self) -> int:
-        return self.devices * self.per_device * self.accumulation
+from ..microbatch.batch_plan import EffectiveBatch
 
 
 def effective_batch(runner: Runner) -> EffectiveBatch:

@@ -2,6 +2,7 @@
 # Iterations are micro-batches. The recipe gives the learning rate.
 optim_wrapper = dict(
     type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=1e-4), accumulative_counts=16)
+auto_scale_lr = dict(base_batch_size=16, rule='linear', enable=False)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, begin=0, end=120, by_epoch=False),
     dict(type='PolyLR', power=0.9, eta_min=0.0, begin=120, end=2400, by_epoch=False)]

@@ -1,6 +1,7 @@
 # The demo at a real batch of 16: 2400 samples in 150 optimizer steps. The recipe gives the learning rate.
 optim_wrapper = dict(
     type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=1e-4), accumulative_counts=1)
+auto_scale_lr = dict(base_batch_size=16, rule='linear', enable=False)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, begin=0, end=7, by_epoch=False),
     dict(type='PolyLR', power=0.9, eta_min=0.0, begin=7, end=150, by_epoch=False)]

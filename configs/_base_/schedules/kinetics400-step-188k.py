@@ -6,6 +6,7 @@ optim_wrapper = dict(
     optimizer=dict(type='SGD', lr=0.01 * 64 / 64, momentum=0.9, weight_decay=1e-4),
     clip_grad=dict(max_norm=40, norm_type=2),
     accumulative_counts=1)
+auto_scale_lr = dict(base_batch_size=64, rule='linear', enable=False)
 param_scheduler = [dict(type='MultiStepLR', milestones=[75_200, 150_400], gamma=0.1, by_epoch=False)]
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=188_000, val_interval=18_800)
 val_cfg = dict(type='ValLoop')

@@ -10,6 +10,7 @@ optim_wrapper = dict(
         custom_keys={'head.fc.weight': dict(lr_mult=5.0), 'head.fc.bias': dict(lr_mult=10.0, decay_mult=0.0)}),
     clip_grad=dict(max_norm=20, norm_type=2),
     accumulative_counts=1)
+auto_scale_lr = dict(base_batch_size=64, rule='linear', enable=False)
 param_scheduler = [dict(type='MultiStepLR', milestones=[26_880, 53_760], gamma=0.1, by_epoch=False)]
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=67_200, val_interval=6_720)
 val_cfg = dict(type='ValLoop')

@@ -2,6 +2,7 @@
 # Iterations are micro-batches: a recipe with accumulation k multiplies all of these numbers by k.
 optim_wrapper = dict(
     type='OptimWrapper', optimizer=dict(type='SGD', lr=0.007, momentum=0.9, weight_decay=1e-4), accumulative_counts=1)
+auto_scale_lr = dict(base_batch_size=16, rule='linear', enable=False)
 param_scheduler = [dict(type='PolyLR', power=0.9, eta_min=0.0, begin=0, end=33_100, by_epoch=False)]
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=33_100, val_interval=3_310)
 val_cfg = dict(type='ValLoop')

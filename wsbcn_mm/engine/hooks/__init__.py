@@ -3,6 +3,7 @@
 from .activation_memory import ActivationMemory
 from .checkpoint_guard import CheckpointGuard
 from .norm_report import NormReport
+from .param_scheduler_per_step import ParamSchedulerPerStepHook
 from .standardize_once import StandardizeOnceHook
 from .start_from_bn import StartFromBN
 from .step_statistics import StepStatisticsHook
@@ -11,6 +12,7 @@ __all__ = [
     'ActivationMemory',
     'CheckpointGuard',
     'NormReport',
+    'ParamSchedulerPerStepHook',
     'StandardizeOnceHook',
     'StartFromBN',
     'StepStatisticsHook',

@@ -83,11 +83,7 @@ def describe_layers(model: nn.Module) -> str:
 
 def describe_batch(runner: Runner) -> str:
     """One line: how many samples an optimizer step sees."""
-    batch = effective_batch(runner)
-    return (
-        f'effective batch {batch.samples} = {batch.devices} device(s) x {batch.per_device} x '
-        f'accumulation {batch.accumulation}'
-    )
+    return f'effective batch {effective_batch(runner)}'
 
 
 def log_census(runner: Runner, seen: Trace) -> None:
