@@ -59,7 +59,10 @@ def test_a_pickle_that_needs_code_says_so_and_is_read_on_trust(tmp_path):
     message = str(refused.value)
     assert message.startswith(f'{path} needs code to be read, not tensors and plain data alone (')
     assert f'{Code.__module__}.Code' in message
-    assert message.endswith('A file like this can run anything: add --trust if you know where it comes from')
+    assert message.endswith(
+        'A file like this can run anything: if you know where it comes from, tools/convert_checkpoint.py --trust makes '
+        'weights alone of it'
+    )
     assert read_checkpoint(path, trust=True).ignored == ['args']
 
 

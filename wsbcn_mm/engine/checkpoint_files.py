@@ -9,7 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from mmengine.logging import HistoryBuffer
 from torch import Tensor
+
+from .checkpoint_damage import DamagedCheckpointError, damage_in
 
 CONTAINERS = ('state_dict', 'model', 'model_state_dict', 'state_dict_ema')
 """Keys under which training code keeps the weights of a checkpoint."""
@@ -33,7 +36,7 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> CheckpointFile:
     Raises:
         FileNotFoundError: If there is no such file.
         ImportError: For .safetensors without that package.
-        ValueError: If a pickle needs code and is not trusted, or no tensors are found.
+        ValueError: If the file is damaged, a pickle needs code and is not trusted, or no tensors are found.
     """
     path = Path(path)
     if not path.is_file():
@@ -44,7 +47,7 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> CheckpointFile:
     elif path.suffix == '.safetensors':
         loaded = _read_safetensors(path)
     else:
-        loaded = _read_pickle(path, trust)
+        loaded = read_pickle(path, trust=trust)
     weights = loaded
     if isinstance(loaded, dict):
         weights = next((loaded[key] for key in CONTAINERS if isinstance(loaded.get(key), dict)), loaded)
@@ -58,17 +61,52 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> CheckpointFile:
     return CheckpointFile(state, meta if isinstance(meta, dict) else {}, [str(key) for key in ignored])
 
 
-def _read_pickle(path: Path, trust: bool) -> Any:
+def read_pickle(path: str | Path, *, trust: bool = False, map_location: Any = 'cpu') -> Any:
+    """Read what torch.save wrote, without running anything in it: tensors, plain data, and mmengine's and numpy's own.
+
+    Args:
+        trust: Run the code that a pickle needs to be read, if it needs any.
+        map_location: Device of the tensors, as torch.load takes it.
+
+    Raises:
+        DamagedCheckpointError: If the file is not what was written.
+        ValueError: If it needs code and is not trusted.
+    """
+    damage = damage_in(path)
+    if damage:
+        raise DamagedCheckpointError(f'checkpoint {path} is damaged: {damage}')
     try:
-        return torch.load(path, map_location='cpu', weights_only=True)
+        with torch.serialization.safe_globals(HARMLESS):
+            return torch.load(path, map_location=map_location, weights_only=True)
     except UnpicklingError as error:
         if trust:
-            return torch.load(path, map_location='cpu', weights_only=False)
-        reason = next(line.strip() for line in str(error).splitlines() if 'GLOBAL' in line or 'nsupported' in line)
+            return torch.load(path, map_location=map_location, weights_only=False)
+        lines = [line.strip() for line in str(error).splitlines()]
+        reason = next((line for line in lines if 'GLOBAL' in line or 'nsupported' in line), lines[0])
         raise ValueError(
             f'{path} needs code to be read, not tensors and plain data alone ({reason}). A file like this can run '
-            'anything: add --trust if you know where it comes from'
+            'anything: if you know where it comes from, tools/convert_checkpoint.py --trust makes weights alone of it'
         ) from None
+
+
+def _history_statistic(owner: Any, name: str) -> Any:
+    """What mmengine's log histories ask getattr for, and nothing else."""
+    if owner is not HistoryBuffer or name not in ('current', 'max', 'mean', 'min'):
+        raise UnpicklingError(f'Unsupported getattr of {name!r}')
+    return getattr(owner, name)
+
+
+_NUMPY_KINDS = ('bool', 'int8', 'int16', 'int32', 'int64', 'uint8', 'uint16', 'uint32', 'uint64', 'float32', 'float64')
+HARMLESS: list[Any] = [
+    HistoryBuffer,
+    (_history_statistic, 'builtins.getattr'),
+    *((np.empty(0).__reduce__()[0], f'numpy.{core}.multiarray._reconstruct') for core in ('core', '_core')),
+    *((np.float64(0).__reduce__()[0], f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')),
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in _NUMPY_KINDS),
+]
+"""What checkpoints of mmengine's own CheckpointHook have beside tensors and plain data: log histories and numbers."""
 
 
 def require_safetensors() -> None:

@@ -11,4 +11,4 @@ test_cfg = dict(type='TestLoop')
 log_processor = dict(by_epoch=False)
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=40, log_metric_by_epoch=False),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2400, max_keep_ckpts=1))
+    checkpoint=dict(type='SafeCheckpointHook', by_epoch=False, interval=2400, max_keep_ckpts=1))

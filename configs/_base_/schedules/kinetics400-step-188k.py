@@ -14,4 +14,4 @@ test_cfg = dict(type='TestLoop')
 log_processor = dict(by_epoch=False)
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=18_800, max_keep_ckpts=3, save_best='acc/top1'))
+    checkpoint=dict(type='SafeCheckpointHook', by_epoch=False, interval=18_800, max_keep_ckpts=3, save_best='acc/top1'))

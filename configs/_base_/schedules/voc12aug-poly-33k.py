@@ -10,5 +10,5 @@ test_cfg = dict(type='TestLoop')
 log_processor = dict(by_epoch=False)
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=3_310, max_keep_ckpts=3, save_best='mIoU'),
+    checkpoint=dict(type='SafeCheckpointHook', by_epoch=False, interval=3_310, max_keep_ckpts=3, save_best='mIoU'),
     norm_check=dict(type='MicroBatchNormCheck'))

@@ -3,6 +3,7 @@
 from .activation_memory import ActivationMemory
 from .checkpoint_guard import CheckpointGuard
 from .norm_report import NormReport
+from .safe_checkpoint import SafeCheckpointHook
 from .param_scheduler_per_step import ParamSchedulerPerStepHook
 from .standardize_once import StandardizeOnceHook
 from .start_from_bn import StartFromBN
@@ -12,6 +13,7 @@ __all__ = [
     'ActivationMemory',
     'CheckpointGuard',
     'NormReport',
+    'SafeCheckpointHook',
     'ParamSchedulerPerStepHook',
     'StandardizeOnceHook',
     'StartFromBN',
