@@ -30,7 +30,7 @@ NORMS = {
     'bn': (None, dict(type='BN')),
 }
 META = dict(dataset_meta=dict(classes=tuple('abcde'), palette=[[i, i, i] for i in range(5)]))
-PIPELINE = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
+PIPELINE = [dict(type='LoadImageFromFile'), dict(type='LoadStrictLabels'), dict(type='PackSegInputs')]
 
 
 def recipe(head, norm, **decode_head):
@@ -110,7 +110,9 @@ def test_the_files_answer_as_the_model_does(head, norm, tmp_path, monkeypatch):
     assert len(report.baked) == count_convs(Network(model))['WS'] >= (0 if norm == 'bn' else 24)
     files = {'folded.py', 'folded.pth'} | ({'folded_segmentor.py'} if norm == 'bcn-ws' else set())
     assert {path.name for path in tmp_path.iterdir()} == files
-    assert 'wsbcn' not in (tmp_path / 'folded.py').read_text()
+    written = (tmp_path / 'folded.py').read_text()
+    assert 'wsbcn' not in written
+    assert 'LoadStrictLabels' not in written
 
     monkeypatch.syspath_prepend(tmp_path)
     stock = init_model(tmp_path / 'folded.py', str(tmp_path / 'folded.pth'), device='cpu')

@@ -33,6 +33,11 @@ def test_every_value_becomes_what_the_map_says(tmp_path: Path) -> None:
     assert load(file, dict(label_map={3: 5, 9: 5, 0: 5})).tolist() == [[5, 5], [5, 5]]
 
 
+def test_inference_has_images_alone() -> None:
+    results = dict(img_path='a.png')
+    assert TRANSFORMS.build(dict(type='LoadStrictLabels'))(results) == dict(img_path='a.png')
+
+
 def test_palette_files_are_read_by_index(tmp_path: Path) -> None:
     picture = Image.fromarray(np.array([[0, 20], [255, 1]], np.uint8)).convert('P')
     picture.putpalette(list(range(255, -1, -1)) * 3)

@@ -17,6 +17,7 @@ from ..layers import BatchChannelNorm
 from ..surgery.fold import FoldReport, fold
 from . import folded_segmentor
 from .deployment import Network
+from .label_map import LABEL_LOADERS
 
 HEADS = {'DeepLabV3Head': 'ASPPHead', 'DeepLabV3PlusHead': 'DepthwiseSeparableASPPHead'}
 """Heads of this package, and those of mmseg that have the same layers once `conv_cfg` is gone."""
@@ -62,16 +63,17 @@ def fold_for_mmseg(cfg: Config, model: nn.Module, meta: dict[str, Any], example:
 
 
 def folded_config(cfg: Config, model: nn.Module, biased_convs: list[str]) -> Config:
-    """Model and test pipeline of a recipe, in mmseg's own types.
+    """Model and test pipeline of a recipe, without the labels that inference has not, in mmseg's own types.
 
     Raises:
         ValueError: For an argument or a type that mmseg does not have.
     """
+    pipeline = cfg.test_dataloader.dataset.pipeline
     config = Config(
         dict(
             default_scope='mmseg',
             model=copy.deepcopy(cfg.model.to_dict()),
-            test_pipeline=copy.deepcopy(cfg.test_dataloader.dataset.pipeline),
+            test_pipeline=[copy.deepcopy(step) for step in pipeline if step['type'] not in LABEL_LOADERS],
         )
     )
     config.model.update(auxiliary_head=None, train_cfg=None)

@@ -99,7 +99,8 @@ class LoadStrictLabels(BaseTransform):
     """Read `seg_map_path` into `gt_seg_map`, (H, W) uint8, by a label map; other values are an error.
 
     It stands where mmseg's `LoadAnnotations` stands, which lets any value pass, and has a map in place of its
-    `reduce_zero_label`.
+    `reduce_zero_label`. A sample without `seg_map_path` passes as it is: inference has images alone, and the losses and
+    metrics cannot do without labels.
 
     Args:
         label_map: `{raw value: class}`; if None, the dataset's, complete with what is ignored. Keys may be strings of
@@ -119,6 +120,8 @@ class LoadStrictLabels(BaseTransform):
             self.label_map = with_ignored({int(raw): index for raw, index in label_map.items()}, ignore)
 
     def transform(self, results: dict) -> dict:
+        if 'seg_map_path' not in results:
+            return results
         file = results['seg_map_path']
         if results.get('reduce_zero_label'):
             raise ValueError(
