@@ -3,7 +3,7 @@
 import argparse
 import difflib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
+from .config_tree import dicts_in
 from .hooks.activation_memory import requested_activation_memory
 from .pretrained import PRETRAINED
 
@@ -161,13 +162,3 @@ def drop_pretrained(cfg: Config) -> None:
             node['init_cfg'] = None
         elif isinstance(init, (list, tuple)):
             node['init_cfg'] = [one for one in init if one.get('type') not in PRETRAINED]
-
-
-def dicts_in(node: Any) -> Iterator[dict]:
-    """Every dict in a config, the outermost first."""
-    if isinstance(node, dict):
-        yield node
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for child in node:
-            yield from dicts_in(child)

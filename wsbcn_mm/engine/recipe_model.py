@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from .recipe import dicts_in
+from .config_tree import dicts_in
 
 SIDE = 112
 """Height and width of clips whose recipe does not say."""

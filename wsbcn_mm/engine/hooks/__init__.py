@@ -3,8 +3,8 @@
 from .activation_memory import ActivationMemory
 from .checkpoint_guard import CheckpointGuard
 from .norm_report import NormReport
-from .safe_checkpoint import SafeCheckpointHook
 from .param_scheduler_per_step import ParamSchedulerPerStepHook
+from .safe_checkpoint import SafeCheckpointHook
 from .standardize_once import StandardizeOnceHook
 from .start_from_bn import StartFromBN
 from .step_statistics import StepStatisticsHook
@@ -13,8 +13,8 @@ __all__ = [
     'ActivationMemory',
     'CheckpointGuard',
     'NormReport',
-    'SafeCheckpointHook',
     'ParamSchedulerPerStepHook',
+    'SafeCheckpointHook',
     'StandardizeOnceHook',
     'StartFromBN',
     'StepStatisticsHook',
