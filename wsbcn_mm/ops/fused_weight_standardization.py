@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 if TYPE_CHECKING:
     from .weight_standardization import Variant
@@ -96,14 +97,15 @@ class Standardized(NamedTuple):
 
 
 def is_supported(weight: Tensor) -> bool:
-    """Whether `weight` is an ordinary tensor in ordinary eager execution.
+    """Whether `weight` is an ordinary tensor, or a fake one on CPU, in ordinary eager execution.
 
-    Everything else (fake tensors and other subclasses, torch.compile, export, tracing, torch.func, other devices)
-    takes the reference, which those tools see through and fuse themselves.
+    Everything else (other subclasses, torch.compile, export, tracing, torch.func, other devices) takes the reference,
+    which those tools see through and fuse themselves. Fake tensors stand for ordinary ones in a memory plan; a GPU's
+    kernels take none.
     """
+    devices = {Tensor: ('cpu', 'cuda'), nn.Parameter: ('cpu', 'cuda'), FakeTensor: ('cpu',)}
     return (
-        type(weight) in (Tensor, nn.Parameter)
-        and weight.device.type in ('cpu', 'cuda')
+        weight.device.type in devices.get(type(weight), ())
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and not torch._C._are_functorch_transforms_active()
@@ -204,9 +206,9 @@ def pull_back_rows(grad: Tensor, rows: Tensor, saved: Sequence[Tensor], divisor:
     w_hat, r, gamma = saved
     count, fan_in = w_hat.shape
     grad = grad.to(w_hat.dtype).contiguous()
-    mean = torch.zeros_like(r)
+    r = r.view(1, count)
     pulled, _, _ = torch.ops.aten.native_group_norm_backward(
-        grad, w_hat, mean, r, gamma, 1, count, fan_in, count, [True, False, False]
+        grad, w_hat, torch.zeros_like(r), r, gamma.view(count), 1, count, fan_in, count, [True, False, False]
     )
     return pulled.view(count, fan_in).to(rows.dtype)
 
