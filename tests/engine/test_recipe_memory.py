@@ -87,6 +87,7 @@ def test_sixteen_bits_are_planned_as_cuda_runs_them():
     assert narrow < 0.8 * wide
     # Group normalisation makes a float32 copy of its 16-bit input and gives a float32 output.
     assert activations('gn', *amp)[1] > 1.2 * narrow
+    assert activations('gn', *amp, 'activation_memory=full_checkpoint')[1] < narrow
 
 
 def test_shapes_and_choices_of_recipes():

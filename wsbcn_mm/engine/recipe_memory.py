@@ -46,9 +46,9 @@ def plan_recipe(cfg: Config, *, on_gpu: bool = True, with_alternatives: bool = T
     accumulation is planned with two micro-batches, which need as much as more do.
 
     Departures from a GPU's step: autocast is the CPU's, in which norms and interpolations run in float32 as in CUDA's,
-    and 3D pooling too; Weight Standardization keeps its filters in float32 beside those in 16 bits; dropout keeps its
-    mask in the precision of its input; one process, without the buckets of DistributedDataParallel; no moving averages
-    of weights that hooks keep.
+    and 3D pooling too, but where activations are recomputed group norms stay in 16 bits; Weight Standardization keeps
+    its filters in float32 beside those in 16 bits; dropout keeps its mask in the precision of its input; one process,
+    without the buckets of DistributedDataParallel; no moving averages of weights that hooks keep.
 
     Args:
         cfg: A recipe of segmentation or video.
@@ -122,9 +122,9 @@ class _FakeRecipe:
         hooks = cfg.get('custom_hooks') or []
         self.standardizes_once = any(hook.get('type') == STANDARDIZE_ONCE_HOOK for hook in hooks)
         self.modules = requested_activation_memory(cfg).get('modules')
-        self.wrappers: dict[torch.dtype | None, OptimWrapper] = {}
+        self.wrappers: dict[torch.dtype | None, _Autocast] = {}
 
-    def wrapper(self, dtype: torch.dtype | None) -> OptimWrapper:
+    def wrapper(self, dtype: torch.dtype | None) -> '_Autocast':
         """The recipe's optimizer, in which a forward runs under autocast to `dtype`; its state is there."""
         if dtype not in self.wrappers:
             settings = dict(self.cfg.optim_wrapper)
@@ -134,7 +134,7 @@ class _FakeRecipe:
             wrapper = build_optim_wrapper(self.model, settings)
             if not isinstance(wrapper, _Autocast):
                 raise ValueError('a recipe with several optimizers has no single step to plan')
-            wrapper.dtype, wrapper.as_cuda = dtype, self.on_gpu
+            wrapper.dtype = dtype
             for group in wrapper.optimizer.param_groups:
                 if self.on_gpu and group.get('foreach', False) is None and not group.get('fused'):
                     group['foreach'] = True  # torch's own choice for parameters on a GPU
@@ -152,6 +152,8 @@ class _FakeRecipe:
         """One optimizer step."""
         set_activation_memory(self.model, choice.activation_memory, self.modules)
         wrapper = self.wrapper(PRECISIONS[choice.precision])
+        # Recomputation restores autocast, but no function mode.
+        wrapper.as_cuda = self.on_gpu and choice.activation_memory == 'all'
         self.model.train()
 
         def step() -> None:
