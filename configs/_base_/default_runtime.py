@@ -5,7 +5,13 @@ env_cfg = dict(
     dist_cfg=dict(backend='nccl'))
 # Refuse weights of another norm, or of another Weight Standardization, than the model's.
 allow_norm_mismatch = False
-custom_hooks = [dict(type='CheckpointGuard'), dict(type='NormReport'), dict(type='StandardizeOnceHook'), dict(type='StepStatisticsHook'), dict(type='ActivationMemory')]
+custom_hooks = [
+    dict(type='CheckpointGuard'),
+    dict(type='NormReport'),
+    dict(type='StandardizeOnceHook'),
+    dict(type='StepStatisticsHook'),
+    dict(type='ActivationMemory'),
+]
 activation_memory = 'all'  # 'save_conv' and 'full_checkpoint' keep less: docs/memory.md
 randomness = dict(seed=0)
 log_level = 'INFO'
