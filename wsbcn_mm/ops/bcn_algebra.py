@@ -43,6 +43,15 @@ class Affines(NamedTuple):
     group_bias: Tensor | None
 
 
+class Options(NamedTuple):
+    """What a call of BCN chooses; `wsbcn_mm.ops.batch_channel_norm.normalize_and_measure` has the meanings."""
+
+    num_groups: int
+    statistics: str
+    relu: bool
+    eps: float
+
+
 class Gradients(NamedTuple):
     """Coefficients of dx = p dy + q (x - m) + s, each (N, C), and the gradients of the affines, each (C,)."""
 
@@ -52,22 +61,19 @@ class Gradients(NamedTuple):
     affines: Affines
 
 
-def choose_half(
-    moments: Moments, running_mean: Tensor, running_var: Tensor, rate: Tensor, statistics: str
-) -> tuple[Half, Half]:
+def choose_half(moments: Moments, running: Half, rate: Tensor, statistics: str) -> tuple[Half, Half]:
     """What the batch half normalises with, and what the batch says by itself.
 
     Args:
         moments: Of x.
-        running_mean: (C,).
-        running_var: (C,).
+        running: The estimates.
         rate: Weight of this batch in the estimates, 0-d.
         statistics: `estimated`: the estimates moved towards this batch, whose second moment is taken around the OLD
             running mean (Algorithm 1, steps 1-4). `batch`: this batch's mean and biased variance. `frozen`: the
             estimates as they are.
     """
     m_NC, v_NC = moments
-    estimates = Half(running_mean.to(m_NC.dtype), running_var.to(m_NC.dtype))
+    estimates = Half(*(t.to(m_NC.dtype) for t in running))
     if statistics == 'frozen':
         return estimates, estimates
     mean_C = _mean_over_samples(m_NC)

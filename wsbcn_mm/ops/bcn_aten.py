@@ -8,7 +8,7 @@ float32. All inputs of the size of x are dense in the memory format of x, contig
 import torch
 from torch import Tensor
 
-from .bcn_algebra import Affines, Half, Moments, choose_half, gradients, output_map
+from .bcn_algebra import Affines, Half, Moments, Options, choose_half, gradients, output_map
 
 aten = torch.ops.aten
 
@@ -19,24 +19,19 @@ _TINY = 1e-30
 def forward(
     x: Tensor,
     residual: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
+    running: Half,
     affines: Affines,
     rate: Tensor,
-    *,
-    num_groups: int,
-    statistics: str,
-    relu: bool,
-    eps: float,
+    options: Options,
 ) -> tuple[Tensor, Half, Half, Moments]:
     """One reduction and one map: output, what the batch half normalised with, what the batch says, moments of x."""
     rows, moments = _standardized_rows(_in_float32(x))
-    half, batch = choose_half(moments, running_mean, running_var, rate, statistics)
-    scale, shift = output_map(moments, half, affines, num_groups, eps)
+    half, batch = choose_half(moments, running, rate, options.statistics)
+    scale, shift = output_map(moments, half, affines, options.num_groups, options.eps)
     out = _map_rows(rows, scale * moments.var.sqrt(), shift, out=rows)
     if residual is not None:
         out += residual
-    if relu:
+    if options.relu:
         out.relu_()
     return out.to(x.dtype), half, batch, moments
 
@@ -48,11 +43,7 @@ def backward(
     half: Half,
     moments: Moments,
     affines: Affines,
-    *,
-    num_groups: int,
-    statistics: str,
-    relu: bool,
-    eps: float,
+    options: Options,
 ) -> tuple[Tensor, Tensor, Affines]:
     """One reduction and one map: gradients of x, of the output before ReLU, and of the affines, each (C,).
 
@@ -60,14 +51,14 @@ def backward(
         dy: Gradient of the output.
         x: Input of the forward.
         out: Output of the forward where ReLU's mask cannot be made again from x alone, i.e. with a residual.
-        half, moments, affines, num_groups, statistics, relu, eps: Of the forward.
+        half, moments, affines, options: Of the forward.
     """
     x32 = _in_float32(x)
-    if relu:
+    if options.relu:
         if out is not None:
             dz = aten.threshold_backward(_in_float32(dy), _in_float32(out), 0)
         else:
-            scale, shift = output_map(moments, half, affines, num_groups, eps)
+            scale, shift = output_map(moments, half, affines, options.num_groups, options.eps)
             dz = _map_rows(x32, scale, torch.addcmul(shift, scale, moments.mean, value=-1))
             aten.threshold_backward.grad_input(_in_float32(dy), dz, 0, grad_input=dz)
     else:
@@ -79,15 +70,15 @@ def backward(
         affines,
         *sums,
         positions=x.numel() // moments.mean.numel(),
-        num_groups=num_groups,
-        eps=eps,
-        live=statistics == 'batch',
+        num_groups=options.num_groups,
+        eps=options.eps,
+        live=options.statistics == 'batch',
     )
     dx = _map_rows(
         dz,
         result.p,
         torch.addcmul(result.s, result.q, moments.mean, value=-1),
-        out=dz if relu and out is None else None,
+        out=dz if options.relu and out is None else None,
     )
     dx.addcmul_(x32, result.q.view(result.q.shape + (1,) * (x.ndim - 2)))
     return dx.to(x.dtype), dz.to(x.dtype), result.affines

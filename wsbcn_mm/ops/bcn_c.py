@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bcn_algebra import Affines, Half, Moments
+from .bcn_algebra import Affines, Half, Moments, Options
 from .c_library import load_library
 from .memory_format import in_layout_of
 
@@ -47,28 +47,23 @@ def takes(x: Tensor) -> bool:
 def forward(
     x: Tensor,
     residual: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
+    running: Half,
     affines: Affines,
     rate: Tensor,
-    *,
-    num_groups: int,
-    statistics: str,
-    relu: bool,
-    eps: float,
+    options: Options,
 ) -> tuple[Tensor, Half, Half, Moments]:
     """As `bcn_aten.forward`."""
     values = x.float()
     samples, channels = x.shape[:2]
     out = torch.empty_like(values)
     added = None if residual is None else in_layout_of(residual.float(), x)
-    buffers = [running_mean.float().contiguous(), running_var.float().contiguous()]
+    buffers = [t.float().contiguous() for t in running]
     per_channel = [values.new_empty(channels) for _ in range(4)]
     per_row = [values.new_empty(samples, channels) for _ in range(2)]
     scratch = values.new_empty(2 * samples * channels)
     _owners, of_c = _affines(affines)
     _library().bcn_forward(
-        ctypes.byref(_problem(x, num_groups, statistics, relu, eps)),
+        ctypes.byref(_problem(x, options)),
         *_pointers(values, added, *buffers),
         ctypes.byref(of_c),
         float(rate),
@@ -84,11 +79,7 @@ def backward(
     half: Half,
     moments: Moments,
     affines: Affines,
-    *,
-    num_groups: int,
-    statistics: str,
-    relu: bool,
-    eps: float,
+    options: Options,
 ) -> tuple[Tensor, Tensor, Affines]:
     """As `bcn_aten.backward`."""
     values, dy = x.float(), dy.float()
@@ -100,7 +91,7 @@ def backward(
     _owners, of_c = _affines(affines)
     mask = None if out is None else out.float()
     _library().bcn_backward(
-        ctypes.byref(_problem(x, num_groups, statistics, relu, eps)),
+        ctypes.byref(_problem(x, options)),
         *_pointers(dy, values, mask, *half, *moments),
         ctypes.byref(of_c),
         *_pointers(dx, None if out is None else dz, *gradients, scratch),
@@ -119,7 +110,8 @@ def _library() -> Any:
     return library
 
 
-def _problem(x: Tensor, num_groups: int, statistics: str, relu: bool, eps: float) -> _Problem:
+def _problem(x: Tensor, options: Options) -> _Problem:
+    num_groups, statistics, relu, eps = options
     samples, channels = x.shape[:2]
     positions = x.numel() // (samples * channels)
     threads = max(1, min(torch.get_num_threads(), x.numel() // _VALUES_PER_THREAD))

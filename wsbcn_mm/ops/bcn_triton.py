@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from .bcn_algebra import Affines, Half, Moments
+from .bcn_algebra import Affines, Half, Moments, Options
 from .bcn_triton_algebra import backward_algebra, forward_algebra
 from .bcn_triton_passes import affine, channel_moments, gradient_map, gradient_sums
 
@@ -10,21 +10,15 @@ from .bcn_triton_passes import affine, channel_moments, gradient_map, gradient_s
 def forward(
     x: Tensor,
     residual: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
+    running: Half,
     affines: Affines,
     rate: Tensor,
-    *,
-    num_groups: int,
-    statistics: str,
-    relu: bool,
-    eps: float,
+    options: Options,
 ) -> tuple[Tensor, Half, Half, Moments]:
     """As `bcn_aten.forward`."""
+    num_groups, statistics, relu, eps = options
     positions = x[0, 0].numel()
-    folded = forward_algebra(
-        *channel_moments(x), running_mean, running_var, *affines, num_groups, rate, eps, statistics, positions
-    )
+    folded = forward_algebra(*channel_moments(x), *running, *affines, num_groups, rate, eps, statistics, positions)
     out = affine(x, folded.mean, folded.scale, folded.shift, residual, relu)
     half = Half(folded.half_mean, folded.half_var)
     batch = half if statistics == 'frozen' else Half(folded.batch_mean, folded.batch_var)
@@ -38,13 +32,10 @@ def backward(
     half: Half,
     moments: Moments,
     affines: Affines,
-    *,
-    num_groups: int,
-    statistics: str,
-    relu: bool,
-    eps: float,
+    options: Options,
 ) -> tuple[Tensor, Tensor, Affines]:
     """As `bcn_aten.backward`, except that the gradients of the affines have their affine's shape, None for None."""
+    num_groups, statistics, relu, eps = options
     positions = x[0, 0].numel()
     # The map of the forward once more, from what it normalised with.
     mean, var = (t[None] for t in moments)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import bcn_aten, bcn_c
-from .bcn_algebra import Affines, Half, Moments
+from .bcn_algebra import Affines, Half, Moments, Options
 from .bcn_reference import batch_half, channel_half, moments
 from .memory_format import in_layout_of, like_input
 
@@ -103,25 +103,18 @@ def _bcn(
     group_weight: Tensor | None,
     group_bias: Tensor | None,
     rate: Tensor,
-    num_groups: int,
-    statistics: str,
-    relu: bool,
-    eps: float,
+    *options: Any,
 ) -> tuple[Tensor, ...]:
-    x = like_input(x, x)
+    x, chosen = like_input(x, x), Options(*options)
     out, half, batch, of_x = _passes(x).forward(
         x,
         residual,
-        running_mean,
-        running_var,
+        Half(running_mean, running_var),
         Affines(weight, bias, group_weight, group_bias),
         rate,
-        num_groups=num_groups,
-        statistics=statistics,
-        relu=relu,
-        eps=eps,
+        chosen,
     )
-    if statistics != 'estimated':  # an operator's outputs share no memory with each other or with its inputs
+    if chosen.statistics != 'estimated':  # an operator's outputs share no memory with each other or with its inputs
         half, batch = (Half(*(t.clone() for t in pair)) for pair in (half, batch))
     return out, *batch, *half, *of_x
 
@@ -139,27 +132,21 @@ def _bcn_backward(
     bias: Tensor | None,
     group_weight: Tensor | None,
     group_bias: Tensor | None,
-    num_groups: int,
-    statistics: str,
-    relu: bool,
-    eps: float,
+    *options: Any,
 ) -> tuple[Tensor, ...]:
     x = like_input(x, x)
+    affines = Affines(weight, bias, group_weight, group_bias)
     dx, dresidual, daffines = _passes(x).backward(
         in_layout_of(dy, x),
         x,
         None if out is None else in_layout_of(out, x),
         Half(half_mean, half_var),
         Moments(mean, var),
-        Affines(weight, bias, group_weight, group_bias),
-        num_groups=num_groups,
-        statistics=statistics,
-        relu=relu,
-        eps=eps,
+        affines,
+        Options(*options),
     )
     if out is None:
         dresidual = dx.new_empty(0)
-    affines = weight, bias, group_weight, group_bias
     return dx, dresidual, *(_shaped_as(a, d, half_mean) for a, d in zip(affines, daffines, strict=True))
 
 
@@ -224,9 +211,9 @@ class _BatchChannelNorm(torch.autograd.Function):
         out, batch_mean, batch_var, *statistics = torch.ops.wsbcn_mm.bcn(
             x, residual, running_mean, running_var, *affines, rate, *options
         )
-        _, _, relu, _ = ctx.options = options
+        ctx.options = Options(*options)
         ctx.has_residual = residual is not None
-        ctx.save_for_backward(x, out if relu and ctx.has_residual else None, *statistics, *affines)
+        ctx.save_for_backward(x, out if ctx.options.relu and ctx.has_residual else None, *statistics, *affines)
         ctx.mark_non_differentiable(batch_mean, batch_var)
         ctx.set_materialize_grads(False)
         return out, batch_mean, batch_var
@@ -239,7 +226,7 @@ class _BatchChannelNorm(torch.autograd.Function):
         x, out, half_mean, half_var, mean, var, *affines = ctx.saved_tensors
         if torch.is_grad_enabled():
             dx, dresidual, *daffines = _differentiable_backward(
-                dy, x, out, Half(half_mean, half_var), Affines(*affines), *ctx.options
+                dy, x, out, Half(half_mean, half_var), Affines(*affines), ctx.options
             )
         else:
             dx, dresidual, *daffines = torch.ops.wsbcn_mm.bcn_backward(
@@ -259,23 +246,20 @@ def _differentiable_backward(
     out: Tensor | None,
     half: Half,
     affines: Affines,
-    num_groups: int,
-    statistics: str,
-    relu: bool,
-    eps: float,
+    options: Options,
 ) -> tuple[Tensor | None, ...]:
     """The gradients as a graph of their own, for second derivatives: those of the readable form."""
     with torch.enable_grad():
-        mean, var = moments(x) if statistics == 'batch' else half
+        mean, var = moments(x) if options.statistics == 'batch' else half
         normalized = channel_half(
-            batch_half(x, mean, var, affines.weight, affines.bias, eps),
-            num_groups,
+            batch_half(x, mean, var, affines.weight, affines.bias, options.eps),
+            options.num_groups,
             affines.group_weight,
             affines.group_bias,
-            eps,
+            options.eps,
         )
     dz = dy
-    if relu:
+    if options.relu:
         dz = dy * ((normalized if out is None else out) > 0)
     wanted = {i: t for i, t in enumerate([x, *affines]) if t is not None and t.requires_grad}
     if not wanted:  # only the residual asks for gradients
