@@ -18,18 +18,10 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    from rich.console import Console
-
+    from wsbcn_mm.segmentation.inventory import exit_code_of
     from wsbcn_mm.segmentation.prepare_cityscapes import prepare_cityscapes
 
-    console = Console()
-    try:
-        problems = prepare_cityscapes(args.root, console)
-    except (OSError, ValueError) as error:
-        console.print(f'{type(error).__name__}: {error}', highlight=False, markup=False, soft_wrap=True)
-        return 1
-    console.print('not complete' if problems else 'complete', highlight=False)
-    return int(bool(problems))
+    return exit_code_of(prepare_cityscapes, args.root)
 
 
 if __name__ == '__main__':

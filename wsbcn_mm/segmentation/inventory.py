@@ -6,7 +6,7 @@ time of change differ.
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,18 @@ from .pairs import Pair
 
 MANIFEST = 'manifest.json'
 PROBLEMS_SHOWN = 30
+
+
+def exit_code_of(prepare: Callable[[Path, Console], list[str]], root: Path) -> int:
+    """Prepare the data set in `root`, say whether it is complete, and give 1 if it is not or cannot be read, else 0."""
+    console = Console()
+    try:
+        problems = prepare(root, console)
+    except (OSError, ValueError) as error:
+        console.print(f'{type(error).__name__}: {error}', highlight=False, markup=False, soft_wrap=True)
+        return 1
+    console.print('not complete' if problems else 'complete', highlight=False)
+    return int(bool(problems))
 
 
 def progress_bar(console: Console | None = None) -> Progress:
