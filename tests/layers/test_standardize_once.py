@@ -19,7 +19,7 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.stem, self.shared = WSConv2d(3, 8, 3, variant='bcn'), WSConv2d(8, 8, 3, padding=1, groups=2)
+        self.stem, self.shared = WSConv2d(3, 8, 3, variant='bcn', gain='fan_in'), WSConv2d(8, 8, 3, padding=1, groups=2)
         self.up, self.norm = WSConvTranspose2d(8, 4, 2, stride=2, groups=2), nn.GroupNorm(2, 4)
 
     def forward(self, x):

@@ -1,5 +1,6 @@
 import copy
 import io
+import math
 import pickle
 
 import numpy as np
@@ -202,6 +203,35 @@ def test_autocast():
     torch.testing.assert_close(out.float(), conv(x), atol=0.3, rtol=0.05)
     assert conv.weight.grad.dtype == torch.float32
     assert conv.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('scale', [1.0, 30.0, 1e3])
+def test_the_fan_in_gain_keeps_an_aspp_of_2048_channels_finite_in_float16(scale, dtype):
+    """Its 3x3 filters multiply by 136 without the gain: what comes out of a ReLU a thousand times too large is lost."""
+    torch.manual_seed(0)
+    x = scale * torch.randn(1, 2048, 4, 4).relu()
+    outs = {}
+    for gain in (None, 'fan_in'):
+        conv = WSConv2d(2048, 4, 3, padding=1, bias=False, gain=gain)
+        with torch.no_grad():
+            outs[gain] = F.conv2d(x.to(dtype), conv.standardized_weight().to(dtype), padding=1)
+        assert outs[gain].dtype == dtype
+    assert outs['fan_in'].isfinite().all()
+    assert outs['fan_in'].float().std() == pytest.approx(scale / math.sqrt(2), rel=0.5)  # half of x's squares are 0
+    assert outs[None].isfinite().all() == (dtype == torch.bfloat16 or scale < 1e3)
+
+
+def test_a_norm_divides_the_gain_out_again():
+    torch.manual_seed(0)
+    plain, gained = (
+        nn.Sequential(WSConv2d(16, 8, 3, bias=False, gain=gain), nn.GroupNorm(2, 8, eps=1e-12)).double()
+        for gain in (None, 'fan_in')
+    )
+    gained.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 16, 6, 6, dtype=torch.float64)
+    torch.testing.assert_close(gained(x), plain(x), rtol=1e-9, atol=1e-9)
+    assert repr(gained[0]).endswith('variant=jhu, gain=fan_in)')
 
 
 def test_empty_batch():

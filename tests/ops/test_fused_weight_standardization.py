@@ -26,8 +26,8 @@ def random(*shape, dtype=torch.float64, seed=0):
     return (0.02 * torch.randn(shape, generator=torch.Generator().manual_seed(seed)) + 0.005).to(dtype)
 
 
-def reference(weight, variant='jhu', **kind):
-    return weight_standardize_reference(weight, get_variant(variant), **kind)
+def reference(weight, variant='jhu', gain=None, **kind):
+    return weight_standardize_reference(weight, get_variant(variant, gain=gain), **kind)
 
 
 def gradient(function, weight, grad):
@@ -37,9 +37,11 @@ def gradient(function, weight, grad):
     return out.detach(), weight.grad
 
 
+@pytest.mark.parametrize('gain', [None, 'fan_in'])
 @pytest.mark.parametrize('variant', VARIANTS)
 @pytest.mark.parametrize(('shape', 'kind'), CASES)
-def test_forward_and_gradient(variant, shape, kind):
+def test_forward_and_gradient(variant, shape, kind, gain):
+    kind = kind | {'gain': gain}
     weight, grad = random(*shape), random(*shape, seed=1)
     out, pulled = gradient(lambda w: weight_standardize(w, variant=variant, **kind), weight, grad)
     expected, expected_grad = gradient(lambda w: reference(w, variant, **kind), weight, grad)
@@ -63,7 +65,8 @@ def test_float32_is_as_exact_as_the_reference(variant, mean):
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_second_derivatives(variant):
     weight = random(3, 2, 3).requires_grad_()
-    assert torch.autograd.gradgradcheck(lambda w: weight_standardize(w, variant=variant), weight)
+    for gain in (None, 'fan_in'):
+        assert torch.autograd.gradgradcheck(lambda w, g=gain: weight_standardize(w, variant=variant, gain=g), weight)
     weight, grad = random(3, 2, 3).requires_grad_(), random(3, 2, 3, seed=1)
     seconds = []
     for function in (weight_standardize, reference):

@@ -55,16 +55,15 @@ def random(*shape, dtype=torch.float32, seed=0):
     return (0.02 * values + 0.005).to(DEVICE, dtype)
 
 
-def reference(rows, variant, grad):
+def reference(rows, variant, grad, gain=None):
     w = rows.double().requires_grad_()
-    out = weight_standardize_reference(w, get_variant(variant))
+    out = weight_standardize_reference(w, get_variant(variant, gain=gain))
     out.backward(grad.double())
     return out.detach(), w.grad
 
 
-def divisor(variant, fan_in):
-    unbiased, eps, eps_inside = get_variant(variant)
-    return fused_weight_standardization.Divisor(fan_in - unbiased, eps, eps_inside)
+def divisor(variant, fan_in, gain=None):
+    return fused_weight_standardization.divisor_of(get_variant(variant, gain=gain), fan_in)
 
 
 @kernel_test
@@ -80,6 +79,18 @@ def test_forward_and_backward(variant, fan_in):
     # At a fan-in of 2 the terms cancel but for what eps leaves.
     scale = (grad.abs().max() / rows.std(1).min()).item()
     torch.testing.assert_close(pulled.double(), expected_grad, atol=5e-6 * scale, rtol=1e-5)
+
+
+@kernel_test
+@pytest.mark.usefixtures('poisoned')
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_the_fan_in_gain(variant):
+    rows, grad, formula = random(3, 147), random(3, 147, seed=1), divisor(variant, 147, 'fan_in')
+    out, saved = kernels.standardize_rows(rows, formula, torch.float32)
+    expected, expected_grad = reference(rows, variant, grad, 'fan_in')
+    torch.testing.assert_close(out.double(), expected, atol=5e-6, rtol=5e-6)
+    pulled = kernels.pull_back_rows(grad, rows, saved, formula)
+    torch.testing.assert_close(pulled.double(), expected_grad, atol=5e-6, rtol=1e-5)
 
 
 @kernel_test

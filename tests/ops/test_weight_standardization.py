@@ -223,12 +223,39 @@ def test_input_is_left_alone():
             {'eps': 0.0},
             'eps=0.0 does not keep a constant filter finite: a positive number is expected',
         ),
+        (
+            torch.zeros(2, 3),
+            {'gain': 2.0},
+            "gain=2.0 is no gain of Weight Standardization: None or 'fan_in' is expected",
+        ),
     ],
 )
 def test_refusals(weight, options, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the text is compared in full
         weight_standardize(weight, **options)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+@pytest.mark.parametrize(('shape', 'groups', 'transposed'), SHAPES)
+def test_the_fan_in_gain_divides_by_the_root_of_what_one_output_sums(variant, shape, groups, transposed):
+    weight, grad = random(shape), random(shape, seed=1)
+    size = fan_in(torch.empty(shape), groups=groups, transposed=transposed)
+    kind = {'groups': groups, 'transposed': transposed}
+    w = torch.tensor(weight, requires_grad=True)
+    out = weight_standardize(w, variant=variant, gain='fan_in', **kind)
+    out.backward(torch.tensor(grad))
+    expected = reference.standardize(weight, variant, **kind) / np.sqrt(size)
+    pulled = reference.standardize_backward(grad, weight, variant, **kind) / np.sqrt(size)
+    np.testing.assert_allclose(out.detach().numpy(), expected, atol=1e-12)
+    np.testing.assert_allclose(w.grad.numpy(), pulled, atol=1e-11)
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_a_constant_filter_with_a_gain_is_finite(variant):
+    weight = torch.full((2, 9), 0.1, requires_grad=True)
+    weight_standardize(weight, variant=variant, gain='fan_in').sum().backward()
+    assert weight.grad.isfinite().all()
 
 
 def test_own_eps_replaces_the_variants():

@@ -331,6 +331,9 @@ def test_the_variant_is_the_one_asked_for():
     convert(model, 'bn-ws', variant='bit')
     expected = nn.functional.conv2d(X, weight_standardize(raw, variant='bit'))
     torch.testing.assert_close(model[0](X), expected)
+    gained = small()
+    convert(gained, 'bn-ws', gain='fan_in')
+    assert {conv.gain for conv in gained.modules() if isinstance(conv, WSConv2d)} == {'fan_in'}
     with pytest.raises(ValueError, match="variant='wsa' is no Weight Standardization variant"):
         convert(small(), 'bn-ws', variant='wsa')
 

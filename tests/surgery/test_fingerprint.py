@@ -82,6 +82,7 @@ def test_the_authors_bcn_files_are_told_by_their_nested_batch_half(networks):
     ('kind', 'changed', 'difference'),
     [
         ('gn-ws', {'conv': {'variant': 'bcn'}}, '20 x variant bcn in the checkpoint, jhu in the model'),
+        ('gn-ws', {'conv': {'gain': 'fan_in'}}, '20 x gain fan_in in the checkpoint, none in the model'),
         ('gn-ws', {'conv': {'eps': 1e-3}}, '20 x eps 0.001 in the checkpoint, 1e-05 in the model'),
         ('gn', {'norm': {'num_groups': 16}}, '20 x groups 16 in the checkpoint, 8 in the model'),
         ('gn', {'norm': {'eps': 1e-3}}, '20 x eps 0.001 in the checkpoint, 1e-05 in the model'),
@@ -117,7 +118,7 @@ def test_a_fingerprint_says_all_settings():
     net = nn.Sequential(
         WSConv2d(3, 8, 3, variant='bcn'),
         BatchChannelNorm(8, 4, rate=0.2, statistics='sync', eps=1e-3),
-        WSConv2d(8, 8, 3, eps=1e-4),
+        WSConv2d(8, 8, 3, eps=1e-4, gain='fan_in'),
         nn.GroupNorm(2, 8),
         nn.Conv2d(8, 4, 1),
         nn.BatchNorm2d(4, momentum=None),
@@ -126,13 +127,21 @@ def test_a_fingerprint_says_all_settings():
     assert fingerprint(net) == {
         '0': {'conv': 'WS', 'variant': 'bcn', 'eps': 1e-5},
         '1': {'norm': 'BCN', 'groups': 4, 'affine': 'group', 'eps': 1e-3, 'rate': 0.2, 'statistics': 'sync'},
-        '2': {'conv': 'WS', 'variant': 'jhu', 'eps': 1e-4},
+        '2': {'conv': 'WS', 'variant': 'jhu', 'gain': 'fan_in', 'eps': 1e-4},
         '3': {'norm': 'GN', 'groups': 2, 'eps': 1e-5},
         '4': {'conv': 'plain'},
         '5': {'norm': 'BN', 'eps': 1e-5, 'rate': None},
     }
     assert describe(fingerprint(net[4:])) == 'bn'
     assert describe({}) == 'no norm'
+
+
+def test_a_file_from_before_there_were_gains_has_none(networks):
+    """That is what its fingerprint looks like, and what the importer says of the authors' files."""
+    theirs, with_gain = fingerprint(networks['gn-ws']), fingerprint(resnet('gn-ws', conv={'gain': 'fan_in'}))
+    assert 'gain' not in theirs['conv1']
+    (line,) = compare(theirs, with_gain).differences
+    assert line == '20 x gain none in the checkpoint, fan_in in the model (the first: conv1.conv)'
 
 
 def test_backbone_and_whole_model_are_compared_over_what_they_share(networks):

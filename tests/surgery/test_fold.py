@@ -60,7 +60,8 @@ def assert_folds(model, *inputs, tolerance=1e-5):
 @pytest.mark.parametrize('variant', VARIANTS)
 @pytest.mark.parametrize('rank', CONVS)
 def test_a_convolution_absorbs_the_batch_half(rank, variant):
-    conv = CONVS[rank](4, 6, 3, stride=2, padding=1, bias=variant == 'bit', variant=variant)
+    gain = 'fan_in' if variant == 'timm' else None
+    conv = CONVS[rank](4, 6, 3, stride=2, padding=1, bias=variant == 'bit', variant=variant, gain=gain)
     model = trained(nn.Sequential(conv, BatchChannelNorm(6, 3, eps=1e-3), nn.ReLU()))
     folded, report = assert_folds(model, image(rank))
     assert [type(module) for module in folded] == [PLAIN[rank], nn.GroupNorm, nn.ReLU]

@@ -27,6 +27,7 @@ NORMS = {
     'gn-ws': (WS, {'type': 'GN', 'num_groups': 4}),
     'bn-ws': (WS, {'type': 'BN3d'}),
     'bn-ws-timm': (WS | {'variant': 'timm'}, {'type': 'BN3d'}),
+    'bn-ws-gain': (WS | {'gain': 'fan_in'}, {'type': 'BN3d'}),
     'bcn-ws': (WS, {'type': 'BCN', 'num_groups': 4}),
     'bcnsync-ws': (WS, {'type': 'BCN', 'num_groups': 4, 'statistics': 'sync'}),
 }

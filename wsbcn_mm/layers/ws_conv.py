@@ -2,7 +2,8 @@
 
 The parameter `weight` is the raw filter; it is standardised in every forward and back-propagated through
 (see `wsbcn_mm.ops.weight_standardize`), or once for many forwards inside `standardize_once`. Use them only where a
-normalisation follows: a standardised filter multiplies the standard deviation of its input by about sqrt(fan-in).
+normalisation follows: a standardised filter multiplies the standard deviation of its input by about sqrt(fan-in),
+unless `gain='fan_in'` takes that factor out again.
 """
 
 from collections.abc import Iterator
@@ -72,9 +73,11 @@ class _WSConv(nn.Module):
     Args:
         variant: Formula of the standardisation, one of `wsbcn_mm.ops.VARIANTS`.
         eps: Replaces the variant's eps.
+        gain: 'fan_in' divides the standardised filter by the root of its fan-in, so that outputs are about as large as
+            inputs and float16 holds them; None, the formula as published, for weights trained without it.
 
     Raises:
-        ValueError: At construction, for an unknown variant, an eps that is not positive or a fan-in of 1 (a
+        ValueError: At construction, for an unknown variant or gain, an eps that is not positive or a fan-in of 1 (a
             depthwise 1x1 convolution).
     """
 
@@ -85,11 +88,14 @@ class _WSConv(nn.Module):
     kept_weight: KeptWeight | None = None
     """Set inside `standardize_once`; a copy of the layer starts outside of it."""
 
-    def __init__(self, *args: Any, variant: str = 'jhu', eps: float | None = None, **kwargs: Any) -> None:
-        get_variant(variant, eps)
+    def __init__(
+        self, *args: Any, variant: str = 'jhu', eps: float | None = None, gain: str | None = None, **kwargs: Any
+    ) -> None:
+        get_variant(variant, eps, gain)
         super().__init__(*args, **kwargs)
         self.variant = variant
         self.ws_eps = eps
+        self.gain = gain
         if fan_in(self.weight, groups=self.groups, transposed=self.transposed) < 2:
             raise ValueError(
                 f'{self} has fan-in 1: a filter of a single weight cannot be standardised; use a plain convolution'
@@ -100,12 +106,13 @@ class _WSConv(nn.Module):
         weight, dtype = self.weight, autocast_dtype(self.weight)
         # The order matters to torch.compile: it must not see, and recompile for, what a scope changes.
         if is_supported(weight) and self.kept_weight is not None and may_be_kept(weight):
-            variant = get_variant(self.variant, self.ws_eps)
+            variant = get_variant(self.variant, self.ws_eps, self.gain)
             return self.kept_weight(weight, variant, dtype, groups=self.groups, transposed=self.transposed)
         return weight_standardize(
             weight,
             variant=self.variant,
             eps=self.ws_eps,
+            gain=self.gain,
             groups=self.groups,
             transposed=self.transposed,
             dtype=dtype,
@@ -139,8 +146,9 @@ class _WSConv(nn.Module):
         super().register_parameter(name, param)
 
     def extra_repr(self) -> str:
-        ws = f', variant={self.variant}' + (f', eps={self.ws_eps}' if self.ws_eps is not None else '')
-        return super().extra_repr() + ws
+        options = dict(variant=self.variant, eps=self.ws_eps, gain=self.gain)
+        told = ''.join(f', {name}={value}' for name, value in options.items() if value is not None)
+        return super().extra_repr() + told
 
 
 class _WSConvTranspose(_WSConv):
@@ -178,9 +186,10 @@ class WSConv2d(_WSConv, nn.Conv2d):
     Args:
         variant: Formula of the standardisation, one of `wsbcn_mm.ops.VARIANTS`; `jhu` fits the authors' GN+WS files.
         eps: Replaces the variant's eps.
+        gain: 'fan_in' divides the standardised filter by the root of its fan-in, for float16.
 
     Raises:
-        ValueError: For an unknown variant or a fan-in of 1.
+        ValueError: For an unknown variant or gain, or a fan-in of 1.
     """
 
 

@@ -31,9 +31,14 @@ class Divisor(NamedTuple):
     s(n) = sqrt(n^2 / degrees + eps) if `eps_inside`, else n / sqrt(degrees) + eps.
     """
 
-    degrees: int
+    degrees: float
     eps: float
     eps_inside: bool
+
+    def times(self, factor: float) -> 'Divisor':
+        """A divisor that is `factor` times as large for every norm."""
+        eps = self.eps * (factor**2 if self.eps_inside else factor)
+        return Divisor(self.degrees / factor**2, eps, self.eps_inside)
 
     def of(self, norm: Tensor) -> Tensor:
         """s(n)."""
@@ -44,6 +49,12 @@ class Divisor(NamedTuple):
     def slope(self, norm: Tensor, std: Tensor) -> Tensor:
         """s'(n) / n, given std = s(n); infinite at a constant filter with eps outside the root."""
         return std.mul(self.degrees).reciprocal() if self.eps_inside else norm.mul(math.sqrt(self.degrees)).reciprocal()
+
+
+def divisor_of(variant: 'Variant', fan_in: int) -> Divisor:
+    """What a formula divides filters of this fan-in by; a gain divides in it too, at no cost."""
+    divisor = Divisor(fan_in - variant.unbiased, variant.eps, variant.eps_inside)
+    return divisor.times(math.sqrt(fan_in)) if variant.gain == 'fan_in' else divisor
 
 
 class Rows:
@@ -126,7 +137,7 @@ def standardize(
         transposed: Whether output channels lie on axis 1.
     """
     rows = Rows(weight, groups, transposed)
-    divisor = Divisor(weight.numel() // rows.count - variant.unbiased, variant.eps, variant.eps_inside)
+    divisor = divisor_of(variant, weight.numel() // rows.count)
     forward = triton_kernels().standardize_rows if runs_on_triton(weight) else standardize_rows
     out, saved = forward(rows.of(weight), divisor, dtype)
     return Standardized(rows.back(out), saved, rows, divisor)

@@ -5,7 +5,8 @@
 Source: Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization"
 (arXiv 1903.10520 v2), Eq. 5-7. Published code differs from the paper and from itself in the variance (biased or
 not) and in where eps stands; `VARIANTS` names each of these formulas, because weights trained with one do not fit
-another. `fused_weight_standardization.py` has the fast path, which `weight_standardize_reference` pins.
+another. A gain may follow, a factor that is the same for all filters of a layer (`GAINS`).
+`fused_weight_standardization.py` has the fast path, which `weight_standardize_reference` pins.
 """
 
 import math
@@ -24,6 +25,8 @@ class Variant(NamedTuple):
     eps: float
     eps_inside: bool
     """True: sqrt(var + eps). False: sqrt(var) + eps."""
+    gain: str | None = None
+    """One of `GAINS`: what the standardised filter is multiplied by."""
 
 
 VARIANTS = {
@@ -40,19 +43,27 @@ VARIANTS = {
 }
 
 
-def get_variant(name: str, eps: float | None = None) -> Variant:
-    """Look a variant up by name, with `eps` in place of its own unless None.
+GAINS = (None, 'fan_in')
+"""`fan_in`: 1 / sqrt(fan-in), so that a filter gives out values as large as those it takes in. Without a gain they are
+sqrt(fan-in) times as large, 136 times for a 3x3 filter on 2048 channels, which float16 does not always hold. The norm
+that follows divides either out."""
+
+
+def get_variant(name: str, eps: float | None = None, gain: str | None = None) -> Variant:
+    """Look a variant up by name, with `eps` in place of its own unless None, and with a gain.
 
     Raises:
-        ValueError: If there is no such variant or `eps` is not positive.
+        ValueError: If there is no such variant or gain, or `eps` is not positive.
     """
     if name not in VARIANTS:
         raise ValueError(f'variant={name!r} is no Weight Standardization variant: choose one of {", ".join(VARIANTS)}')
+    if gain not in GAINS:
+        raise ValueError(f"gain={gain!r} is no gain of Weight Standardization: None or 'fan_in' is expected")
     if eps is None:
-        return VARIANTS[name]
+        return VARIANTS[name]._replace(gain=gain)
     if not eps > 0:
         raise ValueError(f'eps={eps!r} does not keep a constant filter finite: a positive number is expected')
-    return VARIANTS[name]._replace(eps=eps)
+    return VARIANTS[name]._replace(eps=eps, gain=gain)
 
 
 def fan_in(weight: Tensor, *, groups: int = 1, transposed: bool = False) -> int:
@@ -71,6 +82,7 @@ def weight_standardize(
     *,
     variant: str = 'jhu',
     eps: float | None = None,
+    gain: str | None = None,
     groups: int = 1,
     transposed: bool = False,
     dtype: torch.dtype | None = None,
@@ -85,6 +97,8 @@ def weight_standardize(
         weight: (O, I/groups, *k) as in torch's ConvNd, or (I, O/groups, *k) as in ConvTransposeNd if `transposed`.
         variant: One of `VARIANTS`. `jhu` is what the authors' public checkpoints were trained with.
         eps: Replaces the variant's own eps.
+        gain: 'fan_in' divides the result by the root of the fan-in, for convolutions in float16; see `GAINS`. Weights
+            trained with it and without it do not fit each other where a norm keeps running statistics.
         groups: Groups of the convolution; it matters for transposed weights only, whose first axis joins the groups.
         transposed: Whether output channels lie on axis 1.
         dtype: Of the result, `weight`'s unless given; rounded to once, from float32 or better.
@@ -93,10 +107,10 @@ def weight_standardize(
         A tensor of the shape of `weight`, not to be changed in place.
 
     Raises:
-        ValueError: For an unknown variant, an eps that is not positive, fewer than 2 axes, a fan-in of 1, or groups
-            that do not divide axis 0.
+        ValueError: For an unknown variant or gain, an eps that is not positive, fewer than 2 axes, a fan-in of 1, or
+            groups that do not divide axis 0.
     """
-    formula = get_variant(variant, eps)
+    formula = get_variant(variant, eps, gain)
     check_weight(weight, groups=groups, transposed=transposed)
     dtype = dtype or weight.dtype
     if is_supported(weight):
@@ -128,7 +142,7 @@ def weight_standardize_reference(
     Returns:
         A tensor of the shape of `weight`, in float32 or better.
     """
-    unbiased, eps, eps_inside = formula
+    unbiased, eps, eps_inside, gain = formula
     w = weight.to(torch.promote_types(weight.dtype, torch.float32))
     if transposed:
         w = w.unflatten(0, (groups, -1))  # (G, I/G, O/G, *k)
@@ -139,6 +153,8 @@ def weight_standardize_reference(
     centred = w - w.mean(over, keepdim=True)
     # torch's norm has gradient 0 at 0, so a constant filter stays finite where the root of a variance would not.
     norm = torch.linalg.vector_norm(centred, dim=over, keepdim=True)
-    degrees = fan_in(weight, groups=groups, transposed=transposed) - int(unbiased)
+    size = fan_in(weight, groups=groups, transposed=transposed)
+    degrees = size - int(unbiased)
     std = torch.sqrt(norm.square() / degrees + eps) if eps_inside else norm / math.sqrt(degrees) + eps
-    return (centred / std).reshape(weight.shape)
+    standardized = (centred / std).reshape(weight.shape)
+    return standardized / math.sqrt(size) if gain == 'fan_in' else standardized

@@ -29,7 +29,7 @@ class ConvRow:
         name: In `model.named_modules()`.
         kind: 'WS' or 'plain'.
         type: Its class.
-        variant: Formula of the standardisation; None without.
+        variant: Formula of the standardisation, and its gain if it has one; None without.
         channels: In and out.
         kernel_size: Of every axis.
         groups: Of the convolution.
@@ -156,7 +156,7 @@ def _conv_row(name: str, conv: _ConvNd, norms: tuple[str, ...], decay: Mapping[i
         name,
         str(conv_kind(conv)),
         type(conv).__name__,
-        conv.variant if isinstance(conv, _WSConv) else None,
+        ' '.join(filter(None, [conv.variant, conv.gain])) if isinstance(conv, _WSConv) else None,
         (conv.in_channels, conv.out_channels),
         tuple(conv.kernel_size),
         conv.groups,

@@ -85,6 +85,7 @@ def convert(
     rate: float = 0.1,
     warmup: bool = True,
     variant: str = 'jhu',
+    gain: str | None = None,
 ) -> Conversion:
     """Give a model the norms and convolutions of a policy, in place; nothing is changed if anything is refused.
 
@@ -110,10 +111,11 @@ def convert(
         rate: Of BatchChannelNorm.
         warmup: Of BatchChannelNorm, where it starts without statistics.
         variant: Of Weight Standardization.
+        gain: Of Weight Standardization.
 
     Raises:
-        ValueError: For an unknown policy or variant, groups that do not divide the channels, a model that is a single
-            layer, wrapped or compiled, and for a BatchNorm whose rank is unknown.
+        ValueError: For an unknown policy, variant or gain, groups that do not divide the channels, a model that is a
+            single layer, wrapped or compiled, and for a BatchNorm whose rank is unknown.
     """
     wanted = get_policy(policy)
     check_convertible(model)
@@ -153,7 +155,7 @@ def convert(
         elif stays:
             kept.append(name)
         elif target == 'WS':
-            new[name] = standardized_conv(layer, variant), ''
+            new[name] = standardized_conv(layer, variant, gain), ''
         elif target == 'plain':
             new[name] = plain_conv(layer), ''
         else:

@@ -25,7 +25,7 @@ from .layer_names import canonical_names, join_norm_halves
 Value = str | int | float | None
 Fingerprint = dict[str, dict[str, Value]]
 
-DECIDING = ('conv', 'variant', 'norm', 'groups', 'affine', 'eps')
+DECIDING = ('conv', 'variant', 'gain', 'norm', 'groups', 'affine', 'eps')
 """What changes the function that the same weights compute. The rest (rate, statistics) changes training alone."""
 
 
@@ -43,7 +43,13 @@ def fingerprint(model: nn.Module) -> Fingerprint:
 def _conv_settings(conv: nn.Module) -> dict[str, Value]:
     if not isinstance(conv, _WSConv):
         return {'conv': 'plain'}
-    return {'conv': 'WS', 'variant': conv.variant, 'eps': get_variant(conv.variant, conv.ws_eps).eps}
+    gain: dict[str, Value] = {} if conv.gain is None else {'gain': conv.gain}
+    return {'conv': 'WS', 'variant': conv.variant, **gain, 'eps': get_variant(conv.variant, conv.ws_eps).eps}
+
+
+def _setting(layer: Mapping[str, Value], key: str) -> Value:
+    """One setting; a WS convolution whose gain is not said, as in files from before there were gains, has none."""
+    return layer.get(key, 'none' if key == 'gain' and layer.get('conv') == 'WS' else None)
 
 
 def _norm_settings(norm: nn.Module) -> dict[str, Value]:
@@ -116,7 +122,7 @@ def compare(theirs: Fingerprint, ours: Fingerprint) -> Comparison:
     found: dict[tuple[str, Value, Value], list[str]] = {}
     for name in common:
         for key in DECIDING:
-            a, b = theirs[name].get(key), ours[name].get(key)
+            a, b = _setting(theirs[name], key), _setting(ours[name], key)
             if a is not None and b is not None and not _same(a, b):
                 found.setdefault((key, a, b), []).append(name)
                 break  # the settings of another kind of layer say nothing more

@@ -67,13 +67,13 @@ def why_irreplaceable(layer: nn.Module) -> str | None:
     return None
 
 
-def standardized_conv(conv: _ConvNd, variant: str) -> _WSConv:
+def standardized_conv(conv: _ConvNd, variant: str, gain: str | None = None) -> _WSConv:
     """`conv` with Weight Standardization; its parameters are the very same ones.
 
     Raises:
-        ValueError: For an unknown variant or a fan-in of 1.
+        ValueError: For an unknown variant or gain, or a fan-in of 1.
     """
-    new = _conv_like(conv, getattr(layers, f'WS{_torch_class(conv).__name__}'), variant=variant)
+    new = _conv_like(conv, getattr(layers, f'WS{_torch_class(conv).__name__}'), variant=variant, gain=gain)
     assert isinstance(new, _WSConv)
     return new
 

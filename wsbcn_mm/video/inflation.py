@@ -131,11 +131,12 @@ def ws_response(conv: WSConv3d) -> tuple[float, float]:
     Repeating the I weights of a filter T times keeps their mean and biased variance; the unbiased variance shrinks by
     r^2 = T (I - 1) / (T I - 1). With s = 1 / r the standard deviation is that of the 2D filter, whatever the eps and
     wherever it stands, so the standardised filter is s times the 2D one at each of T taps: K = T s, for every channel.
+    The gain of a fan-in that is T times as large makes that sqrt(T) s.
     """
     frames, fan_in = conv.kernel_size[0], conv.weight[0].numel()
     per_frame = fan_in // frames
     scale = sqrt((fan_in - 1) / (frames * (per_frame - 1))) if get_variant(conv.variant).unbiased else 1.0
-    return scale, frames * scale
+    return scale, scale * (frames if conv.gain is None else sqrt(frames))
 
 
 def entries_of_another_norm(model: nn.Module, state_2d: Mapping[str, Tensor]) -> list[str]:
