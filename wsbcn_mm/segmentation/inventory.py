@@ -6,37 +6,18 @@ time of change differ.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ..engine.preparation import print_report, progress_bar
 from .label_map import outside, read_label_file
 from .pairs import Pair
 
 MANIFEST = 'manifest.json'
-PROBLEMS_SHOWN = 30
-
-
-def exit_code_of(prepare: Callable[[Path, Console], list[str]], root: Path) -> int:
-    """Prepare the data set in `root`, say whether it is complete, and give 1 if it is not or cannot be read, else 0."""
-    console = Console()
-    try:
-        problems = prepare(root, console)
-    except (OSError, ValueError) as error:
-        console.print(f'{type(error).__name__}: {error}', highlight=False, markup=False, soft_wrap=True)
-        return 1
-    console.print('not complete' if problems else 'complete', highlight=False)
-    return int(bool(problems))
-
-
-def progress_bar(console: Console | None = None) -> Progress:
-    """A bar with the number of files and the time left."""
-    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, TimeRemainingColumn(), console=console)
 
 
 def read_manifest(root: Path) -> dict:
@@ -105,11 +86,7 @@ def report(console: Console, root: Path, problems: Sequence[str]) -> None:
             total = sum(found['pixels'].values())
             shares = ', '.join(f'{value}: {100 * pixels / total:.2f} %' for value, pixels in found['pixels'].items())
             lines.append(f'  pixels by raw label: {shares}')
-    lines += [f'wrong: {line}' for line in problems[:PROBLEMS_SHOWN]]
-    if len(problems) > PROBLEMS_SHOWN:
-        lines.append(f'and {len(problems) - PROBLEMS_SHOWN} more, all in {root / MANIFEST}')
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    print_report(console, lines, problems, root / MANIFEST)
 
 
 def _entry(root: Path, pair: Pair, known: Mapping[str, dict]) -> dict:

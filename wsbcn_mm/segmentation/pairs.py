@@ -1,14 +1,11 @@
 """Images and their label files: every one has the other, or the error says what there is instead."""
 
-import difflib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-SHOWN = 3
-"""How many names an error lists."""
+from ..engine.file_names import missing, nearest, some
 
 
 class Pair(NamedTuple):
@@ -77,30 +74,6 @@ def pair_by_list(list_file: Path, image_dir: Path, image_suffix: str, label_dir:
                 f'{missing(gone)}'
             )
     return pairs
-
-
-def missing(files: Sequence[Path]) -> str:
-    """'missing: a, b, c and 2 more; nearest existing name: d' for files that are not there."""
-    return f'missing: {some(map(str, files))}; {nearest(files[0])}'
-
-
-def nearest(path: Path) -> str:
-    """'nearest existing name: ...' for a path that does not exist: what is most like it where the path breaks off."""
-    folder, name = path, ''
-    while not folder.is_dir():
-        folder, name = folder.parent, folder.name
-    names = sorted(entry.name for entry in folder.iterdir())
-    like = difflib.get_close_matches(name, names, n=1, cutoff=0.3)
-    if like:
-        return f'nearest existing name: {folder / like[0]}'
-    return f'nearest existing folder: {folder}' + (f', which has {some(names)}' if names else ', which is empty')
-
-
-def some(names: Iterable[str]) -> str:
-    """'a, b, c and 7 more'."""
-    listed = list(names)
-    more = f' and {len(listed) - SHOWN} more' if len(listed) > SHOWN else ''
-    return ', '.join(listed[:SHOWN]) + more
 
 
 def _by_stem(folder: Path, suffix: str) -> dict[str, Path]:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from .archives import unpack
+from ..engine.archives import unpack
+from ..engine.preparation import progress_bar
 from .cityscapes import IMAGE_SUFFIX, LABEL_MAPS, LABEL_SUFFIX, SPLITS
-from .inventory import progress_bar, report, write_manifest
+from .inventory import report, write_manifest
 from .pairs import pair_by_stem
 
 PUBLISHED = {'train': 2975, 'val': 500, 'test': 1525}

@@ -9,10 +9,12 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from .archives import unpack
-from .inventory import progress_bar, report, write_manifest
+from ..engine.archives import unpack
+from ..engine.file_names import missing, nearest
+from ..engine.preparation import progress_bar
+from .inventory import report, write_manifest
 from .label_map import IGNORED
-from .pairs import missing, nearest, pair_by_list
+from .pairs import pair_by_list
 from .voc import LABEL_MAP
 
 PUBLISHED = {'train': 1464, 'val': 1449, 'aug': 9118}
