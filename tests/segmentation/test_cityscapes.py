@@ -125,4 +125,4 @@ def test_a_perfect_predictor_scores_100(tree: Path) -> None:
         label = found.gt_sem_seg.data
         prediction = dict(data=label.where(label != 255, 3))
         metric.process({}, [found.to_dict() | dict(pred_sem_seg=prediction)])
-    assert metric.compute_metrics(metric.results) == dict(aAcc=100, mIoU=100, mAcc=100)
+    assert metric.evaluate(len(samples)) == dict(aAcc=100, mIoU=100, mAcc=100, mBoundaryIoU=100)

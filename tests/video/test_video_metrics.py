@@ -3,10 +3,8 @@ import re
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from mmengine.dataset import DefaultSampler
 from mmengine.evaluator import Evaluator
+from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 from wsbcn_mm.video.metrics import TopKAccuracy
@@ -39,7 +37,8 @@ def expected(samples):
 @pytest.fixture
 def log(monkeypatch):
     lines = []
-    monkeypatch.setattr('wsbcn_mm.video.metrics.print_log', lambda text, *args, **kwargs: lines.append(text))
+    for module in ('video.metrics', 'engine.streaming_metric'):
+        monkeypatch.setattr(f'wsbcn_mm.{module}.print_log', lambda text, *args, **kwargs: lines.append(text))
     return lines
 
 
@@ -52,18 +51,47 @@ def test_equals_scikit_learn(log):
     values = evaluator.evaluate(203)
     assert values == pytest.approx(expected(samples))
     assert next(iter(values)) == 'acc/top1'
-    assert log == ['203 of 203 annotated clips scored']
+    assert log[0] == '203 of 203 annotated clips scored, each once'
 
 
-def test_a_clip_seen_twice_counts_once_and_a_missing_one_is_said(log):
+def test_clips_that_the_dataset_left_out_or_could_not_read_are_said(log):
     samples = make_samples(6, 7)
     metric = TopKAccuracy()
-    metric.dataset_meta = {'num_annotated': 8}
-    metric.process(None, [sample.to_dict() for sample in [*samples, samples[0], samples[3]]])
-    assert metric.evaluate(6) == pytest.approx(expected(samples))
-    assert log == ['6 of 8 annotated clips scored: the accuracy is over these only']
-    with pytest.raises(ValueError, match='no clip was scored'):
-        metric.evaluate(6)
+    metric.dataset_meta = {'num_annotated': 10, 'num_unreadable': 2}
+    metric.process(None, [sample.to_dict() for sample in samples])
+    assert metric.evaluate(8) == pytest.approx(expected(samples))
+    assert log[0] == (
+        '6 of 10 annotated clips scored, each once; 2 left out by the dataset, 2 unreadable: '
+        'the result is over those scored'
+    )
+
+
+def test_confusion_counts_a_tie_as_the_other_class(tmp_path):
+    samples = make_samples(3, 3)
+    truth, scores = [0, 0, 2], [[0.4, 0.4, 0.2], [0.6, 0.3, 0.1], [0.0, 0.1, 0.9]]
+    for sample, label, score in zip(samples, truth, scores, strict=True):
+        sample.gt_label, sample.pred_score = torch.tensor(label), torch.tensor(score)
+    metric = TopKAccuracy(topk=(1, 2), out_dir=tmp_path)
+    metric.dataset_meta = {'classes': ['left', 'right', 'up']}
+    metric.process(None, [sample.to_dict() for sample in samples])
+    assert metric.evaluate(3) == pytest.approx(
+        {'acc/top1': 200 / 3, 'acc/top2': 100.0, 'acc/mean_class': 75.0, 'acc/num_clips': 3}
+    )
+    assert (tmp_path / 'confusion.csv').read_text() == 'true class,left,right,up\nleft,1,1,0\nright,0,0,0\nup,0,0,1\n'
+    assert (tmp_path / 'per_class.csv').read_text() == (
+        'class,accuracy,right,clips\nleft,50.0000,1,2\nright,absent,0,0\nup,100.0000,1,1\n'
+    )
+    assert Image.open(tmp_path / 'confusion.png').format == 'PNG'
+
+
+def test_memory_does_not_grow_with_the_set():
+    def kept(clips):
+        metric = TopKAccuracy()
+        metric.process(None, [sample.to_dict() for sample in make_samples(clips, 9)])
+        assert metric.results == list(range(clips))
+        return {name: total.untyped_storage().nbytes() for name, total in metric.totals.items()}
+
+    assert kept(20) == kept(200) == {'above': 9 * 8, 'confusion': 81 * 8}
 
 
 def test_few_classes_leave_top5_out(log):
@@ -90,6 +118,7 @@ def test_per_class(log):
     metric.dataset_meta = {'classes': ['left', 'right', 'up']}
     metric.process(None, [sample.to_dict() for sample in samples])
     assert metric.evaluate(3)['acc/mean_class'] == pytest.approx(75.0)
+    assert log[-2] == 'mean-class accuracy 75.00 (2/3 classes)'
     assert log[-1] == 'accuracy of each class\n1/2  50.00 %  left\nabsent  right\n1/1 100.00 %  up'
 
 
@@ -111,22 +140,3 @@ def test_bad_predictions(change, text):
 def test_bad_topk():
     with pytest.raises(ValueError, match=r'topk=\(0, 5\): at least one k'):
         TopKAccuracy(topk=(0, 5))
-
-
-def score_on_one_rank(rank, world_size, store, round_up, out):
-    dist.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=world_size)
-    samples = make_samples(7, 9)
-    evaluator = Evaluator([{'type': 'TopKAccuracy'}])
-    for index in DefaultSampler(samples, shuffle=False, round_up=round_up):
-        evaluator.process([samples[index]])
-    torch.save(evaluator.evaluate(len(samples)), f'{out}/{rank}.pth')
-    dist.destroy_process_group()
-
-
-@pytest.mark.parametrize('round_up', [True, False])
-@pytest.mark.filterwarnings('ignore:y_pred contains classes')
-def test_every_clip_counts_once_across_ranks(tmp_path, round_up):
-    arguments = (3, str(tmp_path / 'store'), round_up, str(tmp_path))
-    mp.start_processes(score_on_one_rank, arguments, nprocs=3, start_method='fork')
-    for rank in range(3):
-        assert torch.load(tmp_path / f'{rank}.pth') == pytest.approx(expected(make_samples(7, 9)))

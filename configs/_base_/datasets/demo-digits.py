@@ -7,7 +7,7 @@ train_pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), 
 train_dataloader = dict(
     batch_size=1,
     num_workers=0,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
+    sampler=dict(type='GlobalOrderSampler', shuffle=True),
     dataset=dict(
         type='BaseSegDataset',
         img_suffix='_leftImg8bit.png',
@@ -19,7 +19,7 @@ train_dataloader = dict(
 val_dataloader = dict(
     batch_size=1,
     num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=False),
+    sampler=dict(type='DefaultSampler', shuffle=False, round_up=False),
     dataset=dict(
         type='BaseSegDataset',
         img_suffix='_leftImg8bit.png',
@@ -30,5 +30,5 @@ val_dataloader = dict(
         test_mode=True,
         pipeline=train_pipeline))
 test_dataloader = val_dataloader
-val_evaluator = dict(type='StrictIoUMetric', iou_metrics=['mIoU'])
+val_evaluator = dict(type='StrictIoUMetric', iou_metrics=['mIoU', 'mDice'])
 test_evaluator = val_evaluator

@@ -21,7 +21,7 @@ train_dataloader = dict(
     batch_size=1,
     num_workers=4,
     persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
+    sampler=dict(type='GlobalOrderSampler', shuffle=True),
     dataset=dict(
         type='ConcatDataset',
         datasets=[
@@ -42,7 +42,7 @@ val_dataloader = dict(
     batch_size=1,
     num_workers=4,
     persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
+    sampler=dict(type='DefaultSampler', shuffle=False, round_up=False),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,
@@ -50,5 +50,5 @@ val_dataloader = dict(
         ann_file='ImageSets/Segmentation/val.txt',
         pipeline=test_pipeline))
 test_dataloader = val_dataloader
-val_evaluator = dict(type='StrictIoUMetric', iou_metrics=['mIoU'])
+val_evaluator = dict(type='StrictIoUMetric', iou_metrics=['mIoU', 'mDice'])
 test_evaluator = val_evaluator

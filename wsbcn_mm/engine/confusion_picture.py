@@ -1,0 +1,78 @@
+"""A confusion matrix as a picture."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from .confusion import most_confused, ratio
+
+MOST_LABELLED = 40
+"""With more classes than this the axes have no names."""
+MOST_WRITTEN = 24
+"""With more classes than this the cells have no numbers."""
+PAIRS = 20
+INK, PALE = '#1f2933', '#9aa5b1'
+
+
+def draw_confusion(file: Path, confusion: Tensor, names: Sequence[str], unit: str) -> None:
+    """Save a PNG: a line for each true class, in percent of that class; absent classes are left blank.
+
+    Few classes have their names at the axes and the percentages in the cells. Many have neither, and the pairs that
+    were confused most often stand beside the matrix.
+
+    Args:
+        file: Where the picture goes.
+        confusion: (K, K) counts; rows are true classes.
+        names: K names.
+        unit: What is counted, such as 'pixels'.
+    """
+    num_classes = len(confusion)
+    share = 100 * ratio(confusion, confusion.sum(1, keepdim=True).expand_as(confusion))
+    labelled = num_classes <= MOST_LABELLED
+    side = max(4.0, 0.42 * num_classes + 1.5) if labelled else 8.0
+    figure = Figure(figsize=(side + (1.2 if labelled else 6.5), side), dpi=110, layout='constrained')
+    FigureCanvasAgg(figure)
+    axes, listing = (figure.add_subplot(), None) if labelled else figure.subplots(1, 2, width_ratios=(8, 6))
+    image = axes.imshow(share.numpy(), cmap='Blues', vmin=0, vmax=100, interpolation='nearest')
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02)
+    bar.set_label(f'{unit} of the true class (%)', color=INK)
+    bar.outline.set_visible(False)
+    axes.set_xlabel('predicted', color=INK)
+    axes.set_ylabel('true', color=INK)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelcolor=INK, labelsize=9)
+    if labelled:
+        shown = [textwrap.shorten(name, 24, placeholder='…') for name in names]
+        axes.set_xticks(range(num_classes), shown, rotation=90)
+        axes.set_yticks(range(num_classes), shown)
+    if num_classes <= MOST_WRITTEN:
+        for (row, column), value in zip(_cells(num_classes), share.flatten().tolist(), strict=True):
+            if value >= 0.5:
+                colour = 'white' if value > 55 else INK
+                axes.text(column, row, f'{value:.0f}', ha='center', va='center', color=colour, fontsize=8)
+    for row in (confusion.sum(1) == 0).nonzero().flatten().tolist():
+        axes.axhline(row, color=PALE, linewidth=1, linestyle=':')
+        if labelled:
+            axes.text(num_classes - 1, row, 'absent', color=PALE, ha='center', va='bottom', fontsize=8)
+    if listing is not None:
+        _list_pairs(listing, confusion, names, unit)
+    figure.savefig(file)
+
+
+def _cells(num_classes: int) -> list[tuple[int, int]]:
+    return [(row, column) for row in range(num_classes) for column in range(num_classes)]
+
+
+def _list_pairs(axes, confusion: Tensor, names: Sequence[str], unit: str) -> None:
+    axes.axis('off')
+    pairs = most_confused(confusion, PAIRS)
+    axes.text(0, 1, f'Confused most often ({unit})' if pairs else 'Nothing is confused', color=INK, va='top')
+    for place, pair in enumerate(pairs):
+        true, predicted = (textwrap.shorten(names[label], 56, placeholder='…') for label in pair[:2])
+        height = 0.95 - place * 0.95 / PAIRS
+        axes.text(0, height, f'{pair.times}  ({100 * pair.share:.0f} %)', color=INK, va='top', fontsize=9)
+        axes.text(0.22, height, f'{true}\n→ {predicted}', color=INK, va='top', fontsize=8)
