@@ -33,12 +33,15 @@ val_dataloader = dict(
     batch_size=1,
     num_workers=4,
     persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
+    sampler=dict(type='DefaultSampler', shuffle=False, round_up=False),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,
         split='val',
         pipeline=test_pipeline))
 test_dataloader = val_dataloader
-val_evaluator = dict(type='StrictIoUMetric', iou_metrics=['mIoU'])
+val_evaluator = dict(
+    type='StrictIoUMetric',
+    iou_metrics=['mIoU', 'mDice'],
+    boundary_ratio=0.005)  # the width that the authors of boundary IoU take for Cityscapes
 test_evaluator = val_evaluator

@@ -49,7 +49,7 @@ val_dataloader = dict(
     batch_size=1,
     num_workers=8,
     persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
+    sampler=dict(type='DefaultSampler', shuffle=False, round_up=False),
     dataset=dict(
         type=dataset_type,
         ann_file='something-something-v1-validation.csv',
@@ -61,7 +61,7 @@ val_dataloader = dict(
 test_dataloader = dict(
     batch_size=1,
     num_workers=8,
-    sampler=dict(type='DefaultSampler', shuffle=False),
+    sampler=dict(type='DefaultSampler', shuffle=False, round_up=False),
     dataset=dict(
         type=dataset_type,
         ann_file='something-something-v1-validation.csv',

@@ -44,7 +44,7 @@ val_dataloader = dict(
     batch_size=1,
     num_workers=8,
     persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
+    sampler=dict(type='DefaultSampler', shuffle=False, round_up=False),
     dataset=dict(
         type=dataset_type,
         ann_file='something-something-v2-validation.json',
@@ -56,7 +56,7 @@ val_dataloader = dict(
 test_dataloader = dict(
     batch_size=1,
     num_workers=8,
-    sampler=dict(type='DefaultSampler', shuffle=False),
+    sampler=dict(type='DefaultSampler', shuffle=False, round_up=False),
     dataset=dict(
         type=dataset_type,
         ann_file='something-something-v2-validation.json',
