@@ -48,10 +48,12 @@ def main() -> None:
     from mmengine.runner import Runner
 
     from wsbcn_mm.engine import recipe
-    from wsbcn_mm.engine.batch_plan import plan_batch, world_size
+    from wsbcn_mm.engine.batch_plan import world_size
     from wsbcn_mm.engine.launch import prepare_launch
     from wsbcn_mm.engine.layer_configs import check_layer_configs
     from wsbcn_mm.engine.norm_switch import switch_norm
+    from wsbcn_mm.engine.resume import plan_batch_as_before
+    from wsbcn_mm.engine.seeded_samples import seed_samples
 
     cfg = recipe.load_recipe(args.config, work_dir=args.work_dir, options=args.cfg_options)
     check_layer_configs(cfg)
@@ -68,7 +70,8 @@ def main() -> None:
         recipe.use_amp(cfg)
     recipe.check_recipe(cfg)
     prepare_launch(cfg, args.launcher)
-    plan = plan_batch(cfg, world_size(cfg), global_batch=args.global_batch, per_device=args.per_device)
+    plan = plan_batch_as_before(cfg, world_size(cfg), global_batch=args.global_batch, per_device=args.per_device)
+    seed_samples(cfg)
     if plan and os.environ.get('RANK', '0') == '0':
         print('\n'.join(plan))
     Runner.from_cfg(cfg).train()

@@ -10,6 +10,9 @@ custom_hooks = [
     dict(type='NormReport'),
     dict(type='StandardizeOnceHook'),
     dict(type='StepStatisticsHook'),
+    dict(type='AccumulatedGradients'),
+    dict(type='IterationSeeds'),
+    dict(type='ResumePosition'),
     dict(type='ActivationMemory'),
 ]
 activation_memory = 'all'  # 'save_conv' and 'full_checkpoint' keep less: docs/memory.md

@@ -159,7 +159,8 @@ def test_a_run_resumed_in_the_middle_of_an_accumulation_has_the_same_buffers(tmp
     straight.train()
     file = tmp_path / 'straight' / 'iter_6.pth'
     saved = torch.load(file, weights_only=False)
-    assert {name: totals[0, 0].item() for name, totals in saved['step_statistics'].items()} == {
+    (pending,) = saved['step_statistics']
+    assert {name: totals[0, 0].item() for name, totals in pending.items()} == {
         'net.1': 2 * 2 * 16,
         'net.3': 2 * 2 * 16,
     }

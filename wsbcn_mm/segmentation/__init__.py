@@ -9,6 +9,7 @@ from ..engine.environment import require_openmmlab
 require_openmmlab()
 
 from ..engine import hooks as _hooks  # noqa: F401
+from ..engine import seeded_samples as _seeded_samples  # noqa: F401
 from .checks import MicroBatchNormCheck, check_norms
 from .cityscapes import StrictCityscapesDataset
 from .heads import DeepLabV3Head, DeepLabV3PlusHead

@@ -4,6 +4,7 @@ Importing this package registers them with mmengine, and the hooks of `wsbcn_mm.
 """
 
 from ..engine import hooks as _hooks  # noqa: F401
+from ..engine import seeded_samples as _seeded_samples  # noqa: F401
 from . import datasets, head, inflation, metrics, preprocessor, recognizer, resnet3d, strips, transforms
 
 __all__ = [

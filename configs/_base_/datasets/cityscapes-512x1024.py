@@ -23,7 +23,7 @@ train_dataloader = dict(
     batch_size=1,
     num_workers=4,
     persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
+    sampler=dict(type='GlobalOrderSampler', shuffle=True),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,

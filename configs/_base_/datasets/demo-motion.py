@@ -10,7 +10,7 @@ train_pipeline = [
 train_dataloader = dict(
     batch_size=1,
     num_workers=0,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
+    sampler=dict(type='GlobalOrderSampler', shuffle=True),
     dataset=dict(
         type='SomethingV2Dataset',
         ann_file='something-something-v2-train.json',

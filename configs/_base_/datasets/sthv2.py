@@ -32,7 +32,7 @@ train_dataloader = dict(
     batch_size=1,
     num_workers=8,
     persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
+    sampler=dict(type='GlobalOrderSampler', shuffle=True),
     dataset=dict(
         type=dataset_type,
         ann_file='something-something-v2-train.json',

@@ -29,6 +29,8 @@ class SafeCheckpointHook(CheckpointHook):
     * Where there is no room, the one before stays, an error is logged, and training goes on; if the last one of a run
       could not be written, the run ends with that error.
     * A run that resumes by itself goes on from the newest checkpoint that is whole, and says which ones are not.
+    * Before rank 0 writes, hooks can bring the other ranks' share of it there: `gather_for_checkpoint(runner)` of every
+      hook that has it is called on all ranks.
 
     Raises:
         OSError: After training, if its last checkpoint is not on the disk.
@@ -84,6 +86,7 @@ class SafeCheckpointHook(CheckpointHook):
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         before = self.last_ckpt, list(getattr(self, 'keep_ckpt_ids', []))
         outdated = self._keep(runner, step)
+        runner.call_hook('gather_for_checkpoint')
         self.last_ckpt = self._path(step)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
         try:
@@ -122,6 +125,7 @@ class SafeCheckpointHook(CheckpointHook):
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
         if not self.save_best:
             return
+        runner.call_hook('gather_for_checkpoint')
         before, known = self._best_files(), best_so_far(runner)
         self._set_best_files(dict.fromkeys(before))  # mmengine removes a file that it knows of before it writes another
         try:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mmengine.dist import is_main_process
+from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
@@ -10,10 +10,11 @@ from mmengine.runner import Runner
 
 from ...microbatch import StepStatistics, matched_rate
 from ..effective_batch import effective_batch
+from ..rank_states import State, accumulating, gather_states
 from ..runner_model import unwrapped_model
 
 KEY = 'step_statistics'
-"""Entry of a checkpoint, there only if it was written in the middle of an accumulation."""
+"""Entry of a checkpoint, there only if it was written in the middle of an accumulation: what is pending, by rank."""
 
 
 @HOOKS.register_module()
@@ -21,9 +22,8 @@ class StepStatisticsHook(Hook):
     """Commit `wsbcn_mm.microbatch.StepStatistics` after every optimizer step, as the optimizer wrapper tells of it.
 
     Its priority is above that of EMAHook, of the loggers and of CheckpointHook, so that they see the buffers of after
-    the step. A checkpoint from the middle of an accumulation carries what is pending, and a resumed run goes on from
-    there; with several ranks it has rank 0's share alone, and says so, since only that rank writes. (The Runner itself
-    loses the gradients accumulated so far, and warns of it.)
+    the step. A checkpoint from the middle of an accumulation carries what is pending on every rank, and a resumed run
+    goes on from there. (mmengine's own CheckpointHook saves rank 0's share alone; the resumed run says so.)
 
     mmengine's wrapper leaves `broadcast_buffers` off, which is right here: all ranks hold identical buffers.
 
@@ -42,10 +42,12 @@ class StepStatisticsHook(Hook):
     def __init__(self, match_batch: int | None = None) -> None:
         self.match_batch = match_batch
         self._statistics: StepStatistics | None = None
-        self._loaded: dict[str, Any] = {}
+        self._gathered: list[State] = []
+        self._loaded: list[State] = []
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        self._loaded = checkpoint.get(KEY, {})
+        loaded = checkpoint.get(KEY, [])
+        self._loaded = [loaded] if isinstance(loaded, dict) else loaded  # rank 0's alone, until 0.1
 
     def before_train(self, runner: Runner) -> None:
         statistics = StepStatistics(unwrapped_model(runner))
@@ -70,22 +72,27 @@ class StepStatisticsHook(Hook):
                 f'forward and {batch.samples} a step'
             )
         if runner.iter > 0 and self._loaded:
-            if runner.world_size > 1:
+            if len(self._loaded) < runner.world_size:
                 runner.logger.warning(
                     'the checkpoint was written in the middle of an accumulation and has the pending BCN statistics of '
                     f'rank 0 alone: the next step misses those of {runner.world_size - 1} other rank(s)'
                 )
-            if is_main_process():
-                statistics.load_state_dict(self._loaded)
+            if get_rank() < len(self._loaded):
+                statistics.load_state_dict(self._loaded[get_rank()])
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         if self._statistics is not None and runner.optim_wrapper.should_update():
             self._statistics.commit()
 
+    def gather_for_checkpoint(self, runner: Runner) -> None:
+        pending = self._statistics is not None and accumulating(runner)
+        self._gathered = gather_states(self._statistics.state_dict()) if pending else []
+
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         pending = self._statistics.state_dict() if self._statistics is not None else {}
         if pending:
-            checkpoint[KEY] = pending
+            checkpoint[KEY] = self._gathered or [pending]
+        self._gathered = []
 
     def after_train(self, runner: Runner) -> None:
         if self._statistics is None:

@@ -1,0 +1,129 @@
+"""Kill training at random moments, resume it, and compare what it comes to with a run that nothing happened to.
+
+python -m projects.exact_resume.run                  56 kills: both tasks, 0 and 2 loader workers, 1 and 2 processes
+python -m projects.exact_resume.run --task video --workers 2 --processes 1 --kills 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import random
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .runs import Case
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+COLUMNS = (
+    *('task', 'workers', 'processes', 'kill', 'moment', 'seconds', 'iteration', 'resumed_from', 'mid_accumulation'),
+    *('values', 'different'),
+)
+
+
+def kill_and_compare(case: Case, data: Path, folder: Path, kills: int, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """One row per kill. Every third one comes while a checkpoint is being written, the others at any moment."""
+    from . import runs
+
+    shutil.rmtree(folder, ignore_errors=True)
+    start = time.monotonic()
+    runs.Started(case, data, folder / 'whole').finish()
+    duration = time.monotonic() - start
+    expected = runs.last_checkpoint(folder / 'whole')
+    moments = random.Random(f'{case} {seed}')
+    kill = 0
+    while kill < kills:
+        work_dir = folder / f'kill{kill}'
+        start = time.monotonic()
+        run = runs.Started(case, data, work_dir)
+        writing = kill % 3 == 2
+        alive = run.wait(moments.uniform(0, duration)) and (not writing or run.wait_for_writing())
+        seconds = time.monotonic() - start
+        iteration = run.kill()
+        if alive:
+            begin = runs.resumed_from(work_dir)
+            runs.Started(case, data, work_dir).finish()
+            values, different = runs.differences(expected, runs.last_checkpoint(work_dir))
+            if different:
+                print(f'{case}, kill {kill} at {iteration}: {different[:5]}', file=sys.stderr)
+            yield dict(
+                **dict(task=case.task, workers=case.workers, processes=case.processes, kill=kill),
+                **dict(moment='saving' if writing else 'any', seconds=round(seconds, 2), iteration=iteration),
+                **dict(resumed_from=begin, mid_accumulation=int(begin % runs.ACCUMULATION > 0)),
+                **dict(values=values, different=len(different)),
+            )
+            kill += 1
+        shutil.rmtree(work_dir, ignore_errors=True)
+
+
+def build_data(root: Path) -> Path:
+    """A few scenes and clips of the demo."""
+    from io import StringIO
+
+    from rich.console import Console
+
+    from projects.micro_batch_demo import data
+    from projects.micro_batch_demo.run import CLIPS, SCENES
+
+    few = dict(n_train=12, n_val=2, console=Console(file=StringIO()))
+    data.build_segmentation(root, **(SCENES | few))
+    data.build_video(root, **(CLIPS | few))
+    return root
+
+
+def save(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write the rows, in place of those of the same case in the file, and beside those of other cases."""
+    of_case = {tuple(str(row[name]) for name in COLUMNS[:3]) for row in rows}
+    kept = list(csv.DictReader(path.open())) if path.is_file() else []
+    kept = [row for row in kept if tuple(row[name] for name in COLUMNS[:3]) not in of_case]
+    together = sorted([*kept, *rows], key=lambda row: (*(str(row[name]) for name in COLUMNS[:3]), int(row['kill'])))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('w', newline='') as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(together)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description='Kill training at random moments, resume it, compare bit by bit')
+    parser.add_argument('--task', choices=['segmentation', 'video'], help='default: both')
+    parser.add_argument('--workers', type=int, help='loader workers of each process (default: 0, then 2)')
+    parser.add_argument('--processes', type=int, help='default: 1, then 2')
+    parser.add_argument('--kills', type=int, default=7, help='of each case')
+    parser.add_argument('--seed', type=int, default=0, help='of the moments')
+    parser.add_argument('--results', type=Path, default=HERE / 'results' / 'kills.csv')
+    parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'exact_resume')
+    args = parser.parse_args(arguments)
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
+    from .runs import Case
+
+    cases = [
+        Case(task, workers, processes)
+        for task in ([args.task] if args.task else ['segmentation', 'video'])
+        for workers in ([args.workers] if args.workers is not None else [0, 2])
+        for processes in ([args.processes] if args.processes else [1, 2])
+    ]
+    data, rows = build_data(args.work_dir / 'data'), []
+    for case in cases:
+        of_case = []
+        for row in kill_and_compare(case, data, args.work_dir / 'runs', args.kills, args.seed):
+            of_case.append(row)
+            print(
+                f'{case}: killed ({row["moment"]}) at iteration {row["iteration"]}, resumed from '
+                f'{row["resumed_from"]}: {row["different"]} of {row["values"]} values differ',
+                flush=True,
+            )
+        save(of_case, args.results)
+        rows += of_case
+    return int(any(row['different'] for row in rows))
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""Where a run stands in its data, what batch it has, and how it goes on with other devices."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+from zipfile import BadZipFile
+
+import torch
+from mmengine.config import Config
+
+from ..microbatch.batch_plan import EffectiveBatch
+from .batch_plan import COUNTS, accumulation_of, plan_batch
+from .checkpoint_files import HARMLESS
+
+KEY = 'position'
+"""Entry of a checkpoint's `meta`."""
+
+
+class Position(NamedTuple):
+    """What a checkpoint says of the run that wrote it, beside its iteration."""
+
+    devices: int
+    per_device: int
+    accumulation: int
+    scheduler_ticks: int
+    """Steps of an iteration-based scheduler in one optimizer step."""
+    last_iteration: int
+    """Number of iterations that it was to have."""
+    samples: int
+    """Length of the training data."""
+    sampler_seed: int | None
+
+    @property
+    def batch(self) -> EffectiveBatch:
+        return EffectiveBatch(self.devices, self.per_device, self.accumulation)
+
+    @property
+    def optimizer_steps(self) -> int:
+        return -(-self.last_iteration // self.accumulation)
+
+
+def samples_seen(iteration: int, batch: EffectiveBatch) -> int:
+    """By all devices."""
+    return iteration * batch.devices * batch.per_device
+
+
+def fit_to_run(checkpoint: dict[str, Any], now: Position) -> str | None:
+    """Have a checkpoint, changed in place, count as a run with other devices does, and say what that changes.
+
+    Its iteration, and what its schedulers count, become those of the same optimizer step.
+
+    Args:
+        checkpoint: As loaded, with a Position in its meta; others are left alone.
+        now: Of the run that goes on from it.
+
+    Raises:
+        ValueError: If the batch is another one, or the checkpoint is from the middle of an accumulation, which cannot
+            be divided among other devices.
+    """
+    meta = checkpoint['meta']
+    if KEY not in meta:
+        return None
+    was = Position(**meta[KEY])
+    refuse_other_batch(was.batch, now.batch)
+    if was.devices == now.devices:
+        return None
+    done, iterations = divmod(meta['iter'], was.accumulation)
+    if iterations:
+        raise ValueError(
+            f'the checkpoint is from the middle of an accumulation ({iterations} of {was.accumulation} micro-batches '
+            f'on {was.devices} device(s)), which cannot go on with {now.devices}: resume with {was.devices}, or from a '
+            f'checkpoint of an iteration that {was.accumulation} divides'
+        )
+    meta['iter'] = done * now.accumulation
+    if was.scheduler_ticks != now.scheduler_ticks:
+        for state in scheduler_states(checkpoint):
+            count_schedule_anew(state, was.scheduler_ticks, now.scheduler_ticks)
+    return (
+        f'{now.devices} instead of {was.devices} device(s): accumulation {now.accumulation} instead of '
+        f'{was.accumulation} keeps {now.batch.samples} samples per optimizer step, and the order of the data goes on'
+    )
+
+
+def refuse_other_batch(was: EffectiveBatch, now: EffectiveBatch) -> None:
+    """Raise ValueError unless the batch is the same, or divided among other devices."""
+    if was == now or (was.devices != now.devices and was.samples == now.samples):
+        return
+    raise ValueError(
+        f'the checkpoint was trained with effective batch {was}, and this run has {now}. To go on: --global-batch '
+        f'{was.samples} --per-device {was.per_device}. To start anew from its weights: no --resume, and --cfg-options '
+        'load_from=FILE'
+    )
+
+
+def scheduler_states(checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of the schedulers that count iterations."""
+    states = checkpoint.get('param_schedulers') or []
+    flat = [one for several in states.values() for one in several] if isinstance(states, dict) else states
+    return [state for state in flat if not state.get('by_epoch', True)]
+
+
+def count_schedule_anew(state: dict[str, Any], was: int, now: int) -> None:
+    """Convert what a scheduler has counted; begin, end and milestones are left to the new run's config."""
+    for name in (*COUNTS, 'total_iters', 'cumulative_periods', '_schedule_phases'):
+        state.pop(name, None)
+    for name in ('last_step', '_global_step'):
+        state[name] = state[name] * now // was
+
+
+def plan_batch_as_before(
+    cfg: Config, devices: int, *, global_batch: int | None = None, per_device: int | None = None
+) -> list[str]:
+    """`plan_batch`, but a run that goes on with other devices and is given no numbers keeps its effective batch."""
+    was = position_to_resume(cfg) if global_batch is None and per_device is None else None
+    if was is None or was.devices == devices:
+        return plan_batch(cfg, devices, global_batch=global_batch, per_device=per_device)
+    if (was.per_device, was.accumulation) == (cfg.train_dataloader.batch_size, accumulation_of(cfg)):
+        # The recipe ran as it is, whatever it was tuned for: its length and learning rate are not to follow.
+        cfg.auto_scale_lr = {**(cfg.get('auto_scale_lr') or {}), 'base_batch_size': was.batch.samples}
+    return plan_batch(cfg, devices, global_batch=was.batch.samples, per_device=was.per_device)
+
+
+def position_to_resume(cfg: Config) -> Position | None:
+    """Of the local checkpoint that a config resumes from, where there is one that can be read and has it."""
+    pointer = Path(cfg.work_dir) / 'last_checkpoint'
+    file = cfg.get('load_from') or (pointer.read_text().strip() if pointer.is_file() else '')
+    if not cfg.get('resume') or not file or '://' in file:
+        return None
+    try:
+        with torch.serialization.safe_globals(HARMLESS):
+            meta = torch.load(file, map_location='cpu', mmap=True, weights_only=True)['meta']
+    except (BadZipFile, KeyError, OSError, RuntimeError, ValueError):
+        return None  # SafeCheckpointHook says what is wrong with it.
+    return Position(**meta[KEY]) if KEY in meta else None
