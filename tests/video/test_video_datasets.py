@@ -215,6 +215,21 @@ def test_something_refuses_a_plain_flip(tmp_path):
     assert [int(item['data_samples'].gt_label) for item in dataset] == [0, 2, 1]
 
 
+def test_a_flip_inside_another_transform_or_of_mmaction2s_list_is_refused_too(tmp_path):
+    nested = {'type': 'RandomApply', 'transforms': [FLIP], 'prob': 0.5}
+    with pytest.raises(ValueError, match=r'^SomethingV2Dataset with a plain FlipClip'):
+        something_v2(tmp_path, [TRAIN[0], nested, *TRAIN[1:]])
+    (tmp_path / 'names.txt').write_text('\n'.join(LEFT_RIGHT))
+    options = {'num_clips': 3, 'num_classes': 3, 'class_file': 'names.txt'}
+    with pytest.raises(ValueError, match=r'^KineticsDataset with a plain FlipClip'):
+        kinetics(tmp_path, pipeline=[TRAIN[0], FLIP, *TRAIN[1:]], **options)
+    (tmp_path / 'names.txt').write_text('dancing\nleft-handed writing\nrunning')
+    with pytest.raises(ValueError, match=r'^KineticsDataset with a plain FlipClip'):
+        kinetics(tmp_path, pipeline=[TRAIN[0], FLIP, *TRAIN[1:]], **options)
+    (tmp_path / 'names.txt').write_text('dancing\nbrightly leftover\nrunning')
+    assert len(kinetics(tmp_path, pipeline=[TRAIN[0], FLIP, *TRAIN[1:]], **options)) == 3
+
+
 def test_something_needs_the_class_list(tmp_path):
     with pytest.raises(ValueError, match='SomethingV2Dataset needs class_file, the official list of labels'):
         something_v2(tmp_path, class_file=None)

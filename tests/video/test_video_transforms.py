@@ -172,6 +172,45 @@ def test_mirror_labels_from_names():
     assert mirror_labels(['Waving left', 'Left or Right', 'Right or Left', 'brightly leftover']) == [None, 2, 1, 3]
 
 
+def official_names(labels: dict[int, str]) -> list[str]:
+    """A list of 174 classes with some at their official places."""
+    return [labels.get(label, f'Doing something {label} upright') for label in range(174)]
+
+
+@pytest.mark.parametrize(
+    'labels',
+    [
+        {
+            86: 'Pulling something from left to right',
+            87: 'Pulling something from right to left',
+            93: 'Pushing something from left to right',
+            94: 'Pushing something from right to left',
+            166: 'Turning the camera left while filming something',
+            167: 'Turning the camera right while filming something',
+        },
+        {
+            2: 'Turning the camera left while filming something',
+            4: 'Turning the camera right while filming something',
+            30: 'Pushing something from left to right',
+            41: 'Pushing something from right to left',
+            52: 'Pulling something from right to left',
+            66: 'Pulling something from left to right',
+        },
+    ],
+    ids=['v2', 'v1'],
+)
+def test_mirror_labels_of_the_official_lists_are_the_known_pairs(labels):
+    mirrored = mirror_labels(official_names(labels))
+    first, second = list(labels)[::2], list(labels)[1::2]
+    pairs = {label: other for label, other in enumerate(mirrored) if label != other}
+    assert pairs == dict(zip(first + second, second + first, strict=True))
+
+
+def test_a_plain_flip_leaves_both_labels():
+    flipped = FlipClip(1.0)(make_results(mirrored_label=5))
+    assert (flipped['label'], flipped['mirrored_label']) == (3, 5)
+
+
 def test_flip_moves_the_label_with_the_frames():
     results = make_results(mirrored_label=5)
     before = results['clips']

@@ -53,8 +53,6 @@ class ClipDataset(BaseDataset):
         DecodeError: from an item, as described.
     """
 
-    has_directions = False
-
     def __init__(
         self,
         ann_file: str,
@@ -81,8 +79,6 @@ class ClipDataset(BaseDataset):
             test_mode=test_mode,
             **kwargs,
         )
-        if self.has_directions:
-            self._refuse_plain_flip()
 
     def load_annotations(self) -> list[Annotation]:
         """All clips that the files list; may need ``self.classes``."""
@@ -104,6 +100,8 @@ class ClipDataset(BaseDataset):
         if self.class_file is not None:
             self._metainfo['classes'] = load_classes(self.class_file)
         self._mirrored = mirror_labels(self.classes) if self.classes else None
+        if self._mirrored and self._mirrored != list(range(len(self._mirrored))):
+            self._refuse_plain_flip(self.pipeline)
         super().full_init()
         # Shared memory: loader workers are processes and must agree on which clips are bad.
         self._bad = torch.zeros(self._metainfo['num_annotated'], dtype=torch.bool).share_memory_()
@@ -173,13 +171,15 @@ class ClipDataset(BaseDataset):
             raise FileNotFoundError(text)
         print_log(f'{text}; the other {listed - len(paths)} are used', 'current', logging.WARNING)
 
-    def _refuse_plain_flip(self) -> None:
-        for transform in self.pipeline.transforms:
-            if isinstance(transform, FlipClip) and transform.prob > 0 and not transform.swap_labels:
-                raise ValueError(
-                    f'{type(self).__name__} with a plain FlipClip: its classes differ by direction and mirrored clips '
-                    'need mirrored labels; use FlipClip(swap_labels=True) or remove the flip'
-                )
+    def _refuse_plain_flip(self, transform: Any) -> None:
+        if isinstance(transform, FlipClip) and transform.prob > 0 and not transform.swap_labels:
+            raise ValueError(
+                f'{type(self).__name__} with a plain FlipClip: its classes differ by direction and mirrored clips '
+                'need mirrored labels; use FlipClip(swap_labels=True) or remove the flip'
+            )
+        inner = getattr(transform, 'transforms', ())
+        for one in inner if isinstance(inner, Sequence) else [inner]:
+            self._refuse_plain_flip(one)
 
 
 @DATASETS.register_module()
@@ -204,9 +204,7 @@ class KineticsDataset(ClipDataset):
 
 
 class SomethingDataset(ClipDataset):
-    """What both versions share: classes that differ by direction, lists in csv or json."""
-
-    has_directions = True
+    """What both versions share: a list of classes, lists of clips in csv or json."""
 
     def load_annotations(self) -> list[Annotation]:
         if not self.classes:

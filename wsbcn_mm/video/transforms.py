@@ -230,10 +230,12 @@ class FlipClip:
     def __call__(self, results: Results) -> Results:
         if self.swap_labels and 'mirrored_label' not in results:
             raise ValueError('FlipClip(swap_labels=True) needs a dataset with class names')
-        label = results.get('mirrored_label') if self.swap_labels else results['label']
-        if label is not None and torch.rand(()) < self.prob:
+        if self.swap_labels and results['mirrored_label'] is None:
+            return results
+        if torch.rand(()) < self.prob:
             results['clips'] = F.horizontal_flip(results['clips'])
-            results['label'], results['mirrored_label'] = label, results['label']
+            if self.swap_labels:
+                results['label'], results['mirrored_label'] = results['mirrored_label'], results['label']
         return results
 
 
@@ -251,8 +253,8 @@ def mirror_labels(classes: Sequence[str]) -> list[int | None]:
 
 
 def _swap_left_right(name: str) -> str:
-    other = {'left': 'right', 'right': 'left', 'Left': 'Right', 'Right': 'Left'}
-    return re.sub(r'\b([Ll]eft|[Rr]ight)\b', lambda match: other[match.group()], name)
+    other = {'left': 'right', 'right': 'left', 'Left': 'Right', 'Right': 'Left', 'LEFT': 'RIGHT', 'RIGHT': 'LEFT'}
+    return re.sub(rf'\b({"|".join(other)})\b', lambda match: other[match.group()], name)
 
 
 @TRANSFORMS.register_module()
