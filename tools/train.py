@@ -26,8 +26,19 @@ def parse_args() -> argparse.Namespace:
         help='samples per optimizer step, whatever the number of devices: accumulates what they cannot hold',
     )
     parser.add_argument('--per-device', type=int, metavar='N', help='samples per forward pass on each device')
-    parser.add_argument('--amp', action='store_true', help='automatic mixed precision (GPU)')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
+    parser.add_argument(
+        '--amp',
+        nargs='?',
+        const='best',
+        choices=['bf16', 'fp16'],
+        help='automatic mixed precision; alone, bfloat16 where the device computes in it (after the recipe file)',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['auto', 'none', 'pytorch', 'slurm'],
+        default='auto',
+        help='what starts the processes (default: as the environment tells, python, torchrun or srun)',
+    )
     parser.add_argument(
         '--cfg-options', nargs='+', metavar='KEY=VALUE', help='change the recipe, e.g. randomness.seed=1'
     )
@@ -51,29 +62,29 @@ def main() -> None:
     from wsbcn_mm.engine.batch_plan import world_size
     from wsbcn_mm.engine.launch import prepare_launch
     from wsbcn_mm.engine.layer_configs import check_layer_configs
+    from wsbcn_mm.engine.mixed_precision import use_amp
     from wsbcn_mm.engine.norm_switch import switch_norm
     from wsbcn_mm.engine.resume import plan_batch_as_before
     from wsbcn_mm.engine.seeded_samples import seed_samples
 
     cfg = recipe.load_recipe(args.config, work_dir=args.work_dir, options=args.cfg_options)
     check_layer_configs(cfg)
+    said = []
     if args.norm:
-        changes = switch_norm(cfg, args.norm, NORMS, num_groups=args.norm_groups)
-        if os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0':
-            print('\n'.join(changes))
+        said += switch_norm(cfg, args.norm, NORMS, num_groups=args.norm_groups)
         if not args.work_dir:
             cfg.work_dir += f'_{args.norm}'
     recipe.resume_from(cfg, args.resume)
     if args.from_scratch:
         recipe.drop_pretrained(cfg)
     if args.amp:
-        recipe.use_amp(cfg)
+        said += use_amp(cfg, None if args.amp == 'best' else args.amp)
     recipe.check_recipe(cfg)
-    prepare_launch(cfg, args.launcher)
-    plan = plan_batch_as_before(cfg, world_size(cfg), global_batch=args.global_batch, per_device=args.per_device)
+    prepare_launch(cfg, args.launcher, local_rank=args.local_rank)
+    said += plan_batch_as_before(cfg, world_size(cfg), global_batch=args.global_batch, per_device=args.per_device)
     seed_samples(cfg)
-    if plan and os.environ.get('RANK', '0') == '0':
-        print('\n'.join(plan))
+    if said and os.environ.get('RANK', '0') == '0':
+        print('\n'.join(said))
     Runner.from_cfg(cfg).train()
 
 

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 from mmengine.config import Config
 
 from wsbcn_mm.engine.recipe import (
@@ -16,7 +15,6 @@ from wsbcn_mm.engine.recipe import (
     parse_options,
     resume_from,
     save_pictures,
-    use_amp,
 )
 
 TINY = Path(__file__).parents[2] / 'configs' / 'tiny'
@@ -149,25 +147,6 @@ def test_sync_bn_conversion_of_a_model_with_bcn_is_refused():
         check_recipe(Config(dict(sync_bn='torch', model=model)))
     check_recipe(Config(dict(model=model)))
     check_recipe(Config(dict(sync_bn='torch', model=dict(backbone=dict(norm_cfg=dict(type='BN'))))))
-
-
-def test_amp_without_a_gpu_is_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    with pytest.raises(ValueError, match=exactly('--amp needs a GPU, and there is none: leave it out on CPU')):
-        use_amp(Config(dict(optim_wrapper=dict(type='OptimWrapper'))))
-
-
-def test_amp_changes_the_optimizer_wrapper_and_keeps_its_own_loss_scale(monkeypatch):
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
-    cfg = Config(dict(optim_wrapper=dict(accumulative_counts=4)))
-    use_amp(cfg)
-    assert cfg.optim_wrapper == dict(type='AmpOptimWrapper', accumulative_counts=4, loss_scale='dynamic')
-    cfg = Config(dict(optim_wrapper=dict(type='AmpOptimWrapper', loss_scale=512.0)))
-    use_amp(cfg)
-    assert cfg.optim_wrapper.loss_scale == 512.0
-    message = "--amp works with optim_wrapper type 'OptimWrapper', not 'ApexOptimWrapper'"
-    with pytest.raises(ValueError, match=exactly(message)):
-        use_amp(Config(dict(optim_wrapper=dict(type='ApexOptimWrapper'))))
 
 
 @pytest.mark.parametrize(('scope', 'hook'), [('mmseg', 'SaveOverlays'), ('mmengine', 'SaveClipStrips')])

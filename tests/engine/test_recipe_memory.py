@@ -104,3 +104,5 @@ def test_shapes_and_choices_of_recipes():
     images.optim_wrapper.type = 'AmpOptimWrapper'
     assert own_choice(images).precision == 'fp16'
     assert len({own_choice(images), *alternatives(own_choice(images))}) == 13
+    images.optim_wrapper.type = 'Bf16OptimWrapper'
+    assert own_choice(images).precision == 'bf16'

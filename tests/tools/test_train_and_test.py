@@ -180,7 +180,7 @@ def test_help_comes_at_once(tool):
     command = [sys.executable, '-X', 'importtime', str(ROOT / 'tools' / tool), '--help']
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
-    for option in ('--work-dir', '--launcher {none,pytorch,slurm}', '--cfg-options KEY=VALUE'):
+    for option in ('--work-dir', '--launcher {auto,none,pytorch,slurm}', '--cfg-options KEY=VALUE'):
         assert option in done.stdout
     imported = {line.split('|')[-1].strip() for line in done.stderr.splitlines()}
     assert 'argparse' in imported

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
@@ -117,21 +116,6 @@ def save_pictures(cfg: Config, folder: str, at_most: int) -> None:
         raise ValueError(f'default_scope={scope!r} has no pictures: recipes of {" and ".join(PICTURES)} have')
     hook = dict(type=PICTURES[scope], out_dir=folder, max_images=at_most)
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
-
-
-def use_amp(cfg: Config) -> None:
-    """Train in automatic mixed precision.
-
-    Raises:
-        ValueError: Without a GPU, or for an optimizer wrapper that has no mixed-precision form.
-    """
-    if not torch.cuda.is_available():
-        raise ValueError('--amp needs a GPU, and there is none: leave it out on CPU')
-    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
-        raise ValueError(f"--amp works with optim_wrapper type 'OptimWrapper', not {kind!r}")
-    cfg.optim_wrapper.type = 'AmpOptimWrapper'
-    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 
 def check_recipe(cfg: Config) -> None:

@@ -76,7 +76,7 @@ def plan_recipe(cfg: Config, *, on_gpu: bool = True, with_alternatives: bool = T
 def own_choice(cfg: Config) -> Choice:
     """What the recipe itself sets."""
     wrapper = cfg.optim_wrapper
-    precision = 'fp32'
+    precision = 'bf16' if wrapper.get('type') == 'Bf16OptimWrapper' else 'fp32'
     if wrapper.get('type') == 'AmpOptimWrapper':
         precision = {'bfloat16': 'bf16', 'torch.bfloat16': 'bf16'}.get(str(wrapper.get('dtype')), 'fp16')
     return Choice(cfg.train_dataloader.batch_size, requested_activation_memory(cfg)['mode'], precision)

@@ -1,6 +1,6 @@
 """What mmsegmentation lacks for micro-batch training.
 
-Importing this package registers all of it with mmseg, and the hooks of `wsbcn_mm.engine` that the recipes name.
+Importing this package registers all of it with mmseg, and the hooks and wrappers of `wsbcn_mm.engine` that recipes name.
 """
 
 # ruff: noqa: E402 - the environment is judged before anything of mmseg is imported
@@ -9,6 +9,7 @@ from ..engine.environment import require_openmmlab
 require_openmmlab()
 
 from ..engine import hooks as _hooks  # noqa: F401
+from ..engine import mixed_precision as _mixed_precision  # noqa: F401
 from ..engine import seeded_samples as _seeded_samples  # noqa: F401
 from .checks import MicroBatchNormCheck, check_norms
 from .cityscapes import StrictCityscapesDataset

@@ -1,10 +1,11 @@
 """Video recognition: data, 3D networks and metrics.
 
-Importing this package registers them with mmengine, and the hooks of `wsbcn_mm.engine` that the recipes name.
+Importing this package registers them with mmengine, and the hooks and wrappers of `wsbcn_mm.engine` that recipes name.
 """
 
 from ..engine import hooks as _hooks  # noqa: F401
 from ..engine import seeded_samples as _seeded_samples  # noqa: F401
+from ..engine import mixed_precision as _mixed_precision  # noqa: F401
 from . import datasets, head, inflation, metrics, preprocessor, recognizer, resnet3d, strips, transforms
 
 __all__ = [
