@@ -137,7 +137,7 @@ def test_batch_schedule_and_crop_are_what_the_name_says(recipe: str) -> None:
     assert cfg.default_hooks.checkpoint.interval == cfg.train_cfg.val_interval
 
     crop = (int(name['height']), int(name['width']))
-    (cut,) = [step for step in train_pipeline(cfg) if step['type'] == 'RandomCrop']
+    (cut,) = [step for step in train_pipeline(cfg) if step['type'] in ('RandomCrop', 'RandomScaledCrop')]
     assert tuple(cut['crop_size']) == tuple(cfg.model.data_preprocessor.size) == crop
     if crop[0] == crop[1]:
         assert cfg.model.decode_head.align_corners

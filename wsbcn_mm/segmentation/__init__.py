@@ -1,6 +1,7 @@
 """What mmsegmentation lacks for micro-batch training.
 
-Importing this package registers all of it with mmseg, and the hooks and wrappers of `wsbcn_mm.engine` that recipes name.
+Importing this package registers all of it with mmseg, and the hooks and wrappers of `wsbcn_mm.engine` that recipes
+name.
 """
 
 # ruff: noqa: E402 - the environment is judged before anything of mmseg is imported
@@ -14,19 +15,27 @@ from ..engine import seeded_samples as _seeded_samples  # noqa: F401
 from .checks import MicroBatchNormCheck, check_norms
 from .cityscapes import StrictCityscapesDataset
 from .heads import DeepLabV3Head, DeepLabV3PlusHead
+from .image_files import LoadImage
 from .label_map import LoadStrictLabels
 from .metrics import StrictIoUMetric
 from .overlays import SaveOverlays
+from .photometric import PhotoMetricDistortionByTable
 from .predictions import SavePredictions
+from .scaled_crop import RandomScaledCrop
 from .transforms import RandomLogScale
+from .tta import MeanProbability
 from .voc import StrictVOCDataset
 
 __all__ = [
     'DeepLabV3Head',
     'DeepLabV3PlusHead',
+    'LoadImage',
     'LoadStrictLabels',
+    'MeanProbability',
     'MicroBatchNormCheck',
+    'PhotoMetricDistortionByTable',
     'RandomLogScale',
+    'RandomScaledCrop',
     'SaveOverlays',
     'SavePredictions',
     'StrictCityscapesDataset',

@@ -6,6 +6,7 @@ A label map is a plain dict `{raw value: class}`; a raw value that is to be igno
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmseg.registry import TRANSFORMS
@@ -62,7 +63,7 @@ def map_labels(raw: np.ndarray, label_map: Mapping[int, int], file: str | Path) 
     table = np.full(256, UNKNOWN, np.uint8)
     for value, index in label_map.items():
         table[value] = index
-    classes = table[raw]
+    classes = cv2.LUT(raw, table)
     if (classes == UNKNOWN).any():
         values, counts = np.unique(raw, return_counts=True)
         raise ValueError(outside(dict(zip(values.tolist(), counts.tolist(), strict=True)), label_map, file))

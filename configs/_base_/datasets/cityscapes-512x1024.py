@@ -4,12 +4,12 @@ crop_size = (512, 1024)
 dataset_type = 'StrictCityscapesDataset'
 data_root = 'data/cityscapes/'
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImage'),
     dict(type='LoadStrictLabels'),
-    dict(type='RandomResize', scale=(2048, 1024), ratio_range=(0.5, 2.0), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
+    # mmcv's RandomResize and mmseg's RandomCrop in one: docs/throughput.md
+    dict(type='RandomScaledCrop', scale=(2048, 1024), ratio_range=(0.5, 2.0), crop_size=crop_size, cat_max_ratio=0.75),
     dict(type='RandomFlip', prob=0.5),
-    dict(type='PhotoMetricDistortion'),
+    dict(type='PhotoMetricDistortionByTable'),
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [

@@ -1,0 +1,120 @@
+"""A random crop of a randomly resized image, made from the pixels under it alone."""
+
+import cv2
+import numpy as np
+from mmcv.image import rescale_size
+from mmcv.transforms import BaseTransform
+from mmseg.registry import TRANSFORMS
+
+from .label_map import IGNORED
+
+
+@TRANSFORMS.register_module()
+class RandomScaledCrop(BaseTransform):
+    """A random crop of the randomly resized image and its labels.
+
+    It does what mmcv's `RandomResize(keep_ratio=True)` and mmseg's `RandomCrop` do one after the other, from the same
+    random numbers: the same window, equal labels, and pixels that differ by 1 at most, by rounding. The window is
+    chosen on the labels; of the image, that window alone is resized.
+
+    Args:
+        scale: (width, height) into which an image fits at ratio 1, its aspect ratio kept.
+        ratio_range: Smallest and largest factor of `scale`; drawn uniformly.
+        crop_size: (height, width) of the crop; less where the resized image is smaller.
+        cat_max_ratio: A window is drawn anew, up to 10 times, while one class has this share of its labelled pixels or
+            more.
+
+    Raises:
+        ValueError: For sizes, ratios or shares out of range, and when called on a sample without labels, or with labels
+            of another size than the image.
+    """
+
+    def __init__(
+        self,
+        scale: tuple[int, int],
+        ratio_range: tuple[float, float],
+        crop_size: tuple[int, int],
+        cat_max_ratio: float = 1.0,
+    ) -> None:
+        if min(scale) < 1 or min(crop_size) < 1:
+            raise ValueError(f'scale={scale}, crop_size={crop_size}: positive numbers of pixels are expected')
+        if not 0 < ratio_range[0] <= ratio_range[1]:
+            raise ValueError(f'ratio_range={ratio_range}: 0 < smallest <= largest is expected')
+        if not 0 < cat_max_ratio <= 1:
+            raise ValueError(f'cat_max_ratio={cat_max_ratio}: a share in (0, 1] is expected')
+        self.scale = tuple(scale)
+        self.ratio_range = tuple(ratio_range)
+        self.crop_size = tuple(crop_size)
+        self.cat_max_ratio = cat_max_ratio
+
+    def transform(self, results: dict) -> dict:
+        image, labels = results['img'], results.get('gt_seg_map')
+        if labels is None:
+            raise ValueError(f'{results.get("img_path")} has no labels, on which RandomScaledCrop chooses the window')
+        size = image.shape[:2]
+        if labels.shape != size:
+            raise ValueError(
+                f'{results.get("img_path")} is {size[0]} x {size[1]} (height x width), its label file '
+                f'{results.get("seg_map_path")} {labels.shape[0]} x {labels.shape[1]}'
+            )
+        scale = self.random_scale()
+        width, height = rescale_size(size[::-1], scale)
+        resized_labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
+        rows, columns = self.random_window(resized_labels)
+        results['img'] = resized_window(image, (height, width), rows, columns)
+        results['gt_seg_map'] = resized_labels[rows, columns]
+        results['img_shape'] = results['img'].shape[:2]
+        results['scale'] = scale
+        results['scale_factor'] = (width / size[1], height / size[0])
+        results['keep_ratio'] = True
+        return results
+
+    def random_scale(self) -> tuple[int, int]:
+        """(width, height) for the whole image to fit into."""
+        low, high = self.ratio_range
+        ratio = np.random.random_sample() * (high - low) + low
+        return int(self.scale[0] * ratio), int(self.scale[1] * ratio)
+
+    def random_window(self, labels: np.ndarray) -> tuple[slice, slice]:
+        """Rows and columns of the crop, in the resized image with these labels (H, W)."""
+        window = self._draw_window(*labels.shape)
+        if self.cat_max_ratio < 1:
+            for _ in range(10):
+                if largest_share(labels[window]) < self.cat_max_ratio:
+                    break
+                window = self._draw_window(*labels.shape)
+        return window
+
+    def _draw_window(self, height: int, width: int) -> tuple[slice, slice]:
+        rows, columns = min(self.crop_size[0], height), min(self.crop_size[1], width)
+        top = np.random.randint(0, height - rows + 1)
+        left = np.random.randint(0, width - columns + 1)
+        return slice(top, top + rows), slice(left, left + columns)
+
+    def __repr__(self) -> str:
+        return (
+            f'{type(self).__name__}(scale={self.scale}, ratio_range={self.ratio_range}, crop_size={self.crop_size}, '
+            f'cat_max_ratio={self.cat_max_ratio})'
+        )
+
+
+def largest_share(labels: np.ndarray) -> float:
+    """Share of the most frequent class among the labelled pixels of (H, W) uint8; 1 without any."""
+    counts = cv2.calcHist([labels], [0], None, [256], [0, 256]).ravel().astype(np.int64)
+    counts[IGNORED] = 0
+    return float(counts.max() / counts.sum()) if counts.any() else 1.0
+
+
+def resized_window(image: np.ndarray, size: tuple[int, int], rows: slice, columns: slice) -> np.ndarray:
+    """The window `rows` x `columns` of the image resized to `size`, (height, width), without the rest of it.
+
+    Pixel x of the result lies at (x + 1/2) * step - 1/2 of the image, step being the ratio of the two sizes, and is
+    interpolated between its two neighbours; at the borders the last pixel is repeated.
+    """
+    step_y, step_x = image.shape[0] / size[0], image.shape[1] / size[1]
+    y, x = (rows.start + 0.5) * step_y - 0.5, (columns.start + 0.5) * step_x - 0.5
+    window = (columns.stop - columns.start, rows.stop - rows.start)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(
+        image, np.array([[step_x, 0, x], [0, step_y, y]]), window, flags=flags, borderMode=cv2.BORDER_REPLICATE
+    )
