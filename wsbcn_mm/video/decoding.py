@@ -5,17 +5,23 @@ k-th frame in display order for every backend, and whatever goes wrong underneat
 is a ``DecodeError`` that names the file and the backend.
 
 Backends: ``'decord'`` (default; decord or decord2, one thread, because loader workers already fill the cores),
-``'pyav'``, and ``'frames'`` for folders.
+``'pyav'``, and ``'frames'`` for folders. All give the same frames and the first two the same pixels.
+
+With a deadline videos are decoded in a process of their own (`decoder_process.py`), which is killed when it is not done
+in time. Images in a folder have no lying container: they are always decoded here.
 """
 
 import os
 import re
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from .decoder.readers import READERS, reason
+from .decoder_process import DecoderStartError, decoder_process
 
 
 class DecodeError(RuntimeError):
@@ -35,12 +41,15 @@ class VideoReader:
         path: file or folder.
         backend: name of the backend.
         fps: frames per second; None where the source does not say (folders of images).
+        complaints: what the decoding library wrote about the file so far: errors that it concealed with neighbouring
+            pixels or frames. Always empty without a deadline; they are on standard error then.
     """
 
-    def __init__(self, path: str, backend: str, source: _Source) -> None:
+    def __init__(self, path: str, backend: str, source: _Source, complaints: list[str]) -> None:
         self.path = path
         self.backend = backend
         self.fps = source.fps
+        self.complaints = complaints
         self._num_frames = source.num_frames
         self._read = source.read
 
@@ -64,29 +73,58 @@ class VideoReader:
             raise ValueError(f'indices={wanted}: {self.path!r} has frames 0 to {len(self) - 1}')
         try:
             frames = self._read(wanted)
-        except DecodeError:
+        except DecoderStartError:
             raise
         except Exception as error:
-            raise DecodeError(_message(self.path, self.backend, _reason(error))) from error
+            raise DecodeError(_message(self.path, self.backend, reason(error))) from error
         if frames.shape[0] != len(wanted):
-            reason = f'{len(wanted)} frames asked for, {frames.shape[0]} returned'
-            raise DecodeError(_message(self.path, self.backend, reason))
+            lost = f'{len(wanted)} frames asked for, {frames.shape[0]} returned'
+            raise DecodeError(_message(self.path, self.backend, lost))
         return frames
 
 
-def open_video(path: str | os.PathLike[str], backend: str = 'decord', **options: Any) -> VideoReader:
+def open_video(
+    path: str | os.PathLike[str], backend: str = 'decord', *, deadline: float | None = None, **options: Any
+) -> VideoReader:
     """Open a video for reading frames by number.
 
     Args:
         path: video file, or folder of images for ``backend='frames'``.
         backend: ``'decord'``, ``'pyav'`` or ``'frames'``.
+        deadline: seconds for opening and all reading of a video, after which its process is killed; None decodes in
+            this process.
         options: for ``'frames'`` only: ``template`` (default ``'{:05d}.jpg'``) and ``start``, the number of the first
             image (default 1).
 
     Raises:
-        ValueError: for an unknown backend or option.
-        DecodeError: if the file is missing, empty, no video, damaged, or the backend is not installed.
+        ValueError: for an unknown backend or option, or a deadline that is not positive.
+        DecodeError: if the file is missing, empty, no video, damaged, not done in time, or the backend is not
+            installed.
+        DecoderStartError: if the decoding process cannot be started.
     """
+    check_backend(backend, options)
+    check_deadline(deadline)
+    path, complaints = os.fspath(path), list[str]()
+    try:
+        if backend == 'frames':
+            source = _open_frames(path, **options)
+        elif os.path.getsize(path) == 0:
+            raise ValueError('the file is empty')
+        elif deadline is None:
+            source = _open_here(path, backend)
+        else:
+            source = _open_elsewhere(path, backend, deadline, complaints)
+        if source.num_frames < 1:
+            raise ValueError('no frames')
+    except DecoderStartError:
+        raise
+    except Exception as error:
+        raise DecodeError(_message(path, backend, reason(error))) from error
+    return VideoReader(path, backend, source, complaints)
+
+
+def check_backend(backend: str, options: Mapping[str, Any]) -> None:
+    """Raise ValueError for an unknown backend or an option that it does not know."""
     if backend not in BACKENDS:
         raise ValueError(f'backend={backend!r}: accepted are {sorted(BACKENDS)}')
     unknown = set(options) - ({'template', 'start'} if backend == 'frames' else set())
@@ -94,72 +132,36 @@ def open_video(path: str | os.PathLike[str], backend: str = 'decord', **options:
         raise ValueError(f'options {sorted(unknown)} are not known to backend {backend!r}')
     if 'template' in options:
         _template_pattern(options['template'])
-    path = os.fspath(path)
-    try:
-        if backend != 'frames' and os.path.getsize(path) == 0:
-            raise ValueError('the file is empty')
-        source = BACKENDS[backend](path, **options)
-        if source.num_frames < 1:
-            raise ValueError('no frames')
-    except DecodeError:
-        raise
-    except FileNotFoundError as error:
-        raise DecodeError(_message(path, backend, 'no such file or folder')) from error
-    except ImportError as error:
-        reason = f'{error}; install the package or choose another backend'
-        raise DecodeError(_message(path, backend, reason)) from error
-    except Exception as error:
-        raise DecodeError(_message(path, backend, _reason(error))) from error
-    return VideoReader(path, backend, source)
 
 
-def _open_decord(path: str) -> _Source:
-    import decord
+def check_deadline(deadline: float | None) -> None:
+    """Raise ValueError for a deadline that is neither None nor positive."""
+    if deadline is not None and not deadline > 0:
+        raise ValueError(f'deadline={deadline!r}: seconds above 0, or None to decode without one')
 
-    reader = decord.VideoReader(path, num_threads=1)
-    # Packets that an edit list hides have negative times (clips cut without re-encoding, frequent in Kinetics). decord
-    # counts them in its length, repeats the last frame for the excess and says nothing, so PyAV, which honours
-    # the list, reads such a file.
-    if reader.get_frame_timestamp(0)[0] < 0:
-        return _open_pyav(path)
 
-    def read(indices: list[int]) -> Tensor:
+def _open_here(path: str, backend: str) -> _Source:
+    source = READERS[backend](path)
+    return _Source(source.num_frames, source.fps, lambda indices: torch.from_numpy(source.read(indices)))
+
+
+def _open_elsewhere(path: str, backend: str, deadline: float, complaints: list[str]) -> _Source:
+    """In this thread's decoding process, which has `deadline` seconds for all that is asked about this file."""
+    process, left = decoder_process(), deadline
+
+    def timed(request: Callable[..., Any], *arguments: Any) -> Any:
+        nonlocal left
+        start = time.monotonic()
         try:
-            return torch.from_numpy(reader.get_batch(indices).asnumpy())
-        except decord.DECORDError as error:
-            # decord2 3.4 takes the padded lines of frames 16, 24, 32, 48, 96 or 144 wide for a fourth channel.
-            if 'size must exactly match' not in str(error):
-                raise
-            return _open_pyav(path).read(indices)
+            return request(backend, path, *arguments, left)
+        except TimeoutError:
+            raise TimeoutError(f'not done within {deadline:g} s, its process was killed') from None
+        finally:
+            left -= time.monotonic() - start
+            complaints.extend(process.complaints)
 
-    return _Source(len(reader), float(reader.get_avg_fps()), read)
-
-
-def _open_pyav(path: str) -> _Source:
-    import av
-
-    with av.open(path) as container:
-        if not container.streams.video:
-            raise ValueError('no video stream')
-        stream = container.streams.video[0]
-        fps = float(stream.average_rate) if stream.average_rate else None
-        num_frames = sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard)
-
-    def read(indices: list[int]) -> Tensor:
-        wanted, last = set(indices), max(indices)
-        frames = {}
-        with av.open(path) as container:
-            container.streams.video[0].codec_context.thread_count = 1
-            for number, frame in enumerate(container.decode(video=0)):
-                if number in wanted:
-                    frames[number] = frame.to_ndarray(format='rgb24')
-                if number == last:
-                    break
-        if last not in frames:
-            raise ValueError(f'frame {last} of {num_frames} is missing, the file may be truncated')
-        return torch.from_numpy(np.stack([frames[i] for i in indices]))
-
-    return _Source(num_frames, fps, read)
+    num_frames, fps = timed(process.open)
+    return _Source(num_frames, fps, lambda indices: timed(process.read, indices))
 
 
 def _open_frames(path: str, template: str = '{:05d}.jpg', start: int = 1) -> _Source:
@@ -178,7 +180,7 @@ def _open_frames(path: str, template: str = '{:05d}.jpg', start: int = 1) -> _So
             try:
                 images[index] = decode_image(os.path.join(path, name), mode=ImageReadMode.RGB).permute(1, 2, 0)
             except RuntimeError as error:
-                raise ValueError(f'{name}: {_reason(error)}') from error
+                raise ValueError(f'{name}: {reason(error)}') from error
         sizes = {tuple(image.shape[:2]) for image in images.values()}
         if len(sizes) > 1:
             raise ValueError(f'frames of different sizes (height, width): {sorted(sizes)}')
@@ -199,10 +201,4 @@ def _message(path: str, backend: str, reason: str) -> str:
     return f'cannot decode {path!r} with {backend}: {reason}'
 
 
-def _reason(error: Exception) -> str:
-    """First line of an error, without the time stamps and source lines that decord puts before it."""
-    text = re.sub(r'\[[0-9:]+\] \S+:[0-9]+: ', '', str(error)).strip()
-    return (text or type(error).__name__).splitlines()[0]
-
-
-BACKENDS: dict[str, Callable[..., _Source]] = {'decord': _open_decord, 'pyav': _open_pyav, 'frames': _open_frames}
+BACKENDS = (*READERS, 'frames')

@@ -1,0 +1,109 @@
+"""The decoding process: `python wsbcn_mm/video/decoder SOCKET MEMORY PARENT` answers until its parent is gone.
+
+A request is `(what, backend, path, indices)`, an answer `(value, error, complaints)` with one of the first two None:
+
+* `'open'`: `(num_frames, fps)`;
+* `'read'`: the shape of the frames, whose bytes are at the start of the shared memory;
+* `'verify'`: the fields of `readers.Verified`.
+
+Complaints are the lines that the decoding libraries wrote meanwhile: what they patch up they report nowhere else.
+"""
+
+import ctypes
+import mmap
+import os
+import signal
+import sys
+from contextlib import suppress
+from importlib import import_module
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import readers
+
+PR_SET_PDEATHSIG = 1
+STANDARD_ERROR = 2
+MAX_COMPLAINTS = 20
+
+
+def main(connection: Connection, memory: int, parent: int) -> None:
+    """Serve one connection, with one file open at a time."""
+    die_with(parent)
+    load_libraries()
+    connection.send('ready')
+    shared = Shared(memory)
+    source: tuple[Any, Any] = (None, None)
+    while True:
+        try:
+            what, backend, path, indices = connection.recv()
+        except EOFError:
+            return
+        forget_complaints()
+        value, error = None, None
+        try:
+            if what == 'verify':
+                value = tuple(readers.verify(path))
+            else:
+                if what == 'open' or source[0] != (backend, path):
+                    source = (None, None)
+                    source = ((backend, path), readers.READERS[backend](path))
+                if what == 'open':
+                    value = (source[1].num_frames, source[1].fps)
+                else:
+                    frames = source[1].read(indices)
+                    shared.write(frames)
+                    value = frames.shape
+        except Exception as problem:
+            error = readers.reason(problem)
+        connection.send((value, error, complaints()))
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel end this process with its parent, even in the middle of a call that never returns."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == 'linux':
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit()
+
+
+def load_libraries() -> None:
+    """Import what is installed now, not within the first file's deadline, and let it write errors only."""
+    with suppress(ImportError):
+        decord = import_module('decord')
+        decord.logging.set_level(decord.logging.ERROR)
+    with suppress(ImportError):
+        av = import_module('av')
+        av.logging.set_level(av.logging.ERROR)
+        av.logging.restore_default_callback()
+
+
+def forget_complaints() -> None:
+    os.ftruncate(STANDARD_ERROR, 0)
+    os.lseek(STANDARD_ERROR, 0, os.SEEK_SET)
+
+
+def complaints() -> list[str]:
+    """What was written to standard error, a file in memory, since the last request; the first lines of it."""
+    sys.stderr.flush()
+    text = os.pread(STANDARD_ERROR, 1 << 16, 0).decode(errors='replace')
+    return text.splitlines()[:MAX_COMPLAINTS]
+
+
+class Shared:
+    """Memory that the parent maps too; it grows to the largest array and stays, because fresh pages are slow."""
+
+    def __init__(self, memory: int) -> None:
+        self._memory = memory
+        self._bytes = np.empty(0, np.uint8)
+
+    def write(self, array: np.ndarray) -> None:
+        if self._bytes.size < array.nbytes:
+            os.ftruncate(self._memory, array.nbytes)
+            self._bytes = np.frombuffer(mmap.mmap(self._memory, array.nbytes), np.uint8)
+        self._bytes[: array.nbytes] = array.ravel()
+
+
+if __name__ == '__main__':
+    main(Connection(int(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,197 @@
+"""Frames by number from a video file with decord or PyAV, the same frames and pixels from both.
+
+Frame k is the k-th frame that a player would show. decord is faster, but counts packets: frames that an edit list hides
+count, files cut at either end give other frames than asked for, seeking in open GOPs arrives one frame late, and what
+cannot be decoded is replaced by a neighbour, all without a word. So the packets are listed first, without decoding, and
+a file whose packets are not one frame each in order of display is read by PyAV, from its start.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+ROTATIONS = {0: (), 90: ('cclock',), 180: ('clock', 'clock'), 270: ('clock',)}  # counter-clockwise degrees
+
+
+class Source(NamedTuple):
+    """An open video.
+
+    Attributes:
+        num_frames: frames that the container says will be shown.
+        fps: frames per second; None where the source does not say.
+        read: frame numbers, at least one and all in range, to (T, H, W, 3) uint8 RGB.
+    """
+
+    num_frames: int
+    fps: float | None
+    read: Callable[[list[int]], np.ndarray]
+
+
+class Verified(NamedTuple):
+    """What decoding a whole file found.
+
+    Attributes:
+        claimed: frames that the container says will be shown.
+        decoded: frames that came out.
+        error: what ended the decoding before the end; None at the end.
+        fps: frames per second; None where the source does not say.
+        width: of a shown frame, pixels.
+        height: of a shown frame, pixels.
+    """
+
+    claimed: int
+    decoded: int
+    error: str | None
+    fps: float | None
+    width: int
+    height: int
+
+
+class _Packets(NamedTuple):
+    num_shown: int
+    fps: float | None
+    are_frames: bool
+
+
+def open_decord(path: str) -> Source:
+    """Open with decord, or with PyAV where decord's frame k would be another one."""
+    import decord
+
+    packets = _list_packets(path)
+    if not packets.are_frames:
+        return open_pyav(path, packets)
+    # Above this share of the frames decord raises instead of repeating a neighbour of a frame it could not decode.
+    reader = decord.VideoReader(path, num_threads=1, fault_tol=1e-9)
+    if len(reader) != packets.num_shown:
+        return open_pyav(path, packets)
+
+    def read(indices: list[int]) -> np.ndarray:
+        try:
+            return reader.get_batch(indices).asnumpy()
+        except decord.DECORDLimitReachedError:
+            print(f'decord replaced frames of {path}: read with PyAV', file=sys.stderr)
+        except decord.DECORDError as error:
+            # decord2 3.4 takes the padded lines of frames 16, 24, 32, 48, 96 or 144 wide for a fourth channel.
+            if 'size must exactly match' not in str(error):
+                raise
+        return open_pyav(path, packets).read(indices)
+
+    return Source(packets.num_shown, packets.fps, read)
+
+
+def open_pyav(path: str, packets: _Packets | None = None) -> Source:
+    """Open with PyAV, which decodes from the start of the file whatever is asked for."""
+    num_frames, fps, _ = packets or _list_packets(path)
+
+    def read(indices: list[int]) -> np.ndarray:
+        wanted, last = set(indices), max(indices)
+        frames: dict[int, np.ndarray] = {}
+        with _decoding(path) as shown:
+            to_rgb = None
+            for number, frame in enumerate(shown):
+                if number in wanted:
+                    to_rgb = to_rgb or _rgb_converter(frame)
+                    frames[number] = to_rgb(frame)
+                if number == last:
+                    break
+        if last not in frames:
+            raise ValueError(f'frame {last} of {num_frames} is missing, the file may be truncated')
+        return np.stack([frames[index] for index in indices])
+
+    return Source(num_frames, fps, read)
+
+
+def verify(path: str) -> Verified:
+    """Decode a file to its end.
+
+    Raises:
+        Exception: whatever PyAV raises for a file that has no first frame.
+    """
+    packets = _list_packets(path)
+    decoded, error, height, width = 0, None, 0, 0
+    with _decoding(path) as shown:
+        try:
+            for frame in shown:
+                if not decoded:
+                    height, width = _rgb_converter(frame)(frame).shape[:2]
+                decoded += 1
+        except Exception as problem:
+            if not decoded:
+                raise
+            error = reason(problem)
+    return Verified(packets.num_shown, decoded, error, packets.fps, width, height)
+
+
+def reason(error: Exception) -> str:
+    """First line of an error, without the time stamps, source lines and numbers that the libraries put before it."""
+    if isinstance(error, FileNotFoundError):
+        return 'no such file or folder'
+    if isinstance(error, ImportError):
+        return f'{error}; install the package or choose another backend'
+    text = re.sub(r'\[[0-9:]+\] \S+:[0-9]+: |\[Errno [0-9]+\] ', '', str(error)).strip()
+    return (text or type(error).__name__).splitlines()[0]
+
+
+def _list_packets(path: str) -> _Packets:
+    import av
+
+    num_shown, are_frames, times, key_time = 0, True, set(), None
+    with av.open(path) as container:
+        if not container.streams.video:
+            raise ValueError('no video stream')
+        stream = container.streams.video[0]
+        fps = float(stream.average_rate) if stream.average_rate else None
+        for packet in container.demux(stream):
+            if not packet.size:
+                continue
+            if packet.is_keyframe:
+                key_time = packet.pts
+            hidden = packet.is_discard
+            num_shown += not hidden
+            # Shown before the key frame that it follows in the file: the sign of an open GOP.
+            leading = packet.pts is not None and key_time is not None and packet.pts < key_time
+            are_frames &= not (hidden or leading or packet.pts is None or packet.pts in times)
+            times.add(packet.pts)
+    return _Packets(num_shown, fps, are_frames)
+
+
+@contextmanager
+def _decoding(path: str) -> Iterator[Iterator[Any]]:
+    import av
+
+    with av.open(path) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        yield container.decode(video=0)
+
+
+def _rgb_converter(first: Any) -> Callable[[Any], np.ndarray]:
+    """Frame to (H, W, 3) RGB through the filters that decord uses; PyAV's own conversion differs for 10 bits."""
+    from av.filter import Graph
+
+    degrees = first.rotation % 360
+    if degrees not in ROTATIONS:
+        raise ValueError(f'its frames are to be turned by {degrees} degrees; accepted are {sorted(ROTATIONS)}')
+    turned = degrees in (90, 270)
+    height, width = (first.width, first.height) if turned else (first.height, first.width)
+    graph = Graph()
+    graph.link_nodes(
+        graph.add_buffer(width=first.width, height=first.height, format=first.format.name, time_base=first.time_base),
+        *(graph.add('transpose', direction) for direction in ROTATIONS[degrees]),
+        graph.add('scale', f'{width}:{height}'),
+        graph.add('format', 'rgb24'),
+        graph.add('buffersink'),
+    ).configure()
+
+    def convert(frame: Any) -> np.ndarray:
+        graph.push(frame)
+        rgb: np.ndarray = graph.pull().to_ndarray()
+        return rgb
+
+    return convert
+
+
+READERS: dict[str, Callable[[str], Source]] = {'decord': open_decord, 'pyav': open_pyav}
