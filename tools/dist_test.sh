@@ -5,4 +5,4 @@ set -euo pipefail
 config=$1 checkpoint=$2 devices=$3
 shift 3
 source "$(dirname "$0")/torchrun.sh"
-run_on "$devices" "$(dirname "$0")/test.py" "$config" "$checkpoint" --launcher pytorch "$@"
+run_on "$devices" "$(dirname "$0")/test.py" "$config" "$checkpoint" "$@"

@@ -6,4 +6,4 @@ set -euo pipefail
 config=$1 devices=$2
 shift 2
 source "$(dirname "$0")/torchrun.sh"
-run_on "$devices" "$(dirname "$0")/train.py" "$config" --launcher pytorch "$@"
+run_on "$devices" "$(dirname "$0")/train.py" "$config" "$@"

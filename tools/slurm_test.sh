@@ -6,4 +6,4 @@ set -euo pipefail
 partition=$1 job=$2 config=$3 checkpoint=$4
 shift 4
 source "$(dirname "$0")/srun.sh"
-srun_on "$partition" "$job" "$(dirname "$0")/test.py" "$config" "$checkpoint" --launcher slurm "$@"
+srun_on "$partition" "$job" "$(dirname "$0")/test.py" "$config" "$checkpoint" "$@"

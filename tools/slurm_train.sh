@@ -6,4 +6,4 @@ set -euo pipefail
 partition=$1 job=$2 config=$3
 shift 3
 source "$(dirname "$0")/srun.sh"
-srun_on "$partition" "$job" "$(dirname "$0")/train.py" "$config" --launcher slurm "$@"
+srun_on "$partition" "$job" "$(dirname "$0")/train.py" "$config" "$@"

@@ -1,7 +1,9 @@
 """Evaluate a checkpoint: python tools/test.py RECIPE CHECKPOINT --show-dir overlays
 
 Segmentation prints mIoU and a table per class, video top-1, top-5 and mean-class accuracy. The metrics are written as
-JSON beside the log. With --format-only a segmentation recipe writes its predictions for a test server instead:
+JSON beside the log, tables per class and the confusion matrix in its folder `evaluation`. Segmentation can be tested on
+several scales and their mirror images (--tta) and on windows (--sliding-window 769 513). With --format-only a
+segmentation recipe writes its predictions for a test server instead:
 --format-only predictions --cfg-options test_dataloader.dataset.split=test
 """
 
@@ -18,11 +20,43 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--work-dir', help='where logs and metrics.json go (default: work_dirs/<recipe name>)')
     parser.add_argument('--show-dir', help='save pictures of predictions beside the truth in this folder')
     parser.add_argument('--show-max', type=int, default=20, help='number of pictures (default: 20)')
+    parser.add_argument(
+        '--tta',
+        nargs='*',
+        type=float,
+        metavar='SCALE',
+        help='average over these sizes, each with its mirror image (default: 0.5 0.75 1 1.25 1.5 1.75)',
+    )
+    parser.add_argument(
+        '--sliding-window',
+        nargs=2,
+        metavar=('CROP', 'STRIDE'),
+        help='average over windows; each N or HEIGHTxWIDTH',
+    )
     parser.add_argument('--format-only', metavar='DIR', help='write predictions as label files here, evaluate nothing')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
+    parser.add_argument(
+        '--launcher',
+        choices=['auto', 'none', 'pytorch', 'slurm'],
+        default='auto',
+        help='what starts the processes (default: as the environment tells, python, torchrun or srun)',
+    )
     parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='change the recipe')
     parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def size(text: str) -> tuple[int, int]:
+    """(height, width) of '769' or '512x1024'."""
+    try:
+        height, _, width = text.partition('x')
+        return int(height), int(width or height)
+    except ValueError:
+        raise ValueError(f'--sliding-window {text!r}: N or HEIGHTxWIDTH is expected') from None
+
+
+def require_segmentation(cfg, option: str) -> None:
+    if cfg.get('default_scope') != 'mmseg':
+        raise ValueError(f'{option}: {cfg.filename!r} is no segmentation recipe; the test views of video are in its pipeline')
 
 
 def main() -> None:
@@ -41,16 +75,27 @@ def main() -> None:
     cfg = recipe.load_recipe(args.config, work_dir=args.work_dir, options=args.cfg_options)
     recipe.load_checkpoint_into(cfg, args.checkpoint)
     if args.format_only:
-        if cfg.get('default_scope') != 'mmseg':
-            raise ValueError(f'--format-only: {args.config!r} is no segmentation recipe, only these have label files')
+        require_segmentation(cfg, '--format-only')
         from wsbcn_mm.segmentation.predictions import save_predictions_only
 
         save_predictions_only(cfg, args.format_only)
+    if args.sliding_window:
+        require_segmentation(cfg, '--sliding-window')
+        from wsbcn_mm.segmentation.tta import use_sliding_window
+
+        use_sliding_window(cfg, *map(size, args.sliding_window))
+    if args.tta is not None:
+        require_segmentation(cfg, '--tta')
+        from wsbcn_mm.segmentation.tta import SCALES, use_tta
+
+        use_tta(cfg, args.tta or SCALES)
     if args.show_dir:
         recipe.save_pictures(cfg, args.show_dir, args.show_max)
-    prepare_launch(cfg, args.launcher)
+    prepare_launch(cfg, args.launcher, local_rank=args.local_rank)
     runner = Runner.from_cfg(cfg)
-    # The Runner itself would only warn of weights that the checkpoint lacks, and evaluate random ones.
+    # The data come first, as the guards compare the checkpoint with them. The Runner itself would only warn of weights
+    # that the checkpoint lacks, and evaluate random ones.
+    _ = runner.test_dataloader
     runner.load_checkpoint(args.checkpoint, strict=True)
     metrics = runner.test()
     if is_main_process():

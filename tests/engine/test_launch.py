@@ -3,22 +3,25 @@
 import os
 import re
 import socket
+from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
 
-from wsbcn_mm.engine.launch import first_host, prepare_launch, slurm_to_torchrun
+from wsbcn_mm.engine.launch import detect_launcher, prepare_launch
 
-SRUN = {
-    'SLURM_PROCID': '9',
-    'SLURM_NTASKS': '16',
-    'SLURM_LOCALID': '1',
-    'SLURM_NODELIST': 'gpu[03-04]',
-    'SLURM_JOB_ID': '421337',
-}
-NO_TORCHRUN = "launcher='pytorch' needs the variables that torchrun sets: start with tools/dist_train.sh"
+SRUN = dict(
+    SLURM_PROCID='0',
+    SLURM_NTASKS='1',
+    SLURM_LOCALID='0',
+    SLURM_NODELIST='localhost',
+    SLURM_JOB_ID='421337',
+    SLURM_STEP_ID='2',
+)
+SALLOC = dict(SLURM_JOB_ID='421337', SLURM_NTASKS='8', SLURM_NODELIST='gpu[03-04]')
+TORCHRUN = dict(RANK='1', WORLD_SIZE='2', LOCAL_RANK='1', MASTER_ADDR='127.0.0.1', MASTER_PORT='29500')
 SYNC_BN_ON_CPU = (
     "norm_cfg type='SyncBN' runs on GPUs only, and there is none: use dict(type='BCN', statistics='sync'), "
     'which shares statistics on CPU too'
@@ -55,88 +58,135 @@ def torchrun(bare):
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(
-    ('nodes', 'host'),
-    [
-        ('localhost', 'localhost'),
-        ('gpu1,gpu2', 'gpu1'),
-        ('gpu[03-05,9],cpu1', 'gpu03'),
-        ('gpu[7,9-11]', 'gpu7'),
-        ('dgx-a100-[0012-0013]', 'dgx-a100-0012'),
-        ('node[1-2]-ib', 'node1-ib'),
-        ('rack[2-3]node[1-4],login', 'rack2node1'),
-        ('gpu1.cluster.edu,gpu[2-3].cluster.edu', 'gpu1.cluster.edu'),
-    ],
-)
-def test_first_host_of_a_node_list(nodes, host):
-    assert first_host(nodes) == host
-
-
-@pytest.mark.parametrize('nodes', ['', ',gpu1', '[1-2'])
-def test_a_node_list_without_a_host_is_refused(nodes):
-    with pytest.raises(ValueError, match=f'^{re.escape(f"SLURM_NODELIST={nodes!r} names no host")}$'):
-        first_host(nodes)
-
-
-def test_srun_variables_become_those_of_torchrun():
-    assert slurm_to_torchrun(SRUN) == {
-        'RANK': '9',
-        'WORLD_SIZE': '16',
-        'LOCAL_RANK': '1',
-        'MASTER_ADDR': 'gpu03',
-        'MASTER_PORT': str(10000 + 32 * 421337 % 20000),
-    }
-
-
-def test_address_and_port_that_are_set_stay():
-    given = slurm_to_torchrun(SRUN | {'MASTER_ADDR': '10.0.0.7', 'MASTER_PORT': '4000'})
-    assert (given['MASTER_ADDR'], given['MASTER_PORT']) == ('10.0.0.7', '4000')
-
-
-def test_the_nodes_of_the_step_come_before_those_of_the_job():
-    assert slurm_to_torchrun(SRUN | {'SLURM_STEP_NODELIST': 'gpu04'})['MASTER_ADDR'] == 'gpu04'
-
-
-def test_jobs_and_steps_have_ports_of_their_own_outside_the_ephemeral_ones():
-    jobs = [SRUN | {'SLURM_JOB_ID': str(j), 'SLURM_STEP_ID': str(s)} for j in range(77_000, 77_100) for s in range(6)]
-    ports = [int(slurm_to_torchrun(job)['MASTER_PORT']) for job in jobs]
-    assert len(set(ports)) == len(ports)
-    assert 10_000 <= min(ports) <= max(ports) < 30_000
-
-
-@pytest.mark.parametrize(
-    ('removed', 'named'),
-    [
-        (['SLURM_PROCID', 'SLURM_LOCALID'], 'SLURM_PROCID, SLURM_LOCALID'),
-        (['SLURM_NODELIST'], 'SLURM_NODELIST'),
-        (list(SRUN), 'SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID'),
-    ],
-)
-def test_outside_srun_the_missing_variables_are_named(removed, named):
-    message = (
-        f"launcher='slurm' needs the variables of an srun task; missing: {named}. "
-        'Start with tools/slurm_train.sh, or use --launcher pytorch under torchrun'
-    )
-    with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
-        slurm_to_torchrun({name: value for name, value in SRUN.items() if name not in removed})
-
-
 def test_an_unknown_launcher_is_refused():
-    with pytest.raises(ValueError, match=r"^launcher='mpi' is unknown: choose one of none, pytorch, slurm$"):
+    with pytest.raises(ValueError, match=r"^launcher='mpi' is unknown: choose one of auto, none, pytorch, slurm$"):
         prepare_launch(Config({}), 'mpi')
 
 
-def test_one_process_needs_nothing_and_may_have_sync_bn(bare):
+@pytest.mark.parametrize(
+    ('environ', 'launcher'),
+    [
+        ({}, 'none'),
+        (TORCHRUN, 'pytorch'),
+        (TORCHRUN | dict(RANK='0', WORLD_SIZE='1', LOCAL_RANK='0'), 'pytorch'),
+        (dict(WORLD_SIZE='1'), 'none'),
+        (SRUN, 'none'),
+        (SRUN | dict(SLURM_NTASKS='2'), 'slurm'),
+        # The step of this srun has fewer tasks than the job.
+        (SRUN | dict(SLURM_NTASKS='8', SLURM_STEP_NUM_TASKS='1'), 'none'),
+        (SRUN | dict(SLURM_NTASKS='2') | TORCHRUN, 'pytorch'),
+        (SALLOC, 'none'),
+        # The script of sbatch is the first task of no step; salloc may open its shell in a step of Slurm's own.
+        (SALLOC | dict(SLURM_PROCID='0', SLURM_LOCALID='0'), 'none'),
+        (SALLOC | dict(SLURM_PROCID='0', SLURM_LOCALID='0', SLURM_STEP_ID=str(0xFFFFFFFB)), 'none'),
+        (SALLOC | dict(SLURM_PROCID='0', SLURM_STEP_ID=str(0xFFFFFFFA), SLURM_STEP_NUM_TASKS='1'), 'none'),
+    ],
+)
+def test_the_environment_tells_the_launcher(environ, launcher):
+    assert detect_launcher(environ) == launcher
+
+
+def test_a_world_without_a_rank_is_explained():
+    message = (
+        'WORLD_SIZE=4 without RANK: this process does not know which one it is. Start with torchrun '
+        '(tools/dist_train.sh), or unset WORLD_SIZE for a single process'
+    )
+    with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
+        detect_launcher(dict(WORLD_SIZE='4'))
+
+
+def test_unused_tasks_of_a_slurm_job_are_said(bare, capsys):
+    for name, value in SALLOC.items():
+        bare.setenv(name, value)
+    prepare_launch(Config({}))
+    assert capsys.readouterr().out == (
+        'one process trains: Slurm has 8 tasks for this job, which start with srun before python\n'
+    )
+
+
+def test_slurm_outside_srun_is_explained(bare):
+    for name, value in (SRUN | SALLOC | dict(SLURM_STEP_ID=str(0xFFFFFFFA))).items():
+        bare.setenv(name, value)
+    message = (
+        "launcher='slurm' in a shell that Slurm gave out, not in an srun task: put srun before python, or start with "
+        'tools/slurm_train.sh'
+    )
+    with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
+        prepare_launch(Config({}), 'slurm')
+
+
+@pytest.mark.parametrize(
+    ('changed', 'message'),
+    [
+        (
+            dict(RANK='2'),
+            'RANK=2 with WORLD_SIZE=2: ranks go from 0 to 1. Start all processes with the same torchrun '
+            '(tools/dist_train.sh)',
+        ),
+        (dict(RANK='one'), "RANK='one' is no number from 0 on: torchrun would have set one"),
+        (dict(LOCAL_RANK='-1'), "LOCAL_RANK='-1' is no number from 0 on: torchrun would have set one"),
+    ],
+)
+def test_variables_that_contradict_each_other_are_explained(changed, message, bare):
+    for name, value in (TORCHRUN | changed).items():
+        bare.setenv(name, value)
+    with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
+        prepare_launch(Config({}))
+    assert not dist.is_initialized()
+
+
+def test_no_launcher_in_one_process_of_many_is_refused(bare):
+    for name, value in TORCHRUN.items():
+        bare.setenv(name, value)
+    message = (
+        "launcher='none' in process 1 of 2 that torchrun started: each would train by itself and write over the "
+        'others. Leave --launcher out, or start with python'
+    )
+    with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
+        prepare_launch(Config({}), 'none')
+
+
+@pytest.mark.parametrize('launcher', ['none', 'auto'])
+def test_one_process_needs_nothing_and_may_have_sync_bn(launcher, bare):
     cfg = Config(dict(model=dict(norm_cfg=dict(type='SyncBN'))))
-    prepare_launch(cfg, 'none')
+    prepare_launch(cfg, launcher)
     assert cfg.launcher == 'none'
     assert 'model_wrapper_cfg' not in cfg
     assert not dist.is_initialized()
 
 
-def test_pytorch_without_torchrun_is_refused(bare):
-    with pytest.raises(ValueError, match=f'^{re.escape(NO_TORCHRUN)}$'):
+@pytest.mark.parametrize('missing', [list(TORCHRUN), ['LOCAL_RANK'], ['RANK', 'MASTER_PORT']])
+def test_missing_variables_of_torchrun_are_named(missing, bare):
+    for name in set(TORCHRUN) - set(missing):
+        bare.setenv(name, TORCHRUN[name])
+    message = (
+        f"launcher='pytorch' needs the variables that torchrun sets; missing: {', '.join(missing)}. Start with "
+        'tools/dist_train.sh'
+    )
+    with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
         prepare_launch(Config({}), 'pytorch')
+
+
+def test_the_local_rank_may_come_as_an_argument(torchrun):
+    torchrun.delenv('LOCAL_RANK')
+    prepare_launch(Config({}), local_rank=0)
+    assert os.environ['LOCAL_RANK'] == '0'
+    assert dist.is_initialized()
+
+
+def test_the_process_group_is_that_of_the_recipe(torchrun):
+    asked = []
+    torchrun.setattr(dist, 'init_process_group', lambda backend, **settings: asked.append((backend, settings)))
+    recipe = dict(env_cfg=dict(dist_cfg=dict(backend='nccl', timeout=90)))
+    settings = dict(timeout=timedelta(seconds=90))
+    prepare_launch(Config(recipe))
+    torchrun.setattr(torch.cuda, 'is_available', lambda: True)
+    torchrun.setattr(torch.cuda, 'device_count', lambda: 1)
+    torchrun.setattr(torch.cuda, 'set_device', asked.append)
+    for there in (True, False):
+        torchrun.setattr(dist, 'is_nccl_available', lambda there=there: there)
+        prepare_launch(Config(recipe))
+    assert asked == [('gloo', settings), 0, ('nccl', settings), 0, ('gloo', settings)]
 
 
 @pytest.mark.parametrize('kind', ['SyncBN', 'MMSyncBN'])
@@ -176,15 +226,26 @@ def test_a_wrapper_of_the_recipe_stays(torchrun):
 
 
 def test_srun_starts_as_torchrun_would(torchrun):
-    for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'):
+    for name in TORCHRUN:
         torchrun.delenv(name)
-    for name, value in dict(SRUN, SLURM_PROCID='0', SLURM_NTASKS='1', SLURM_LOCALID='0').items():
+    for name, value in SRUN.items():
         torchrun.setenv(name, value)
     cfg = Config({})
     prepare_launch(cfg, 'slurm')
     assert cfg.launcher == 'pytorch'
     assert (dist.get_rank(), dist.get_world_size()) == (0, 1)
     assert os.environ['LOCAL_RANK'] == '0'
+
+
+def test_a_port_that_is_set_is_taken(torchrun):
+    port = os.environ['MASTER_PORT']
+    for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'):
+        torchrun.delenv(name)
+    for name, value in SRUN.items():
+        torchrun.setenv(name, value)
+    prepare_launch(Config({}), 'slurm')
+    assert dist.is_initialized()
+    assert os.environ['MASTER_PORT'] == port
 
 
 def test_more_processes_than_gpus_are_explained(torchrun):
@@ -195,6 +256,8 @@ def test_more_processes_than_gpus_are_explained(torchrun):
     with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
         prepare_launch(Config({}), 'pytorch')
     torchrun.setenv('LOCAL_RANK', '3')
-    cfg = Config(dict(model=dict(norm_cfg=dict(type='SyncBN'))))
+    torchrun.setattr(torch.cuda, 'set_device', lambda device: None)
+    cfg = Config(dict(env_cfg=dict(dist_cfg=dict(backend='gloo')), model=dict(norm_cfg=dict(type='SyncBN'))))
     prepare_launch(cfg, 'pytorch')
     assert 'model_wrapper_cfg' not in cfg
+    assert dist.get_backend() == 'gloo'

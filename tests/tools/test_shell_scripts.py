@@ -53,8 +53,8 @@ def test_too_few_arguments_print_the_usage_and_exit_with_2(script):
 @pytest.mark.parametrize(
     ('script', 'given', 'handed_on'),
     [
-        ('dist_train.sh', ['a b.py', '2'], ['train.py', 'a b.py', '--launcher', 'pytorch']),
-        ('dist_test.sh', ['a b.py', 'c.pth', '2'], ['test.py', 'a b.py', 'c.pth', '--launcher', 'pytorch']),
+        ('dist_train.sh', ['a b.py', '2'], ['train.py', 'a b.py']),
+        ('dist_test.sh', ['a b.py', 'c.pth', '2'], ['test.py', 'a b.py', 'c.pth']),
     ],
 )
 def test_one_machine_starts_a_torchrun_of_its_own_port(script, given, handed_on, tmp_path):
@@ -81,8 +81,8 @@ def test_several_machines_meet_where_they_are_told(tmp_path):
 @pytest.mark.parametrize(
     ('script', 'given', 'handed_on'),
     [
-        ('slurm_train.sh', ['gpu', 'my job', 'a b.py'], ['train.py', 'a b.py', '--launcher', 'slurm']),
-        ('slurm_test.sh', ['gpu', 'my job', 'a b.py', 'c.pth'], ['test.py', 'a b.py', 'c.pth', '--launcher', 'slurm']),
+        ('slurm_train.sh', ['gpu', 'my job', 'a b.py'], ['train.py', 'a b.py']),
+        ('slurm_test.sh', ['gpu', 'my job', 'a b.py', 'c.pth'], ['test.py', 'a b.py', 'c.pth']),
     ],
 )
 def test_slurm_asks_for_one_task_per_gpu(script, given, handed_on, tmp_path):

@@ -1,88 +1,169 @@
-"""Start processes the same way on CPU, on one GPU and on many: `none`, `pytorch` (torchrun) or `slurm` (srun)."""
+"""Start processes the same way on CPU, on one GPU and on many: by `python`, `torchrun` or `srun`."""
 
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
+from mmengine.logging import print_log
 
-from .recipe import dicts_in
+from .config_tree import dicts_in
+from .rendezvous import find_store, open_store
+from .slurm import job_and_step, ports_of, slurm_to_torchrun, tasks_of_srun
 
-LAUNCHERS = ('none', 'pytorch', 'slurm')
+LAUNCHERS = ('auto', 'none', 'pytorch', 'slurm')
+OF_TORCHRUN = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
 
 
-def slurm_to_torchrun(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables torchrun would set, from those srun sets.
+def detect_launcher(environ: Mapping[str, str]) -> str:
+    """'pytorch' under torchrun, 'slurm' in an srun step of several tasks, else 'none'.
 
-    The port comes from the job and step ids, so that two of them on one host do not meet; MASTER_ADDR and MASTER_PORT
-    that are set already stay.
+    torchrun comes first, since it may itself run under srun. A shell that Slurm gave out is no srun task.
 
     Raises:
-        ValueError: If `environ` is not that of an srun task.
+        ValueError: If `environ` has a world of several processes, but not which of them this is.
     """
-    missing = [name for name in ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID') if name not in environ]
-    nodes = environ.get('SLURM_STEP_NODELIST') or environ.get('SLURM_NODELIST') or environ.get('SLURM_JOB_NODELIST')
-    if missing or not nodes:
+    if 'RANK' in environ or 'LOCAL_RANK' in environ:
+        return 'pytorch'
+    if environ.get('WORLD_SIZE', '1') != '1':
         raise ValueError(
-            f"launcher='slurm' needs the variables of an srun task; missing: {', '.join(missing) or 'SLURM_NODELIST'}. "
-            'Start with tools/slurm_train.sh, or use --launcher pytorch under torchrun'
+            f'WORLD_SIZE={environ["WORLD_SIZE"]} without RANK: this process does not know which one it is. Start with '
+            'torchrun (tools/dist_train.sh), or unset WORLD_SIZE for a single process'
         )
-    job = int(environ.get('SLURM_JOB_ID') or environ.get('SLURM_JOBID') or 0)
-    step = int(environ.get('SLURM_STEP_ID') or environ.get('SLURM_STEPID') or 0)
-    return {
-        'RANK': environ['SLURM_PROCID'],
-        'WORLD_SIZE': environ['SLURM_NTASKS'],
-        'LOCAL_RANK': environ['SLURM_LOCALID'],
-        'MASTER_ADDR': environ.get('MASTER_ADDR', first_host(nodes)),
-        'MASTER_PORT': environ.get('MASTER_PORT', str(10000 + (32 * job + step) % 20000)),
-    }
+    return 'slurm' if tasks_of_srun(environ) > 1 else 'none'
 
 
-def first_host(nodes: str) -> str:
-    """First host of a Slurm node list: 'gpu[03-05,9],cpu1' -> 'gpu03', 'rack[2-3]node[1-4]-ib' -> 'rack2node1-ib'."""
-    match = re.match(r'(?:[^,\[\]]|\[\w[^\]]*\])+', nodes)
-    if match is None:
-        raise ValueError(f'SLURM_NODELIST={nodes!r} names no host')
-    return re.sub(r'\[(\w+)[^\]]*\]', r'\1', match[0])
-
-
-def prepare_launch(cfg: Config, launcher: str) -> None:
+def prepare_launch(cfg: Config, launcher: str = 'auto', *, local_rank: int | None = None) -> None:
     """Make `cfg` and the environment fit the launcher and the devices at hand. Call before the Runner is built.
 
-    Without CUDA the process group is started here with gloo, since mmengine's own start-up takes CUDA for granted.
+    With several processes their process group is started here: mmengine's own start-up takes CUDA for granted, and
+    finds no free port under Slurm. It is of `env_cfg.dist_cfg`, but gloo without CUDA or without NCCL.
+
+    Args:
+        cfg: A recipe. Changed in place.
+        launcher: One of `LAUNCHERS`.
+        local_rank: What the predecessor of torchrun gives as an argument, for LOCAL_RANK where that is not set.
 
     Raises:
-        ValueError: For an unknown launcher, an environment that is not the launcher's, more processes than GPUs, or
-            a norm that needs a GPU where there is none.
+        ValueError: For an unknown launcher, an environment that is not the launcher's or contradicts itself, more
+            processes than GPUs, or a norm that needs a GPU where there is none.
     """
     if launcher not in LAUNCHERS:
         raise ValueError(f'launcher={launcher!r} is unknown: choose one of {", ".join(LAUNCHERS)}')
-    cfg.launcher = launcher
+    if local_rank is not None:
+        os.environ.setdefault('LOCAL_RANK', str(local_rank))
+    if launcher == 'auto':
+        launcher = detect_launcher(os.environ)
+        say_unused_tasks(launcher, os.environ)
+    cfg.launcher = 'none' if launcher == 'none' else 'pytorch'
     if launcher == 'none':
+        refuse_one_of_many(os.environ)
         return
-    if launcher == 'slurm':
-        os.environ.update(slurm_to_torchrun(os.environ))
-        cfg.launcher = 'pytorch'
-    if 'RANK' not in os.environ:
-        raise ValueError("launcher='pytorch' needs the variables that torchrun sets: start with tools/dist_train.sh")
-    if torch.cuda.is_available():
-        local, devices = int(os.environ.get('LOCAL_RANK', 0)), torch.cuda.device_count()
-        if local >= devices:
-            raise ValueError(
-                f'process {local + 1} of this machine has no GPU: it sees {devices}. Start as many processes as GPUs'
-            )
-        return
-    refuse_sync_batch_norm(cfg)
+    store = become_torchrun(os.environ) if launcher == 'slurm' else None
+    check_torchrun(os.environ)
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        check_gpu(int(os.environ['LOCAL_RANK']))
+    else:
+        refuse_sync_batch_norm(cfg)
+        wrapper = dict(
+            type='MMDistributedDataParallel',
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        )
+        cfg.model_wrapper_cfg = wrapper | (cfg.get('model_wrapper_cfg') or {}) | dict(device_ids=None)
     if not dist.is_initialized():
-        dist.init_process_group('gloo')
-    wrapper = dict(
-        type='MMDistributedDataParallel',
-        broadcast_buffers=False,
-        find_unused_parameters=cfg.get('find_unused_parameters', False),
-    )
-    cfg.model_wrapper_cfg = wrapper | (cfg.get('model_wrapper_cfg') or {}) | dict(device_ids=None)
+        start_process_group(cfg, on_gpu)
+    del store
+
+
+def say_unused_tasks(launcher: str, environ: Mapping[str, str]) -> None:
+    """Say it where Slurm gave the job several tasks, and this process will train alone."""
+    tasks = environ.get('SLURM_NTASKS', '1')
+    if launcher == 'none' and tasks != '1':
+        print_log(f'one process trains: Slurm has {tasks} tasks for this job, which start with srun before python')
+
+
+def refuse_one_of_many(environ: Mapping[str, str]) -> None:
+    """Raise ValueError where torchrun started several processes that would not know of each other."""
+    if 'RANK' in environ and environ.get('WORLD_SIZE', '1') != '1':
+        raise ValueError(
+            f"launcher='none' in process {environ['RANK']} of {environ['WORLD_SIZE']} that torchrun started: each "
+            'would train by itself and write over the others. Leave --launcher out, or start with python'
+        )
+
+
+def become_torchrun(environ: MutableMapping[str, str]) -> dist.TCPStore | None:
+    """Set torchrun's variables in an srun task.
+
+    Returns:
+        Rank 0's store at MASTER_PORT, to be kept until the process group is there; None on other ranks, and where
+        MASTER_PORT was set already.
+
+    Raises:
+        ValueError: Outside srun, or if the ranks do not meet.
+    """
+    variables = slurm_to_torchrun(environ)
+    if not tasks_of_srun(environ):
+        raise ValueError(
+            "launcher='slurm' in a shell that Slurm gave out, not in an srun task: put srun before python, or start "
+            'with tools/slurm_train.sh'
+        )
+    store = None
+    if 'MASTER_PORT' not in environ:
+        job, ports = '.'.join(map(str, job_and_step(environ))), ports_of(environ)
+        rank, host = int(variables['RANK']), variables['MASTER_ADDR']
+        if rank == 0:
+            print_log(f'srun: {variables["WORLD_SIZE"]} processes of job {job} meet on {host}')
+            store = open_store(ports, job, int(variables['WORLD_SIZE']))
+        port = store.port if store else find_store(host, ports, job, rank)
+        variables['MASTER_PORT'] = str(port)
+    environ.update(variables)
+    return store
+
+
+def check_torchrun(environ: Mapping[str, str]) -> None:
+    """Raise ValueError unless `environ` has what torchrun sets, and it agrees."""
+    missing = [name for name in OF_TORCHRUN if name not in environ]
+    if missing:
+        raise ValueError(
+            f"launcher='pytorch' needs the variables that torchrun sets; missing: {', '.join(missing)}. Start with "
+            'tools/dist_train.sh'
+        )
+    for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'):
+        if not environ[name].isdecimal():
+            raise ValueError(f'{name}={environ[name]!r} is no number from 0 on: torchrun would have set one')
+    rank, world_size = int(environ['RANK']), int(environ['WORLD_SIZE'])
+    if rank >= world_size:
+        raise ValueError(
+            f'RANK={rank} with WORLD_SIZE={world_size}: ranks go from 0 to {world_size - 1}. Start all processes with '
+            'the same torchrun (tools/dist_train.sh)'
+        )
+
+
+def check_gpu(local_rank: int) -> None:
+    """Raise ValueError if this process has no GPU to itself."""
+    devices = torch.cuda.device_count()
+    if local_rank >= devices:
+        raise ValueError(
+            f'process {local_rank + 1} of this machine has no GPU: it sees {devices}. Start as many processes as GPUs'
+        )
+
+
+def start_process_group(cfg: Config, on_gpu: bool) -> None:
+    """Let all processes meet at MASTER_ADDR and MASTER_PORT."""
+    settings = dict((cfg.get('env_cfg') or {}).get('dist_cfg') or {})
+    backend = settings.pop('backend', 'nccl')
+    settings.pop('init_backend', None)
+    if 'timeout' in settings:
+        settings['timeout'] = timedelta(seconds=settings['timeout'])
+    if backend == 'nccl' and not (on_gpu and dist.is_nccl_available()):
+        backend = 'gloo'
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+    dist.init_process_group(backend, **settings)
 
 
 def refuse_sync_batch_norm(cfg: Config) -> None:
