@@ -55,13 +55,18 @@ def probe(path: str, *, backend: str = 'decord', deadline: float = 20.0, **optio
     check_backend(backend, options)
     check_deadline(deadline)
     try:
-        found = Verified(*decoder_process().verify(path, deadline))
+        process = decoder_process()
+        found = Verified(*process.verify(path, deadline))
     except DecoderStartError:
         raise
     except Exception as error:
         return VideoFacts(0, None, 0, 0, size, reason(error))
-    status = OK if found.error is None else f'{found.decoded} of {found.claimed} frames can be decoded: {found.error}'
-    return VideoFacts(found.decoded if found.error is None else 0, found.fps, found.width, found.height, size, status)
+    # Matroska has no index that would tell; its reader does, on the side.
+    problem = found.error or next((line for line in process.complaints if 'File ended prematurely' in line), None)
+    if problem:
+        status = f'{found.decoded} of {found.claimed} frames can be decoded: {problem}'
+        return VideoFacts(0, found.fps, found.width, found.height, size, status)
+    return VideoFacts(found.decoded, found.fps, found.width, found.height, size, OK)
 
 
 def probe_many(

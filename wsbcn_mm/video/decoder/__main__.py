@@ -12,6 +12,7 @@ Complaints are the lines that the decoding libraries wrote meanwhile: what they 
 import ctypes
 import mmap
 import os
+import re
 import signal
 import sys
 from contextlib import suppress
@@ -85,10 +86,11 @@ def forget_complaints() -> None:
 
 
 def complaints() -> list[str]:
-    """What was written to standard error, a file in memory, since the last request; the first lines of it."""
+    """What was written to standard error, a file in memory, since the last request: the first different lines."""
     sys.stderr.flush()
     text = os.pread(STANDARD_ERROR, 1 << 16, 0).decode(errors='replace')
-    return text.splitlines()[:MAX_COMPLAINTS]
+    lines = re.sub(r' @ 0x[0-9a-f]+', '', text).splitlines()
+    return list(dict.fromkeys(lines))[:MAX_COMPLAINTS]
 
 
 class Shared:

@@ -6,6 +6,7 @@ cannot be decoded is replaced by a neighbour, all without a word. So the packets
 a file whose packets are not one frame each in order of display is read by PyAV, from its start.
 """
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -144,6 +145,7 @@ def _list_packets(path: str) -> _Packets:
         if not container.streams.video:
             raise ValueError('no video stream')
         stream = container.streams.video[0]
+        _check_not_cut_off(path, stream)
         fps = float(stream.average_rate) if stream.average_rate else None
         for packet in container.demux(stream):
             if not packet.size:
@@ -157,6 +159,18 @@ def _list_packets(path: str) -> _Packets:
             are_frames &= not (hidden or leading or packet.pts is None or packet.pts in times)
             times.add(packet.pts)
     return _Packets(num_shown, fps, are_frames)
+
+
+def _check_not_cut_off(path: str, stream: Any) -> None:
+    """Raise ValueError if the container's index, which MP4 has and PyAV tells since 17.0, points behind the file's end.
+
+    A cut between two packets gives no other sign than that the clip ends early.
+    """
+    entries = getattr(stream, 'index_entries', ())
+    if len(entries):
+        end, size = entries[-1].pos + entries[-1].size, os.path.getsize(path)
+        if end > size:
+            raise ValueError(f'the file is cut off: {size} bytes, its last frame would end at {end}')
 
 
 @contextmanager
