@@ -162,14 +162,6 @@ def test_all_at_once_with_calibration(bn, tmp_path):
     assert not any(m._forward_hooks for m in model.modules())
 
 
-def test_calibration_batches_are_spread_over_the_data(bn, tmp_path):
-    runner = runner_of(tmp_path, Model(), iters=1)
-    runner.train()
-    (first, second, third) = StartFromBN(calibration_batches=3)._batches(runner)
-    expected = [Points()[index]['inputs'] for index in (0, 3, 6, 9, 12, 15)]
-    assert torch.equal(torch.stack([*first['inputs'], *second['inputs'], *third['inputs']]), torch.stack(expected))
-
-
 def test_what_is_no_start_from_bn_is_refused(bn, tmp_path):
     runner_of(tmp_path / 'a', Model(), iters=2, interval=2).train()
     file = str(tmp_path / 'a' / 'iter_2.pth')

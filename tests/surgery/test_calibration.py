@@ -72,7 +72,7 @@ def test_statistics_are_those_of_all_values_that_a_norm_receives(kind):
     net = network(kind)
     done = calibrate(net, batches(), sweeps=DEPTH)
     assert_statistics(net, batches(), NORMS[kind][1])
-    assert done.calibrated == ('bn1', 'bn2', 'bn3', 'bn4')
+    assert tuple(done.statistics) == ('bn1', 'bn2', 'bn3', 'bn4')
     assert (done.unreached, done.batches) == ((), len(SIZES))
     longer = calibrate(network(kind), batches(), sweeps=DEPTH + 1)
     assert longer.change < 1e-4 < done.change
@@ -142,7 +142,7 @@ def test_what_cannot_be_calibrated_is_refused_and_changes_nothing():
         calibrate(net, [])
     with pytest.raises(ValueError, match='sweeps=0: at least one is needed'):
         calibrate(net, batches(), sweeps=0)
-    with pytest.raises(ValueError, match='`bn1` received infinities or nan: its statistics cannot be calibrated'):
+    with pytest.raises(ValueError, match='`bn1` received infinities or nan: its statistics cannot be measured'):
         calibrate(net, [*batches(), torch.full((1, 3, 9, 9), torch.inf)])
     with pytest.raises(RuntimeError, match='expected input'):
         calibrate(net, [*batches(), torch.zeros(1, 5, 9, 9)])

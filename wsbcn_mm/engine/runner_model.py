@@ -1,5 +1,6 @@
-"""The model of a Runner, whatever wraps it."""
+"""The models of a Runner, whatever wraps them."""
 
+from mmengine.hooks import EMAHook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
@@ -8,3 +9,8 @@ from torch import nn
 def unwrapped_model(runner: Runner) -> nn.Module:
     """The recipe's own model, without the wrapper that distributed training puts around it."""
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def averaged_model(runner: Runner) -> nn.Module | None:
+    """The moving average that EMAHook keeps, once a run has begun; None without that hook."""
+    return next((hook.ema_model.module for hook in runner.hooks if isinstance(hook, EMAHook)), None)

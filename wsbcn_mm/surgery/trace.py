@@ -1,7 +1,6 @@
 """Which norm follows which convolution: seen in a forward pass, not guessed from names or from the order of modules."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any
@@ -13,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..diagnostics.running_statistics import evaluating
 from .kinds import conv_kind, norm_kind, num_channels
 
 Example = Tensor | Callable[[], object]
@@ -218,15 +218,3 @@ def norms_after_by_order(model: nn.Module) -> dict[str, str]:
 def norms_after(model: nn.Module, seen: Trace | None) -> dict[str, tuple[str, ...]]:
     """`seen.norms_after`, or without a trace `norms_after_by_order`."""
     return seen.norms_after if seen else {conv: (norm,) for conv, norm in norms_after_by_order(model).items()}
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; afterwards every module is in the mode it had, which may differ between them."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -1,7 +1,7 @@
 """Let a recipe with WS and BCN go on from the weights of its BN counterpart."""
 
-import itertools
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -13,8 +13,10 @@ from ...surgery.calibration import calibrate
 from ...surgery.fingerprint import Fingerprint, describe
 from ...surgery.gradual import Gradual
 from ...surgery.start_from_bn import adopt_bn_weights
+from ..effective_batch import effective_batch
 from ..recipe_model import input_shape, run_all_parts
 from ..runner_model import unwrapped_model
+from ..training_batches import losses, training_batches
 from .checkpoint_guard import fingerprint_in
 
 KEY = 'start_from_bn'
@@ -86,23 +88,15 @@ class StartFromBN(Hook):
             + (f'fade over {self.iters} iterations' if self.iters else 'are lost')
         )
         if self.calibration_batches:
-            found = calibrate(model, self._batches(runner), forward=lambda batch: losses(model, batch))
+            samples = self.calibration_batches * effective_batch(runner).per_device * runner.world_size
+            batches = training_batches(runner.train_dataloader, samples, rank=runner.rank, ranks=runner.world_size)
+            found = calibrate(model, batches, forward=partial(losses, model))
             runner.logger.info(
-                f'{len(found.calibrated)} norms calibrated on {found.batches} batches, {len(found.unreached)} were not '
+                f'{len(found.statistics)} norms calibrated on {found.batches} batches, {len(found.unreached)} were not '
                 f'reached; the last sweep moved their means by up to {found.change:.1e} standard deviations'
             )
         if self.iters:
             self._gradual = Gradual(model, start.lost_means, start.norms)
-
-    def _batches(self, runner: Runner) -> list[Any]:
-        """Evenly spread over this rank's share of the training set; the loader's own order is left alone."""
-        loader = runner.train_dataloader
-        size = loader.batch_size or loader.batch_sampler.batch_size
-        share = range(runner.rank, len(loader.dataset), runner.world_size)
-        chosen = share[:: max(1, len(share) // (size * self.calibration_batches))]
-        samples = (loader.dataset[index] for index in chosen)
-        batches = (list(itertools.islice(samples, size)) for _ in range(self.calibration_batches))
-        return [loader.collate_fn(batch) for batch in batches if batch]
 
     def before_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         if self._gradual is None:
@@ -130,8 +124,3 @@ class StartFromBN(Hook):
             runner.logger.warning(
                 f'this checkpoint is from the way from BN to WS and BCN: evaluated with alpha {self._gradual.alpha:.3f}'
             )
-
-
-def losses(model: Any, batch: Any) -> object:
-    """A forward of all parts that training uses."""
-    return model(**model.data_preprocessor(batch, True), mode='loss')
