@@ -8,6 +8,7 @@ allow_norm_mismatch = False
 custom_hooks = [
     dict(type='CheckpointGuard'),
     dict(type='NormReport'),
+    dict(type='Deterministic'),
     dict(type='StandardizeOnceHook'),
     dict(type='StepStatisticsHook'),
     dict(type='AccumulatedGradients'),
@@ -16,7 +17,7 @@ custom_hooks = [
     dict(type='ActivationMemory'),
 ]
 activation_memory = 'all'  # 'save_conv' and 'full_checkpoint' keep less: docs/memory.md
-randomness = dict(seed=0)
+randomness = dict(seed=0)  # deterministic=True repeats runs to the last bit, slower: docs/guards.md
 log_level = 'INFO'
 load_from = None
 resume = False

@@ -3,6 +3,7 @@
 from .accumulated_gradients import AccumulatedGradients
 from .activation_memory import ActivationMemory
 from .checkpoint_guard import CheckpointGuard
+from .deterministic import Deterministic
 from .iteration_seeds import IterationSeeds
 from .norm_report import NormReport
 from .param_scheduler_per_step import ParamSchedulerPerStepHook
@@ -16,6 +17,7 @@ __all__ = [
     'AccumulatedGradients',
     'ActivationMemory',
     'CheckpointGuard',
+    'Deterministic',
     'IterationSeeds',
     'NormReport',
     'ParamSchedulerPerStepHook',
