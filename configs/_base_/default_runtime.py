@@ -5,8 +5,11 @@ env_cfg = dict(
     dist_cfg=dict(backend='nccl'))
 # Refuse weights of another norm, or of another Weight Standardization, than the model's.
 allow_norm_mismatch = False
+# Refuse weights that were trained with another class list than the data's.
+allow_class_mismatch = False
 custom_hooks = [
     dict(type='CheckpointGuard'),
+    dict(type='ClassGuard'),
     dict(type='NormReport'),
     dict(type='Deterministic'),
     dict(type='StandardizeOnceHook'),

@@ -39,6 +39,7 @@ def test_what_is_published_is_what_was_trained_and_evaluates_alike(trained, tiny
     card = json.loads((tmp_path / 'published' / 'digits.v1.json').read_text())
     assert card['metrics'] == json.loads(metrics.read_text())
     assert card['classes'] == list(saved['meta']['dataset_meta']['classes'])
+    assert card['classes_sha256'] == saved['meta']['classes_sha256'] == meta['classes_sha256']
     assert card['norm_recipe'] == saved['meta']['fingerprint']
     assert card['sha256'] == sha256(f'{out}.safetensors')
     assert card['iterations'] == 2

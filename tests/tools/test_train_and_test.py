@@ -11,6 +11,7 @@ from PIL import Image
 from tiny_runs import METRIC, ROOT, iterations_in, logs, options, recipe, run_tool
 
 from projects.micro_batch_demo.run import CLIPS, SCENES
+from wsbcn_mm.engine.class_list import class_list
 
 TASKS = ('segmentation', 'video')
 SAME_FRAMES = 'train_dataloader.dataset.pipeline.0.random=False'
@@ -131,6 +132,30 @@ def test_format_only_writes_label_files_and_evaluates_nothing(trained, tiny_data
     for file in (tmp_path / 'labels').iterdir():
         assert set(Image.open(file).tobytes()) <= {0, 1, 2, 3}
     assert 'per class results' not in logs(tmp_path)[0]
+
+
+def test_a_checkpoint_of_other_classes_is_refused(trained, tiny_data, tmp_path):
+    """The classes of the saved list change places, as if the run had had another order."""
+    task, work_dir = trained
+    content = checkpoint(work_dir / 'iter_4.pth')
+    names = list(content['meta']['dataset_meta']['classes'])
+    assert content['meta']['classes_sha256'] == class_list(names).sha256
+    swapped = [names[1], names[0], *names[2:]]
+    content['meta']['dataset_meta']['classes'] = swapped
+    content['meta']['classes_sha256'] = class_list(swapped).sha256
+    other = tmp_path / 'other.pth'
+    torch.save(content, other)
+    differs = re.escape(f'class 0 is {names[1]!r} in the checkpoint and {names[0]!r} in the data. ')
+    short = settings(task, tiny_data, 2)
+    with pytest.raises(ValueError, match=differs + 'If that is meant'):
+        run_tool('test.py', recipe(task), other, '--work-dir', tmp_path / 'test', *short)
+    with pytest.raises(ValueError, match=differs + 'If that is meant'):
+        run_tool('train.py', recipe(task), '--work-dir', tmp_path / 'load', *short, f'load_from={other}')
+    with pytest.raises(ValueError, match=differs + 'A run goes on with the list it began with'):
+        run_tool('train.py', recipe(task), '--resume', other, '--work-dir', tmp_path / 'resume', *short)
+    meant = settings(task, tiny_data, 2, 'allow_class_mismatch=True')
+    run_tool('test.py', recipe(task), other, '--work-dir', tmp_path / 'meant', *meant)
+    assert 'Taken all the same (allow_class_mismatch=True)' in logs(tmp_path / 'meant')[0]
 
 
 @pytest.mark.parametrize('task', TASKS)

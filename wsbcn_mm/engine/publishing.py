@@ -7,6 +7,7 @@ from typing import Any
 from mmengine.config import Config
 
 from .checkpoint_files import read_checkpoint, refuse_existing, sha256, write_checkpoint
+from .class_list import class_list_in
 
 OF_THE_RUN = ('experiment_name', 'load_from', 'launcher', 'resume', 'work_dir')
 """Keys of a resolved config that say where and how one run ran."""
@@ -15,8 +16,8 @@ OF_THE_RUN = ('experiment_name', 'load_from', 'launcher', 'resume', 'work_dir')
 def publish(checkpoint: str | Path, metrics: str | Path, out: str | Path) -> list[Path]:
     """Write OUT.safetensors, OUT.py (the config it was trained with) and OUT.json (all else) from a checkpoint.
 
-    `tools/test.py OUT.py OUT.safetensors` evaluates them. The JSON has the class list, the norm recipe (the fingerprint
-    of every layer), the metrics, iteration and seed, and the SHA-256 of the weights.
+    `tools/test.py OUT.py OUT.safetensors` evaluates them. The JSON has the class list, its hash, the norm recipe (the
+    fingerprint of every layer), the metrics, iteration and seed, and the SHA-256 of the weights.
 
     Args:
         metrics: The metrics.json that tools/test.py wrote for this checkpoint.
@@ -44,13 +45,18 @@ def publish(checkpoint: str | Path, metrics: str | Path, out: str | Path) -> lis
     for name in OF_THE_RUN:
         cfg.pop(name, None)
     data = {name: meta['dataset_meta'].get(name) for name in ('classes', 'palette')}
-    write_checkpoint(weights, state, dict(fingerprint=meta['fingerprint'], dataset_meta=data))
+    classes = class_list_in(data)
+    classes_sha256 = classes and classes.sha256
+    write_checkpoint(
+        weights, state, dict(fingerprint=meta['fingerprint'], dataset_meta=data, classes_sha256=classes_sha256)
+    )
     cfg.dump(recipe)
     told: dict[str, Any] = dict(
         weights=weights.name,
         sha256=sha256(weights),
         config=recipe.name,
         classes=data['classes'],
+        classes_sha256=classes_sha256,
         metrics=measured,
         iterations=meta.get('iter'),
         seed=meta.get('seed'),

@@ -3,6 +3,7 @@
 from .accumulated_gradients import AccumulatedGradients
 from .activation_memory import ActivationMemory
 from .checkpoint_guard import CheckpointGuard
+from .class_guard import ClassGuard
 from .deterministic import Deterministic
 from .iteration_seeds import IterationSeeds
 from .norm_report import NormReport
@@ -17,6 +18,7 @@ __all__ = [
     'AccumulatedGradients',
     'ActivationMemory',
     'CheckpointGuard',
+    'ClassGuard',
     'Deterministic',
     'IterationSeeds',
     'NormReport',
