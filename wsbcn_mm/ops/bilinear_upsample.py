@@ -2,16 +2,15 @@
 
     y = A_h x A_w^T        dx = A_h^T dy A_w        per sample and channel
 
-A_h (H', H) and A_w (W', W) are the interpolation along each axis. torch's own backward on a GPU adds up what the outputs
-contribute in whatever order its threads come; with `torch.use_deterministic_algorithms` it gathers four maps of the
-output's size and sorts indices instead. Two matrix products have a fixed order and need one map.
+A_h (H', H) and A_w (W', W) are the interpolation along each axis. torch's own backward on a GPU adds up what the
+outputs contribute in whatever order its threads come; with `torch.use_deterministic_algorithms` it gathers four maps of
+the output's size and sorts indices instead. Two matrix products have a fixed order and need one map.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
