@@ -11,6 +11,9 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import MessageHub, MMLogger, print_log
 from torch import Tensor
 
+NO_PADDING = (
+    "set sampler=dict(type='DefaultSampler', shuffle=False, round_up=False) in val_dataloader and test_dataloader"
+)
 NAMED = 3
 """How many samples an error names."""
 
@@ -103,8 +106,7 @@ class StreamingMetric(BaseMetric):
         if repeated:
             raise ValueError(
                 f'{len(repeated)} of {size} {self.unit} were scored more than once (the first: {_named(repeated)}). '
-                "Samplers that pad do this: set sampler=dict(type='DefaultSampler', shuffle=False, round_up=False) in "
-                'val_dataloader and test_dataloader'
+                f'Samplers that pad do this: {NO_PADDING}'
             )
         if not times:
             raise ValueError(f'none of {size} {self.unit} was scored: the dataset or the loader is empty')
