@@ -33,6 +33,19 @@ def parse_args() -> argparse.Namespace:
         metavar=('CROP', 'STRIDE'),
         help='average over windows; each N or HEIGHTxWIDTH',
     )
+    parser.add_argument(
+        '--tta',
+        nargs='*',
+        type=float,
+        metavar='SCALE',
+        help='average over these sizes, each with its mirror image (default: 0.5 0.75 1 1.25 1.5 1.75)',
+    )
+    parser.add_argument(
+        '--sliding-window',
+        nargs=2,
+        metavar=('CROP', 'STRIDE'),
+        help='average over windows; each N or HEIGHTxWIDTH',
+    )
     parser.add_argument('--format-only', metavar='DIR', help='write predictions as label files here, evaluate nothing')
     parser.add_argument(
         '--launcher',
@@ -43,20 +56,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='change the recipe')
     parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-def size(text: str) -> tuple[int, int]:
-    """(height, width) of '769' or '512x1024'."""
-    try:
-        height, _, width = text.partition('x')
-        return int(height), int(width or height)
-    except ValueError:
-        raise ValueError(f'--sliding-window {text!r}: N or HEIGHTxWIDTH is expected') from None
-
-
-def require_segmentation(cfg, option: str) -> None:
-    if cfg.get('default_scope') != 'mmseg':
-        raise ValueError(f'{option}: {cfg.filename!r} is no segmentation recipe; the test views of video are in its pipeline')
 
 
 def main() -> None:
@@ -75,17 +74,17 @@ def main() -> None:
     cfg = recipe.load_recipe(args.config, work_dir=args.work_dir, options=args.cfg_options)
     recipe.load_checkpoint_into(cfg, args.checkpoint)
     if args.format_only:
-        require_segmentation(cfg, '--format-only')
+        recipe.require_segmentation(cfg, '--format-only')
         from wsbcn_mm.segmentation.predictions import save_predictions_only
 
         save_predictions_only(cfg, args.format_only)
     if args.sliding_window:
-        require_segmentation(cfg, '--sliding-window')
-        from wsbcn_mm.segmentation.tta import use_sliding_window
+        recipe.require_segmentation(cfg, '--sliding-window')
+        from wsbcn_mm.segmentation.tta import use_sliding_window, window_side
 
-        use_sliding_window(cfg, *map(size, args.sliding_window))
+        use_sliding_window(cfg, *map(window_side, args.sliding_window))
     if args.tta is not None:
-        require_segmentation(cfg, '--tta')
+        recipe.require_segmentation(cfg, '--tta')
         from wsbcn_mm.segmentation.tta import SCALES, use_tta
 
         use_tta(cfg, args.tta or SCALES)

@@ -10,6 +10,7 @@ allow_class_mismatch = False
 custom_hooks = [
     dict(type='CheckpointGuard'),
     dict(type='ClassGuard'),
+    dict(type='EachSampleOnce'),
     dict(type='NormReport'),
     dict(type='Deterministic'),
     dict(type='StandardizeOnceHook'),

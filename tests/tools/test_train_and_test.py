@@ -170,6 +170,23 @@ def test_both_tasks_train_in_bfloat16_on_a_cpu(task, tiny_data, tmp_path, capsys
     assert all(tensor.isfinite().all() for tensor in state.values())
 
 
+def test_scales_mirror_images_and_windows_are_for_segmentation(trained, tiny_data, tmp_path):
+    task, work_dir = trained
+    arguments = ['test.py', recipe(task), work_dir / 'iter_4.pth', '--work-dir', tmp_path, '--tta', 0.5, 1]
+    arguments += ['--sliding-window', 48, '16x24', *settings(task, tiny_data, 4)]
+    if task == 'video':
+        with pytest.raises(ValueError, match=r'^--sliding-window: .* is no segmentation recipe, only these can do it$'):
+            run_tool(*arguments)
+        return
+    run_tool(*arguments)
+    metrics = json.loads((tmp_path / 'metrics.json').read_text())
+    (folder,) = tmp_path.glob('*/evaluation')
+    assert {file.name for file in folder.iterdir()} == {'confusion.csv', 'confusion.png', 'per_class.csv'}
+    (log,) = logs(tmp_path)
+    assert '5 of 5 images scored, each once' in log
+    assert re.search(rf'aAcc {metrics["aAcc"]:.2f}, mIoU {metrics["mIoU"]:.2f} \(\d/4 classes\)', log)
+
+
 def test_bad_command_lines_stop_before_anything_is_built(tiny_data, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     work_dir = tmp_path / 'work'

@@ -138,6 +138,12 @@ def check_recipe(cfg: Config) -> None:
         raise ValueError(f"sync_bn={cfg.sync_bn!r} does not reach BCN: set statistics='sync' in its norm_cfg instead")
 
 
+def require_segmentation(cfg: Config, option: str) -> None:
+    """Raise ValueError where a recipe cannot take this option of the command line, which is for segmentation alone."""
+    if cfg.get('default_scope') != 'mmseg':
+        raise ValueError(f'{option}: {cfg.filename!r} is no segmentation recipe, only these can do it')
+
+
 def drop_pretrained(cfg: Config) -> None:
     """Remove every pretrained start from the model, which then starts from random weights."""
     for node in dicts_in(cfg.model):

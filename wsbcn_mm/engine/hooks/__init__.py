@@ -5,6 +5,7 @@ from .activation_memory import ActivationMemory
 from .checkpoint_guard import CheckpointGuard
 from .class_guard import ClassGuard
 from .deterministic import Deterministic
+from .each_sample_once import EachSampleOnce
 from .iteration_seeds import IterationSeeds
 from .norm_report import NormReport
 from .param_scheduler_per_step import ParamSchedulerPerStepHook
@@ -20,6 +21,7 @@ __all__ = [
     'CheckpointGuard',
     'ClassGuard',
     'Deterministic',
+    'EachSampleOnce',
     'IterationSeeds',
     'NormReport',
     'ParamSchedulerPerStepHook',
