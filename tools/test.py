@@ -33,19 +33,6 @@ def parse_args() -> argparse.Namespace:
         metavar=('CROP', 'STRIDE'),
         help='average over windows; each N or HEIGHTxWIDTH',
     )
-    parser.add_argument(
-        '--tta',
-        nargs='*',
-        type=float,
-        metavar='SCALE',
-        help='average over these sizes, each with its mirror image (default: 0.5 0.75 1 1.25 1.5 1.75)',
-    )
-    parser.add_argument(
-        '--sliding-window',
-        nargs=2,
-        metavar=('CROP', 'STRIDE'),
-        help='average over windows; each N or HEIGHTxWIDTH',
-    )
     parser.add_argument('--format-only', metavar='DIR', help='write predictions as label files here, evaluate nothing')
     parser.add_argument(
         '--launcher',

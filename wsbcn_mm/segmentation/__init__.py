@@ -24,7 +24,6 @@ from .predictions import SavePredictions
 from .scaled_crop import RandomScaledCrop
 from .transforms import RandomLogScale
 from .tta import MeanProbability
-from .tta import MeanProbability
 from .voc import StrictVOCDataset
 
 __all__ = [
@@ -32,7 +31,6 @@ __all__ = [
     'DeepLabV3PlusHead',
     'LoadImage',
     'LoadStrictLabels',
-    'MeanProbability',
     'MeanProbability',
     'MicroBatchNormCheck',
     'PhotoMetricDistortionByTable',
