@@ -6,13 +6,17 @@ from .checkpoint_guard import CheckpointGuard
 from .class_guard import ClassGuard
 from .deterministic import Deterministic
 from .each_sample_once import EachSampleOnce
+from .ema import EMAPerStepHook
 from .iteration_seeds import IterationSeeds
+from .merge_statistics import MergeStatistics
 from .norm_report import NormReport
 from .param_scheduler_per_step import ParamSchedulerPerStepHook
+from .precise_statistics import PreciseStatistics
 from .resume_position import ResumePosition
 from .safe_checkpoint import SafeCheckpointHook
 from .standardize_once import StandardizeOnceHook
 from .start_from_bn import StartFromBN
+from .statistics_gaps import StatisticsGaps
 from .step_statistics import StepStatisticsHook
 
 __all__ = [
@@ -21,13 +25,17 @@ __all__ = [
     'CheckpointGuard',
     'ClassGuard',
     'Deterministic',
+    'EMAPerStepHook',
     'EachSampleOnce',
     'IterationSeeds',
+    'MergeStatistics',
     'NormReport',
     'ParamSchedulerPerStepHook',
+    'PreciseStatistics',
     'ResumePosition',
     'SafeCheckpointHook',
     'StandardizeOnceHook',
     'StartFromBN',
+    'StatisticsGaps',
     'StepStatisticsHook',
 ]

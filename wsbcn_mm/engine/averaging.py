@@ -1,0 +1,40 @@
+"""Moving averages of models whose norms keep running statistics."""
+
+from typing import Any
+
+import torch
+from mmengine.model import ExponentialMovingAverage
+from mmengine.registry import MODELS
+from torch import nn
+
+from ..diagnostics.running_statistics import norms_with_statistics
+
+
+@MODELS.register_module()
+class EMAWithStatistics(ExponentialMovingAverage):
+    """Exponential moving average of the weights, and of the running means and variances that belong to them.
+
+    Averaged weights need statistics of their own. What a convolution hands on is linear in its weights, so to first
+    order the mean under averaged weights is the average of the means. The variance is averaged likewise: that of BCN is
+    taken around the running mean, which has the spread between images in it, and adding the spread of the means over
+    time would count it twice. `PreciseStatistics` has the exact ones.
+
+    Every other buffer, counters and flags included, is the model's own at any time. (mmengine's own average leaves the
+    statistics at those of the raw weights, or with update_buffers=True lets counters stand at their first value.)
+
+    Args:
+        model, momentum, interval, device: As of mmengine's ExponentialMovingAverage.
+    """
+
+    def __init__(
+        self, model: nn.Module, momentum: float = 0.0002, interval: int = 1, device: torch.device | None = None
+    ) -> None:
+        super().__init__(model, momentum, interval, device, update_buffers=True)
+        statistics = {f'{name}.running_{of}' for name in norms_with_statistics(model) for of in ('mean', 'var')}
+        self._copied = [name for name, _ in self.module.named_buffers() if name not in statistics]
+
+    def update_parameters(self, model: Any) -> None:
+        """Move the averages towards `model` and copy its other buffers."""
+        super().update_parameters(model)
+        for name in self._copied:
+            self.module.get_buffer(name).copy_(model.get_buffer(name))
