@@ -15,6 +15,7 @@ custom_hooks = [
     dict(type='Deterministic'),
     dict(type='StandardizeOnceHook'),
     dict(type='StepStatisticsHook'),
+    dict(type='MergeStatistics'),
     dict(type='AccumulatedGradients'),
     dict(type='IterationSeeds'),
     dict(type='ResumePosition'),
