@@ -43,8 +43,9 @@ def kill_and_compare(case: Case, data: Path, folder: Path, kills: int, seed: int
         work_dir = folder / f'kill{kill}'
         start = time.monotonic()
         run = runs.Started(case, data, work_dir)
-        writing = kill % 3 == 2
-        alive = run.wait(moments.uniform(0, duration)) and (not writing or run.wait_for_writing())
+        writing, moment = kill % 3 == 2, start + moments.uniform(0, duration)
+        alive = run.wait_until(lambda moment=moment: time.monotonic() > moment)
+        alive = alive and (not writing or run.wait_until(run.writing))
         seconds = time.monotonic() - start
         iteration = run.kill()
         if alive:
@@ -97,15 +98,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('--workers', type=int, help='loader workers of each process (default: 0, then 2)')
     parser.add_argument('--processes', type=int, help='default: 1, then 2')
     parser.add_argument('--kills', type=int, default=7, help='of each case')
+    parser.add_argument('--iterations', type=int, default=20, help='of each run')
     parser.add_argument('--seed', type=int, default=0, help='of the moments')
     parser.add_argument('--results', type=Path, default=HERE / 'results' / 'kills.csv')
     parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'exact_resume')
     args = parser.parse_args(arguments)
-    os.environ.setdefault('OMP_NUM_THREADS', '1')
+    os.environ |= dict(OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
     from .runs import Case
 
     cases = [
-        Case(task, workers, processes)
+        Case(task, workers, processes, args.iterations)
         for task in ([args.task] if args.task else ['segmentation', 'video'])
         for workers in ([args.workers] if args.workers is not None else [0, 2])
         for processes in ([args.processes] if args.processes else [1, 2])

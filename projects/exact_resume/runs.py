@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,9 @@ from mmengine.runner import Runner
 import wsbcn_mm.segmentation
 import wsbcn_mm.video  # noqa: F401 - imported before the fork: a run then starts at once
 from projects.micro_batch_demo.run import find_recipe
+from wsbcn_mm.engine.batch_plan import world_size
 from wsbcn_mm.engine.launch import prepare_launch
+from wsbcn_mm.engine.resume import plan_batch_as_before
 from wsbcn_mm.engine.seeded_samples import seed_samples
 
 ITERATIONS = 20
@@ -74,9 +77,9 @@ def config(case: Case, data: Path, work_dir: Path) -> Config:
     cfg.optim_wrapper.accumulative_counts = ACCUMULATION
     cfg.optim_wrapper.clip_grad = dict(max_norm=1.0)
     cfg.train_cfg.update(max_iters=case.iterations, val_interval=VALIDATE_EVERY)
-    cfg.param_scheduler[0].end = cfg.param_scheduler[1].begin = 4
+    cfg.param_scheduler[0].end = cfg.param_scheduler[1].begin = 2 * ACCUMULATION
     cfg.param_scheduler[1].end = case.iterations
-    cfg.default_hooks.checkpoint.update(interval=SAVE_EVERY, max_keep_ckpts=2)
+    cfg.default_hooks.checkpoint.update(interval=SAVE_EVERY, max_keep_ckpts=4)
     cfg.default_hooks.logger.interval = 1
     cfg.custom_hooks.append(dict(type='EMAHook', momentum=0.1))
     cfg.env_cfg.cudnn_benchmark = False
@@ -93,10 +96,11 @@ class Progress(Hook):
         self.done = done
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
-        self.done.value = runner.iter + 1
+        if runner.rank == 0:
+            self.done.value = runner.iter + 1
 
 
-def train(case: Case, data: Path, work_dir: Path, rank: int, port: int, done: Any) -> None:
+def train(case: Case, data: Path, work_dir: Path, rank: int, port: int, hooks: Sequence[Hook]) -> None:
     """Train, or go on where a run in `work_dir` was, in this process; its output goes to a file there."""
     work_dir.mkdir(parents=True, exist_ok=True)
     output = (work_dir / f'output{rank}.txt').open('a')
@@ -107,25 +111,26 @@ def train(case: Case, data: Path, work_dir: Path, rank: int, port: int, done: An
     if case.processes > 1:
         cluster = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=case.processes, MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
         os.environ.update({name: str(value) for name, value in cluster.items()})
-        prepare_launch(cfg, 'pytorch')
+    prepare_launch(cfg, 'pytorch' if case.processes > 1 else 'none')
+    print(*plan_batch_as_before(cfg, world_size(cfg)), sep='\n')
     seed_samples(cfg)
     runner = Runner.from_cfg(cfg)
-    if rank == 0:
-        runner.register_hook(Progress(done))
+    for hook in hooks:
+        runner.register_hook(hook)
     runner.train()
 
 
 class Started:
-    """The processes of a run."""
+    """The processes of a run; they have a copy of each hook."""
 
-    def __init__(self, case: Case, data: Path, work_dir: Path) -> None:
+    def __init__(self, case: Case, data: Path, work_dir: Path, *hooks: Hook) -> None:
         self.done = FORK.Value('i', 0)
         self.work_dir = work_dir
         with socket.socket() as free:
             free.bind(('127.0.0.1', 0))
             port = free.getsockname()[1]
         self.processes = [
-            FORK.Process(target=train, args=(case, data, work_dir, rank, port, self.done))
+            FORK.Process(target=train, args=(case, data, work_dir, rank, port, [Progress(self.done), *hooks]))
             for rank in range(case.processes)
         ]
         for process in self.processes:
@@ -151,23 +156,17 @@ class Started:
             process.join()
         return int(self.done.value)
 
-    def wait(self, seconds: float) -> bool:
-        """Until so much time is over; False if the run was at its end before."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until and self.running:
-            time.sleep(0.002)
-        return self.running
-
-    def wait_for_writing(self) -> bool:
-        """Until a checkpoint is half-written; False if the run was at its end before."""
-        while self.running:
-            if any(self.work_dir.glob('.*.partial')):
+    def wait_until(self, moment: Callable[[], bool]) -> bool:
+        """Wait for something to be true; False if the run is at its end before."""
+        while all(process.is_alive() for process in self.processes):
+            if moment():
                 return True
+            time.sleep(0.0005)
         return False
 
-    @property
-    def running(self) -> bool:
-        return all(process.is_alive() for process in self.processes)
+    def writing(self) -> bool:
+        """Whether a checkpoint is half-written."""
+        return any(self.work_dir.glob('.*.partial'))
 
 
 def last_checkpoint(work_dir: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from mmengine.config import Config
 
 from ..microbatch.batch_plan import EffectiveBatch
 from .batch_plan import COUNTS, accumulation_of, plan_batch
+from .checkpoint_damage import checkpoints_of_a_run
 from .checkpoint_files import HARMLESS
 
 KEY = 'position'
@@ -122,8 +123,9 @@ def plan_batch_as_before(
 def position_to_resume(cfg: Config) -> Position | None:
     """Of the local checkpoint that a config resumes from, where there is one that can be read and has it."""
     pointer = Path(cfg.work_dir) / 'last_checkpoint'
-    file = cfg.get('load_from') or (pointer.read_text().strip() if pointer.is_file() else '')
-    if not cfg.get('resume') or not file or '://' in file:
+    named = cfg.get('load_from') or (pointer.read_text().strip() if pointer.is_file() else '')
+    file = next(iter([named] if named else checkpoints_of_a_run(pointer.parent)), None)
+    if not cfg.get('resume') or file is None or '://' in str(file):
         return None
     try:
         with torch.serialization.safe_globals(HARMLESS):
