@@ -1,6 +1,6 @@
 """Frames by number from a video file with decord or PyAV, the same frames and pixels from both.
 
-Frame k is the k-th frame that a player would show. decord is faster, but counts packets: frames that an edit list hides
+Frame k is the k-th frame that a player would show. decord counts packets: frames that an edit list hides
 count, files cut at either end give other frames than asked for, seeking in open GOPs arrives one frame late, and what
 cannot be decoded is replaced by a neighbour, all without a word. So the packets are listed first, without decoding, and
 a file whose packets are not one frame each in order of display is read by PyAV, from its start.
@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-ROTATIONS = {0: (), 90: ('cclock',), 180: ('clock', 'clock'), 270: ('clock',)}  # counter-clockwise degrees
+ROTATIONS: dict[int, tuple[str, ...]] = {0: (), 90: ('cclock',), 180: ('clock', 'clock'), 270: ('clock',)}
+"""Filters that turn a frame counter-clockwise by so many degrees."""
 
 
 class Source(NamedTuple):
@@ -56,6 +57,8 @@ class _Packets(NamedTuple):
     num_shown: int
     fps: float | None
     are_frames: bool
+    times: list[int]  # of the frames, in order, if packets are frames
+    key_times: list[int]
 
 
 def open_decord(path: str) -> Source:
@@ -85,25 +88,65 @@ def open_decord(path: str) -> Source:
 
 
 def open_pyav(path: str, packets: _Packets | None = None) -> Source:
-    """Open with PyAV, which decodes from the start of the file whatever is asked for."""
-    num_frames, fps, _ = packets or _list_packets(path)
+    """Open with PyAV, which decodes what the wanted frames need, or from the start where packets are not frames."""
+    listed = packets or _list_packets(path)
 
     def read(indices: list[int]) -> np.ndarray:
         wanted, last = set(indices), max(indices)
-        frames: dict[int, np.ndarray] = {}
-        with _decoding(path) as shown:
-            to_rgb = None
-            for number, frame in enumerate(shown):
-                if number in wanted:
-                    to_rgb = to_rgb or _rgb_converter(frame)
-                    frames[number] = to_rgb(frame)
-                if number == last:
-                    break
+        frames = _read_needed(path, listed, wanted) if listed.are_frames else {}
+        if len(frames) < len(wanted):
+            frames = _read_from_start(path, wanted)
         if last not in frames:
-            raise ValueError(f'frame {last} of {num_frames} is missing, the file may be truncated')
+            raise ValueError(f'frame {last} of {listed.num_shown} is missing, the file may be truncated')
         return np.stack([frames[index] for index in indices])
 
-    return Source(num_frames, fps, read)
+    return Source(listed.num_shown, listed.fps, read)
+
+
+def _read_needed(path: str, packets: _Packets, wanted: set[int]) -> dict[int, np.ndarray]:
+    """Frames by number, decoded from the key frame before the first one on.
+
+    Of a file in H.264 the frames in between that no other frame refers to, half of them where there are B frames, are
+    not decoded. One thread, so that a packet is decoded before the setting for the next one is made.
+    """
+    import av
+
+    number_at = {packets.times[number]: number for number in wanted}
+    start = max((time for time in packets.key_times if time <= min(number_at)), default=None)
+    frames: dict[int, np.ndarray] = {}
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        decoder = stream.codec_context
+        decoder.thread_count = 1
+        may_skip = decoder.name == 'h264'
+        begun, to_rgb = start is None, None
+        for packet in container.demux(stream):
+            begun = begun or packet.pts == start
+            if not begun:
+                continue
+            if may_skip:
+                decoder.skip_frame = 'DEFAULT' if packet.pts in number_at else 'NONREF'
+            for frame in decoder.decode(packet):
+                if frame.pts in number_at:
+                    to_rgb = to_rgb or _rgb_converter(frame)
+                    frames[number_at[frame.pts]] = to_rgb(frame)
+            if len(frames) == len(wanted):
+                break
+    return frames
+
+
+def _read_from_start(path: str, wanted: set[int]) -> dict[int, np.ndarray]:
+    """Frames by number, by counting what is shown."""
+    frames: dict[int, np.ndarray] = {}
+    with _decoding(path) as shown:
+        to_rgb = None
+        for number, frame in enumerate(shown):
+            if number in wanted:
+                to_rgb = to_rgb or _rgb_converter(frame)
+                frames[number] = to_rgb(frame)
+            if len(frames) == len(wanted):
+                break
+    return frames
 
 
 def verify(path: str) -> Verified:
@@ -118,7 +161,7 @@ def verify(path: str) -> Verified:
         try:
             for frame in shown:
                 if not decoded:
-                    height, width = _rgb_converter(frame)(frame).shape[:2]
+                    height, width, _ = _rgb_converter(frame)(frame).shape
                 decoded += 1
         except Exception as problem:
             if not decoded:
@@ -140,7 +183,7 @@ def reason(error: Exception) -> str:
 def _list_packets(path: str) -> _Packets:
     import av
 
-    num_shown, are_frames, times, key_time = 0, True, set(), None
+    num_shown, are_frames, times, key_times = 0, True, set[int](), list[int]()
     with av.open(path) as container:
         if not container.streams.video:
             raise ValueError('no video stream')
@@ -150,15 +193,15 @@ def _list_packets(path: str) -> _Packets:
         for packet in container.demux(stream):
             if not packet.size:
                 continue
-            if packet.is_keyframe:
-                key_time = packet.pts
+            if packet.is_keyframe and packet.pts is not None:
+                key_times.append(packet.pts)
             hidden = packet.is_discard
             num_shown += not hidden
             # Shown before the key frame that it follows in the file: the sign of an open GOP.
-            leading = packet.pts is not None and key_time is not None and packet.pts < key_time
+            leading = packet.pts is not None and bool(key_times) and packet.pts < key_times[-1]
             are_frames &= not (hidden or leading or packet.pts is None or packet.pts in times)
             times.add(packet.pts)
-    return _Packets(num_shown, fps, are_frames)
+    return _Packets(num_shown, fps, are_frames, sorted(times) if are_frames else [], key_times)
 
 
 def _check_not_cut_off(path: str, stream: Any) -> None:
@@ -166,7 +209,7 @@ def _check_not_cut_off(path: str, stream: Any) -> None:
 
     A cut between two packets gives no other sign than that the clip ends early.
     """
-    entries = getattr(stream, 'index_entries', ())
+    entries: Any = getattr(stream, 'index_entries', ())
     if len(entries):
         end, size = entries[-1].pos + entries[-1].size, os.path.getsize(path)
         if end > size:
