@@ -66,6 +66,7 @@ def main() -> None:
     from wsbcn_mm.engine.norm_switch import switch_norm
     from wsbcn_mm.engine.resume import plan_batch_as_before
     from wsbcn_mm.engine.seeded_samples import seed_samples
+    from wsbcn_mm.engine.unused_parameters import refuse_unused_parameters
 
     cfg = recipe.load_recipe(args.config, work_dir=args.work_dir, options=args.cfg_options)
     check_layer_configs(cfg)
@@ -85,6 +86,7 @@ def main() -> None:
     seed_samples(cfg)
     if said and os.environ.get('RANK', '0') == '0':
         print('\n'.join(said))
+    refuse_unused_parameters(cfg)
     Runner.from_cfg(cfg).train()
 
 

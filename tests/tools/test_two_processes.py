@@ -1,17 +1,31 @@
-"""Two gloo processes on CPU train, continue and evaluate both tasks through the shell scripts, two jobs at a time."""
+"""Two gloo processes on CPU train, continue and evaluate both tasks through the shell scripts, two jobs at a time.
+
+torchrun starts them, and srun those that continue, in the part that matters here: its variables, one task each.
+"""
 
 import json
+import os
 import re
 
 import pytest
 import torch
 from tiny_runs import METRIC, finish, iterations_in, logs, options, recipe, run_tool, start
 
+from wsbcn_mm.engine.slurm import ports_of
+
 pytestmark = pytest.mark.slow
 
 TASKS = ('segmentation', 'video')
 STATISTICS = {'segmentation': 'estimated', 'video': 'sync'}
 """The video run has the authors' VOC setting: live statistics of both processes' batches."""
+
+SRUN = """#!/bin/bash
+until [ "$1" = "$PYTHON" ]; do [ "$1" = --ntasks ] && export SLURM_NTASKS=$2; shift; done
+for ((rank = 0; rank < SLURM_NTASKS; rank++)); do SLURM_PROCID=$rank SLURM_LOCALID=$rank "$@" & tasks+=($!); done
+for task in "${tasks[@]}"; do wait "$task" || exit; done
+"""
+JOBS = {'segmentation': '421', 'video': str(421 + 625)}
+"""The ports derived from these two are the same."""
 
 
 def settings(task, data, iterations):
@@ -21,14 +35,18 @@ def settings(task, data, iterations):
 
 @pytest.fixture(scope='module')
 def runs(tiny_data, tmp_path_factory):
-    """work_dir of each task after two iterations, two more that continue them, and an evaluation.
+    """work_dir of each task after two iterations, two more that continue them, and an evaluation; what was printed.
 
     Every step starts the jobs of both tasks at once: they must find ports of their own.
     """
     folders = {task: tmp_path_factory.mktemp(f'two_{task}') for task in TASKS}
+    srun = tmp_path_factory.mktemp('slurm') / 'srun'
+    srun.write_text(SRUN)
+    srun.chmod(0o755)
 
-    def both(*commands):
-        children = [start(*command) for command in commands]
+    def both(*commands, variables=None):
+        given = [variables[task] if variables else {} for task in TASKS]
+        children = [start(*command, **more) for command, more in zip(commands, given, strict=True)]
         return [finish(child) for child in children]
 
     both(
@@ -38,11 +56,18 @@ def runs(tiny_data, tmp_path_factory):
         )
     )
     resume = {'segmentation': ['--resume'], 'video': ['--resume', folders['video'] / 'iter_2.pth']}
-    both(
+    slurm = dict(
+        PATH=f'{srun.parent}:{os.environ["PATH"]}',
+        GPUS='2',
+        SLURM_STEP_ID='0',
+        SLURM_NODELIST='localhost',
+    )
+    continued = both(
         *(
-            ('dist_train.sh', recipe(t), 2, '--work-dir', folders[t], *resume[t], *settings(t, tiny_data, 4))
+            ('slurm_train.sh', 'gpu', t, recipe(t), '--work-dir', folders[t], *resume[t], *settings(t, tiny_data, 4))
             for t in TASKS
-        )
+        ),
+        variables={t: dict(slurm, SLURM_JOB_ID=JOBS[t]) for t in TASKS},
     )
     printed = both(
         *(
@@ -53,7 +78,13 @@ def runs(tiny_data, tmp_path_factory):
             for t in TASKS
         )
     )
-    return folders, dict(zip(TASKS, printed, strict=True))
+    return folders, dict(zip(TASKS, printed, strict=True)), dict(zip(TASKS, continued, strict=True))
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_two_jobs_of_slurm_meet_each_on_its_own(task, runs):
+    assert len({ports_of(dict(SLURM_JOB_ID=job))[0] for job in JOBS.values()}) == 1
+    assert runs[2][task].count(f'srun: 2 processes of job {JOBS[task]}.0 meet on localhost') == 1
 
 
 @pytest.mark.parametrize('task', TASKS)
@@ -83,7 +114,7 @@ def test_the_checkpoint_is_that_of_one_process(task, runs):
 
 @pytest.mark.parametrize('task', TASKS)
 def test_two_processes_evaluate_as_one_does(task, runs, tiny_data, tmp_path):
-    folders, printed = runs
+    folders, printed, _ = runs
     folder = folders[task]
     run_tool(
         *('test.py', recipe(task), folder / 'iter_4.pth', '--work-dir', tmp_path),

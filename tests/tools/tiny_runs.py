@@ -43,10 +43,10 @@ def run_tool(name: str, *arguments: str | Path) -> None:
         runpy.run_path(str(ROOT / 'tools' / name), run_name='__main__')
 
 
-def start(script: str, *arguments: str | Path) -> subprocess.Popen:
-    """A shell script of tools/, begun."""
+def start(script: str, *arguments: str | Path, **variables: str) -> subprocess.Popen:
+    """A shell script of tools/, begun, with these variables in its environment."""
     command = ['bash', str(ROOT / 'tools' / script), *map(str, arguments)]
-    environment = os.environ | dict(PYTHON=sys.executable, OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE')
+    environment = os.environ | dict(PYTHON=sys.executable, OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE') | variables
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
