@@ -80,7 +80,7 @@ def something_v2(root, pipeline=TRAIN, suffix='.mp4', **options):
 def test_kinetics_items(tmp_path):
     dataset = kinetics(tmp_path)
     assert len(dataset) == 8
-    assert dataset.metainfo == {'num_annotated': 8, 'num_missing': 0}
+    assert dataset.metainfo == {'num_annotated': 8, 'num_missing': 0, 'num_unusable': 0}
     item = dataset[3]
     assert item['inputs'].shape == (1, 3, 4, 32, 32)
     assert int(item['data_samples'].gt_label) == 1
@@ -106,7 +106,7 @@ def test_missing_files_are_counted_and_named(tmp_path, log):
     text = f'4 of 8 clips in {tmp_path}/train.txt have no file: {first}, ...'
     assert log == [f'{text}; the other 4 are used']
     assert len(dataset) == 4
-    assert dataset.metainfo == {'num_annotated': 8, 'num_missing': 4}
+    assert dataset.metainfo == {'num_annotated': 8, 'num_missing': 4, 'num_unusable': 0}
     with pytest.raises(FileNotFoundError, match=re.escape(text)):
         kinetics(tmp_path, absent=(1, 2, 3, 6), missing='error')
 
@@ -134,7 +134,8 @@ def test_a_bad_clip_is_replaced_by_its_class_counted_once_and_logged(tmp_path, l
 
 def test_too_many_bad_clips_stop_training(tmp_path):
     dataset = kinetics(tmp_path, bad=(2, 5))
-    text = f'1 of 8 clips of {tmp_path}/train.txt cannot be decoded, more than max_bad=0.005; the last one: cannot'
+    path = tmp_path / 'videos' / 'class 0' / '2 a.mp4'
+    text = f'1 of 8 clips of {tmp_path}/train.txt cannot be decoded, more than max_bad=0.005: {path}; the last one: cannot'
     with pytest.raises(DecodeError, match=re.escape(text)):
         dataset[2]
 

@@ -6,14 +6,16 @@ makes ``dict(inputs, data_samples)`` of it.
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
 from mmengine.dataset import BaseDataset
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger, print_log
 from mmengine.registry import DATASETS
 
+from ..engine.whereabouts import Whereabouts
 from .annotations import (
     Annotation,
     load_classes,
@@ -22,19 +24,24 @@ from .annotations import (
     load_something_json,
 )
 from .decoding import DecodeError
+from .manifest import NO_FILE, OK, ManifestRow, load_manifest
 from .transforms import FlipClip, Results, mirror_labels
 
 
 class ClipDataset(BaseDataset):
     """Clips with one label each; a subclass says how its files list them.
 
-    Listed clips whose file is missing are counted and named at the start; the rest is used.
+    Listed clips whose file is missing, or that the manifest calls unusable, are counted and named at the start; the
+    rest is used. With a manifest, frames are chosen among those that it has verified.
 
-    A clip that cannot be decoded while training is replaced by another one of its class, counted once and logged;
-    training stops when more than ``max_bad`` of the clips are bad. In ``test_mode`` nothing is replaced: the error,
-    which names the file, ends the run.
+    A clip that cannot be decoded while training is replaced by another one of its class, counted once, logged, and
+    written into ``bad_clips.txt`` beside the log; training stops when more than ``max_bad`` of the clips are bad. In
+    ``test_mode`` nothing is replaced: the error, which names the file, ends the run, or with ``on_bad='count'`` the
+    clip goes through as black frames marked ``unreadable``, which ``TopKAccuracy`` counts instead of scoring. Clips
+    whose damage the decoder conceals are used as they come, counted and logged once.
 
-    ``metainfo``: ``classes`` (names in label order, if known), ``num_annotated`` (clips listed) and ``num_missing``.
+    ``metainfo``: ``classes`` (names in label order, if known), ``num_annotated`` (clips listed), ``num_missing`` (of
+    these without a file) and ``num_unusable`` (of these unusable for the manifest).
 
     Args:
         ann_file: list of clips, under ``data_root``.
@@ -43,13 +50,16 @@ class ClipDataset(BaseDataset):
         data_prefix: ``dict(video=folder of the videos)``, under ``data_root``.
         pipeline: transforms.
         test_mode: validation or test.
-        missing: ``'skip'`` missing files, with a warning, or ``'error'``.
+        manifest: manifest of the data set (``wsbcn_mm.video.manifest``), under ``data_root``; used if it is there.
+        missing: ``'skip'`` missing files and a missing manifest, with a warning, or ``'error'``.
+        on_bad: in ``test_mode``, what a clip that cannot be decoded does: ``'error'`` or ``'count'``.
         max_bad: share of clips that may fail to decode in training; counted by each process and its workers together.
         kwargs: as for mmengine's ``BaseDataset``.
 
     Raises:
-        ValueError: for malformed files (naming file and line), or an unsuitable pipeline.
-        FileNotFoundError: if no listed clip exists, or with ``missing='error'`` if one does not.
+        ValueError: for malformed files (naming file and line), a manifest with other labels or without a usable clip,
+            or an unsuitable pipeline.
+        FileNotFoundError: if no listed clip exists, or with ``missing='error'`` if one or the manifest does not.
         DecodeError: from an item, as described.
     """
 
@@ -61,14 +71,20 @@ class ClipDataset(BaseDataset):
         data_prefix: Mapping[str, str] | None = None,
         pipeline: Sequence[Any] = (),
         test_mode: bool = False,
+        manifest: str | None = None,
         missing: str = 'skip',
+        on_bad: str = 'error',
         max_bad: float = 0.005,
         **kwargs: Any,
     ) -> None:
         if missing not in ('skip', 'error'):
             raise ValueError(f"missing={missing!r}: accepted are 'skip' and 'error'")
+        if on_bad not in ('error', 'count'):
+            raise ValueError(f"on_bad={on_bad!r}: accepted are 'error' and 'count'")
         self.class_file = os.path.join(data_root, class_file) if class_file else None
+        self.manifest = os.path.join(data_root, manifest) if manifest else None
         self.missing = missing
+        self.on_bad = on_bad
         self.max_bad = max_bad
         self._by_label: dict[int, list[int]] = {}
         super().__init__(
@@ -103,8 +119,11 @@ class ClipDataset(BaseDataset):
         if self._mirrored and self._mirrored != list(range(len(self._mirrored))):
             self._refuse_plain_flip(self.pipeline)
         super().full_init()
-        # Shared memory: loader workers are processes and must agree on which clips are bad.
-        self._bad = torch.zeros(self._metainfo['num_annotated'], dtype=torch.bool).share_memory_()
+        self.whereabouts = Whereabouts()
+        # Shared memory: loader workers are processes and must agree on which clips are bad or damaged.
+        self._bad, self._damaged = torch.zeros(2, self._metainfo['num_annotated'], dtype=torch.bool).share_memory_()
+        log = MMLogger.get_current_instance().log_file
+        self._bad_list = log and os.path.join(os.path.dirname(log), 'bad_clips.txt')
 
     def load_data_list(self) -> list[Results]:
         annotations = self.load_annotations()
@@ -113,13 +132,16 @@ class ClipDataset(BaseDataset):
             {'path': os.path.join(root, self.path_of(clip.name)), 'label': clip.label, 'annotation': number}
             for number, clip in enumerate(annotations)
         ]
-        exists = _existing([clip['path'] for clip in listed])
-        found = [clip for clip in listed if clip['path'] in exists]
+        rows = self._load_manifest()
+        reasons = self._look_up(listed, rows) if rows is not None else _look_for(listed)
         self._metainfo['num_annotated'] = len(listed)
-        self._metainfo['num_missing'] = len(listed) - len(found)
-        if len(found) < len(listed):
-            self._report_missing([clip['path'] for clip in listed if clip['path'] not in exists], len(listed))
-        return found
+        self._metainfo['num_missing'] = sum(reason == NO_FILE for reason in reasons)
+        self._metainfo['num_unusable'] = sum(reason not in (OK, NO_FILE) for reason in reasons)
+        self._report_missing([clip['path'] for clip, reason in zip(listed, reasons, strict=True) if reason == NO_FILE])
+        self._report_unusable(
+            [(clip['path'], why) for clip, why in zip(listed, reasons, strict=True) if why not in (OK, NO_FILE)]
+        )
+        return [clip for clip, reason in zip(listed, reasons, strict=True) if reason == OK]
 
     def get_data_info(self, idx: int) -> Results:
         info: Results = super().get_data_info(idx)
@@ -130,23 +152,53 @@ class ClipDataset(BaseDataset):
     def prepare_data(self, idx: int) -> Any:
         info = self.get_data_info(idx)
         if self.test_mode:
-            return self.pipeline(info)
+            return self._test_item(info)
         while True:
-            annotation, path = info['annotation'], info['path']
-            if not self._bad[annotation]:
+            if not self._bad[info['annotation']]:
                 try:
-                    return self.pipeline(info)
+                    return self._item(info)
                 except DecodeError as error:
-                    self._count_bad(annotation, error)
-            info = self._replacement(info['label'], path)
+                    self._count_bad(info, error)
+            info = self._replacement(info['label'], info['path'])
 
-    def _count_bad(self, annotation: int, error: DecodeError) -> None:
-        self._bad[annotation] = True
+    def bad_clips(self) -> list[str]:
+        """Paths of the clips that could not be decoded so far, by this process and its workers."""
+        infos = (super(ClipDataset, self).get_data_info(idx) for idx in range(len(self)))
+        return [info['path'] for info in infos if self._bad[info['annotation']]]
+
+    def _item(self, info: Results) -> Any:
+        with self.whereabouts.on(info['sample_idx']):
+            item = self.pipeline(info)
+        if info.get('complaints') and not self._damaged[info['annotation']]:
+            self._damaged[info['annotation']] = True
+            self._report_damage(info['path'], info['complaints'], int(self._damaged.sum()))
+        return item
+
+    def _test_item(self, info: Results) -> Any:
+        try:
+            return self._item(dict(info))
+        except DecodeError as error:
+            if self.on_bad == 'error':
+                raise
+            self._note_bad(info, error, 'not scored')
+            return self.pipeline({**info, 'unreadable': True})
+
+    def _note_bad(self, info: Results, error: DecodeError, consequence: str) -> None:
+        if self._bad[info['annotation']]:
+            return
+        self._bad[info['annotation']] = True
+        print_log(f'{error}; {consequence} ({int(self._bad.sum())} bad so far)', 'current', logging.WARNING)
+        if self._bad_list:
+            with open(self._bad_list, 'a', encoding='utf-8', errors='surrogateescape') as file:
+                file.write(f'{info["path"]}\t{error}\n')
+
+    def _count_bad(self, info: Results, error: DecodeError) -> None:
+        self._note_bad(info, error, 'replaced by another clip of its class')
         bad = int(self._bad.sum())
-        print_log(f'{error}; replaced by another clip of its class ({bad} bad so far)', 'current', logging.WARNING)
         if bad > self.max_bad * len(self):
             raise DecodeError(
-                f'{bad} of {len(self)} clips of {self.ann_file} cannot be decoded, more than max_bad={self.max_bad}; '
+                f'{bad} of {len(self)} clips of {self.ann_file} cannot be decoded, more than max_bad={self.max_bad}: '
+                f'{_first(self.bad_clips(), 20)}{f" (all in {self._bad_list})" if self._bad_list else ""}; '
                 f'the last one: {error}'
             ) from error
 
@@ -164,12 +216,61 @@ class ClipDataset(BaseDataset):
     def _shuffled(indices: list[int]) -> list[int]:
         return [indices[i] for i in torch.randperm(len(indices)).tolist()]
 
-    def _report_missing(self, paths: list[str], listed: int) -> None:
-        first = ', '.join(repr(path) for path in paths[:3]) + (', ...' if len(paths) > 3 else '')
-        text = f'{len(paths)} of {listed} clips in {self.ann_file} have no file: {first}'
-        if len(paths) == listed or self.missing == 'error':
+    def _load_manifest(self) -> dict[str, ManifestRow] | None:
+        if self.manifest is None:
+            return None
+        if not os.path.exists(self.manifest):
+            text = f'no manifest {self.manifest}'
+            if self.missing == 'error':
+                raise FileNotFoundError(text)
+            print_log(f'{text}: numbers of frames are taken from the files, unverified', 'current', logging.WARNING)
+            return None
+        folder = os.path.dirname(self.manifest)
+        return {os.path.normpath(os.path.join(folder, row.path)): row for row in load_manifest(self.manifest)}
+
+    def _look_up(self, clips: Sequence[Results], rows: Mapping[str, ManifestRow]) -> list[str]:
+        """Status of each clip, whose number of frames and size are noted in it."""
+        reasons = []
+        for clip in clips:
+            row = rows.get(os.path.normpath(clip['path']))
+            if row is None:
+                reasons.append('not in it')
+                continue
+            if row.label not in (None, clip['label']):
+                raise ValueError(
+                    f'{clip["path"]!r} has label {clip["label"]} in {self.ann_file}, and {row.label} '
+                    f'({row.class_name!r}) in {self.manifest}: prepare the data again'
+                )
+            reasons.append(row.status)
+            clip.update(num_frames=row.frames, size=(row.height, row.width))
+        return reasons
+
+    def _report_missing(self, paths: list[str]) -> None:
+        listed = self._metainfo['num_annotated']
+        text = f'{len(paths)} of {listed} clips in {self.ann_file} have no file: {_first(map(repr, paths))}'
+        if paths and (len(paths) == listed or self.missing == 'error'):
             raise FileNotFoundError(text)
-        print_log(f'{text}; the other {listed - len(paths)} are used', 'current', logging.WARNING)
+        if paths:
+            print_log(f'{text}; the other {listed - len(paths)} are used', 'current', logging.WARNING)
+
+    def _report_unusable(self, clips: list[tuple[str, str]]) -> None:
+        listed, usable = self._metainfo['num_annotated'], self._metainfo['num_annotated'] - len(clips)
+        usable -= self._metainfo['num_missing']
+        named = _first(f'{path!r} ({reason})' for path, reason in clips)
+        text = f'{len(clips)} of {listed} clips in {self.ann_file} are unusable for {self.manifest}: {named}'
+        if clips and not usable:
+            raise ValueError(text)
+        if clips:
+            print_log(f'{text}; the other {usable} are used', 'current', logging.WARNING)
+
+    def _report_damage(self, path: str, complaints: list[str], count: int) -> None:
+        if count <= 20 or count.bit_count() == 1:
+            print_log(
+                f'{path!r} is damaged and used as its decoder patched it up: {_first(complaints)} '
+                f'({count} damaged clips so far)',
+                'current',
+                logging.WARNING,
+            )
 
     def _refuse_plain_flip(self, transform: Any) -> None:
         if isinstance(transform, FlipClip) and transform.prob > 0 and not transform.swap_labels:
@@ -232,6 +333,16 @@ class SomethingV2Dataset(SomethingDataset):
 
     def path_of(self, name: str) -> str:
         return name + self.suffix
+
+
+def _look_for(clips: Sequence[Results]) -> list[str]:
+    exists = _existing([clip['path'] for clip in clips])
+    return [OK if clip['path'] in exists else NO_FILE for clip in clips]
+
+
+def _first(texts: Iterable[str], number: int = 3) -> str:
+    few = list(islice(texts, number + 1))
+    return ', '.join(few[:number]) + (', ...' if len(few) > number else '')
 
 
 def _existing(paths: Sequence[str]) -> set[str]:

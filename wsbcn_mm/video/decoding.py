@@ -28,6 +28,11 @@ class DecodeError(RuntimeError):
     """A video cannot be opened or a frame cannot be read; the text names file, backend and reason."""
 
 
+def decode_error(path: str, backend: str, reason: str) -> DecodeError:
+    """The error for a file that cannot be read."""
+    return DecodeError(f'cannot decode {path!r} with {backend}: {reason}')
+
+
 class _Source(NamedTuple):
     num_frames: int
     fps: float | None
@@ -76,10 +81,10 @@ class VideoReader:
         except DecoderStartError:
             raise
         except Exception as error:
-            raise DecodeError(_message(self.path, self.backend, reason(error))) from error
+            raise decode_error(self.path, self.backend, reason(error)) from error
         if frames.shape[0] != len(wanted):
             lost = f'{len(wanted)} frames asked for, {frames.shape[0]} returned'
-            raise DecodeError(_message(self.path, self.backend, lost))
+            raise decode_error(self.path, self.backend, lost)
         return frames
 
 
@@ -119,7 +124,7 @@ def open_video(
     except DecoderStartError:
         raise
     except Exception as error:
-        raise DecodeError(_message(path, backend, reason(error))) from error
+        raise decode_error(path, backend, reason(error)) from error
     return VideoReader(path, backend, source, complaints)
 
 
@@ -195,10 +200,6 @@ def _template_pattern(template: str) -> re.Pattern[str]:
         raise ValueError(f"template={template!r}: exactly one number field such as '{{:05d}}' is needed")
     prefix, suffix = parts.groups()
     return re.compile(f'{re.escape(prefix)}[0-9]+{re.escape(suffix)}')
-
-
-def _message(path: str, backend: str, reason: str) -> str:
-    return f'cannot decode {path!r} with {backend}: {reason}'
 
 
 BACKENDS = (*READERS, 'frames')

@@ -4,9 +4,11 @@ Legend: V views (temporal clips x spatial crops; 1 in training), T frames, C = 3
 
 A transform takes and returns the dictionary that the dataset starts:
 
-* from the dataset: ``path``, ``label`` (int), ``sample_idx``, and ``mirrored_label`` where class names are known;
+* from the dataset: ``path``, ``label`` (int), ``sample_idx``, ``mirrored_label`` where class names are known, and
+  ``num_frames`` and ``size`` (height, width) where a manifest is;
 * from ``DecodeClip``: ``clips``, a uint8 tensor (V, T, C, H, W) whose memory keeps the decoder's channels-last order
-  (torchvision resizes that three times as fast), ``frame_indices``, ``total_frames``, ``fps``.
+  (torchvision resizes that three times as fast), ``frame_indices``, ``total_frames``, ``fps``, ``complaints`` (what the
+  decoder wrote about damage that it concealed).
 
 Random numbers come from torch's global generator, which the loader seeds in every worker.
 """
@@ -21,7 +23,7 @@ from mmengine.registry import TRANSFORMS
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from .decoding import BACKENDS, open_video
+from .decoding import check_backend, check_deadline, decode_error, open_video
 from .samples import ClipDataSample
 from .sampling import get_sampler
 
@@ -32,35 +34,65 @@ Results = dict[str, Any]
 class DecodeClip:
     """Choose frames and read them: ``path`` -> ``clips`` (num_clips, T, C, H, W).
 
+    Frames are chosen among the ``num_frames`` of the manifest where there is one, whatever the container claims. An
+    item that the dataset has marked ``unreadable`` gets black frames, of the size in the manifest, and is not opened.
+
     Args:
         sampler: ``dict(type='dense', clip_len=, interval=, num_clips=1, short='loop')`` or
             ``dict(type='segments', num_segments=, num_clips=1)``; see ``wsbcn_mm.video.sampling``.
         random: draw the frames at random (training) or place them evenly (validation, test).
         backend: ``'decord'``, ``'pyav'``, or ``'frames'`` for folders of images.
+        deadline: seconds for a video, decoded in a process that is killed then; None decodes in the loader's process,
+            which a file that makes the decoder hang stops for good.
         options: passed to ``open_video``: ``template`` and ``start`` of a folder of images.
 
     Raises:
-        ValueError: for an unknown sampler, argument or backend.
-        DecodeError: when called on a video that cannot be read.
+        ValueError: for an unknown sampler, argument, backend or option.
+        DecodeError: when called on a video that cannot be read, not in time, or no longer has the manifest's frames.
     """
 
-    def __init__(self, sampler: Mapping[str, Any], *, random: bool, backend: str = 'decord', **options: Any) -> None:
-        if backend not in BACKENDS:
-            raise ValueError(f'backend={backend!r}: accepted are {sorted(BACKENDS)}')
+    def __init__(
+        self,
+        sampler: Mapping[str, Any],
+        *,
+        random: bool,
+        backend: str = 'decord',
+        deadline: float | None = 20.0,
+        **options: Any,
+    ) -> None:
+        check_backend(backend, options)
+        check_deadline(deadline)
         self.sampler, self.arguments = get_sampler(dict(sampler))
         self.random = random
         self.backend = backend
+        self.deadline = deadline
         self.options = options
 
     def __call__(self, results: Results) -> Results:
-        reader = open_video(results['path'], self.backend, **self.options)
-        indices = self.sampler(len(reader), **self.arguments, random=self.random)
+        if results.get('unreadable'):
+            num_clips, clip_len = self._choose(1).shape
+            results['clips'] = torch.zeros(num_clips, clip_len, 3, *results.get('size', BLANK_SIZE), dtype=torch.uint8)
+            return results
+        reader = open_video(results['path'], self.backend, deadline=self.deadline, **self.options)
+        total = results.get('num_frames', len(reader))
+        if total > len(reader):
+            reason = f'{len(reader)} frames, {total} in the manifest: the file has changed, prepare the data again'
+            raise decode_error(reader.path, self.backend, reason)
+        indices = self._choose(total)
         frames = reader.get_frames(indices.flatten())
         results['clips'] = frames.unflatten(0, indices.shape).permute(0, 1, 4, 2, 3)
         results['frame_indices'] = indices.tolist()
-        results['total_frames'] = len(reader)
+        results['total_frames'] = total
         results['fps'] = reader.fps
+        results['complaints'] = reader.complaints
         return results
+
+    def _choose(self, total: int) -> Tensor:
+        return self.sampler(total, **self.arguments, random=self.random)
+
+
+BLANK_SIZE = (256, 340)
+"""Height and width of the black frames of a clip that no manifest knows."""
 
 
 @TRANSFORMS.register_module()
@@ -266,7 +298,7 @@ class PackClipInputs:
     """
 
     def __init__(
-        self, meta_keys: Sequence[str] = ('path', 'sample_idx', 'frame_indices', 'total_frames', 'fps')
+        self, meta_keys: Sequence[str] = ('path', 'sample_idx', 'frame_indices', 'total_frames', 'fps', 'unreadable')
     ) -> None:
         self.meta_keys = meta_keys
 
