@@ -145,3 +145,10 @@ def test_a_resumed_run_has_the_average(runs, tmp_path):
     first, second = (load(f'{folder}/iter_6.pth') for folder in (straight.work_dir, tmp_path))
     for entry in ('state_dict', 'ema_state_dict'):
         assert_equal(first[entry], second[entry])
+
+
+def test_tools_load_its_checkpoints_into_a_runner_that_does_not_run(runs, tmp_path):
+    file = f'{runs[1].work_dir}/iter_6.pth'
+    runner = runner_of(tmp_path, Toy(), EMA, dict(type='PreciseStatistics'), iters=6)
+    runner.load_checkpoint(file, strict=True)
+    assert_equal(state_of(runner.model), load(file)['state_dict'])

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from torch import Tensor
 
+from .atomic_files import write_atomically
 from .checkpoint_damage import DamagedCheckpointError, damage_in
 
 CONTAINERS = ('state_dict', 'model', 'model_state_dict', 'state_dict_ema')
@@ -151,7 +153,10 @@ def write_checkpoint(path: str | Path, state: dict[str, Tensor], meta: dict[str,
 
         save_file(state, path, metadata={key: json.dumps(value) for key, value in meta.items()})
     else:
-        torch.save({'meta': meta, 'state_dict': state}, path)
+        # By way of memory: a file that torch.save names itself has that name in it, and may be left half-written.
+        buffer = BytesIO()
+        torch.save({'meta': meta, 'state_dict': state}, buffer)
+        write_atomically(path, buffer.getvalue())
 
 
 def refuse_existing(path: str | Path) -> None:

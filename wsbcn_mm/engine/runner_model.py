@@ -13,4 +13,5 @@ def unwrapped_model(runner: Runner) -> nn.Module:
 
 def averaged_model(runner: Runner) -> nn.Module | None:
     """The moving average that EMAHook keeps, once a run has begun; None without that hook."""
-    return next((hook.ema_model.module for hook in runner.hooks if isinstance(hook, EMAHook)), None)
+    models = (getattr(hook, 'ema_model', None) for hook in runner.hooks if isinstance(hook, EMAHook))
+    return next((model.module for model in models if model is not None), None)

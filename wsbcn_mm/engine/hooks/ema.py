@@ -30,3 +30,8 @@ class EMAPerStepHook(EMAHook):
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         if runner.optim_wrapper.should_update():
             super().after_train_iter(runner, *args, **kwargs)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        # Tools load weights into a Runner that does not run and has no average, where mmengine's hook fails.
+        if hasattr(self, 'ema_model'):
+            super().after_load_checkpoint(runner, checkpoint)
