@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import wsbcn_mm.video  # noqa: F401  registers the modules
+from wsbcn_mm.diagnostics.allocations import Allocations
 from wsbcn_mm.layers import BatchChannelNorm
 from wsbcn_mm.video.head import ClipHead
 from wsbcn_mm.video.recognizer import Recognizer3d
@@ -115,6 +116,24 @@ def test_thirty_views_never_run_more_clips_at_once_than_training_does():
         model.eval()(videos(2, views=30), mode='predict')
     assert seen == [2] * 30
     assert max(seen) <= training
+
+
+@torch.no_grad()
+def test_thirty_views_are_averaged_in_the_memory_of_one():
+    """Ten clips of three crops of a real pipeline: beside the view that runs, the others are bytes."""
+    model = build(data_preprocessor={'type': 'ClipDataPreprocessor'}).eval()
+    clips = torch.randint(256, (30, 3, 4, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    peaks, scores = {}, {}
+    for views in (1, 30):
+        data = {'inputs': [clips[:views]], 'data_samples': samples(3)}
+        with Allocations() as memory:
+            (sample,) = model.test_step(data)
+        peaks[views], scores[views] = memory.peak, sample.pred_score
+    bytes_of_others = 29 * clips[0].numel()
+    assert bytes_of_others <= peaks[30] - peaks[1] < 1.05 * bytes_of_others
+    each = [model.test_step({'inputs': [clip[None]], 'data_samples': samples(3)})[0].pred_score for clip in clips]
+    torch.testing.assert_close(scores[30], torch.stack(each).mean(0))
+    assert (scores[30] - scores[1]).abs().max() > 1e-4
 
 
 def test_max_test_views_bounds_the_views_of_one_forward():

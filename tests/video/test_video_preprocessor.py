@@ -12,15 +12,22 @@ def test_stacks_and_normalises():
     preprocessor = MODELS.build({'type': 'ClipDataPreprocessor', 'mean': [10.0, 20.0, 30.0], 'std': [1.0, 2.0, 4.0]})
     clips = [torch.randint(256, (3, 3, 4, 8, 6), dtype=torch.uint8) for _ in range(2)]
     samples = [ClipDataSample(metainfo={'sample_idx': i}) for i in range(2)]
-    out = preprocessor({'inputs': clips, 'data_samples': samples})
+    out = preprocessor({'inputs': clips, 'data_samples': samples}, training=True)
     assert out['inputs'].shape == (2, 3, 3, 4, 8, 6)
     assert out['inputs'].dtype == torch.float32
     for channel, (mean, std) in enumerate([(10, 1), (20, 2), (30, 4)]):
         expected = (torch.stack(clips)[:, :, channel].double() - mean) / std
         torch.testing.assert_close(out['inputs'][:, :, channel].double(), expected)
     assert [sample.sample_idx for sample in out['data_samples']] == [0, 1]
-    torch.testing.assert_close(preprocessor({'inputs': torch.stack(clips)})['inputs'], out['inputs'])
+    torch.testing.assert_close(preprocessor({'inputs': torch.stack(clips)}, True)['inputs'], out['inputs'])
     assert preprocessor.state_dict() == {}
+
+
+def test_evaluation_gets_bytes_which_the_recognizer_normalises():
+    preprocessor = ClipDataPreprocessor()
+    clips = torch.randint(256, (1, 3, 3, 4, 8, 6), dtype=torch.uint8)
+    assert torch.equal(preprocessor({'inputs': clips})['inputs'], clips)
+    assert torch.equal(preprocessor.normalise(clips), preprocessor({'inputs': clips}, True)['inputs'])
 
 
 def test_labels_follow_the_device():

@@ -13,9 +13,10 @@ from torch import Tensor
 class ClipDataPreprocessor(BaseDataPreprocessor):
     """Stack clips and normalise them, both on the model's device.
 
-    ``inputs``: N uint8 tensors (V, C, T, H, W), or one (N, V, C, T, H, W) -> (N, V, C, T, H, W) float32,
-    ``(x - mean) / std`` per channel. ``data_samples`` stay as they are, on the device. Bytes travel to the device, not
-    floats: a quarter of the transfer.
+    ``inputs``: N uint8 tensors (V, C, T, H, W), or one (N, V, C, T, H, W) -> (N, V, C, T, H, W): float32,
+    ``(x - mean) / std`` per channel, in training; uint8 in evaluation, where many views wait for their turn and
+    ``Recognizer3d`` normalises those that it runs. ``data_samples`` stay as they are, on the device. Bytes travel to
+    the device, not floats: a quarter of the transfer.
 
     Args:
         mean: per channel (R, G, B), in units of 0 to 255; by default ImageNet's.
@@ -51,7 +52,11 @@ class ClipDataPreprocessor(BaseDataPreprocessor):
                 f'inputs of shape {tuple(clips.shape)}, {clips.dtype}: '
                 f'uint8 (N, V, C, T, H, W) with C={len(self.mean)} is needed'
             )
-        return {**data, 'inputs': clips.float().sub_(self.mean).div_(self.std)}
+        return {**data, 'inputs': self.normalise(clips) if training else clips}
+
+    def normalise(self, clips: Tensor) -> Tensor:
+        """(..., C, T, H, W) in units of 0 to 255 -> the same in float32, ``(x - mean) / std``."""
+        return clips.float().sub_(self.mean).div_(self.std)
 
 
 def _stack(clips: Sequence[Tensor]) -> Tensor:

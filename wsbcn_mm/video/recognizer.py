@@ -18,8 +18,8 @@ class Recognizer3d(BaseModel):
     """Backbone and head over clips; a video is judged by the mean over its views.
 
     Testing reads many views of a video (10 clips x 3 crops are usual), training one. Views are therefore run
-    `max_test_views` at a time: the default of 1 never needs more activation memory than training with as many videos a
-    batch. The result does not depend on it.
+    `max_test_views` at a time, and wait for it as bytes: the default of 1 never needs more activation memory than
+    training with as many videos a batch. The result does not depend on it.
 
     Args:
         backbone: Config of a module (N, C, T, H, W) -> (N, C', T', H', W').
@@ -60,7 +60,7 @@ class Recognizer3d(BaseModel):
         """Run one of three modes.
 
         Args:
-            inputs: (N, V, C, T, H, W), V views of each video.
+            inputs: (N, V, C, T, H, W), V views of each video, normalised or uint8, which are normalised here.
             data_samples: N samples; `loss` reads their `gt_label`, `predict` writes `pred_score` (K,) and `pred_label`
                 () into them.
             mode: 'loss' returns losses (every view is a training clip), 'predict' the samples, 'tensor' logits
@@ -101,4 +101,6 @@ class Recognizer3d(BaseModel):
 
     def _logits(self, inputs: Tensor) -> Tensor:
         """(N, V, C, T, H, W) -> (N, V, K), all views at once."""
+        if inputs.dtype == torch.uint8:
+            inputs = self.data_preprocessor.normalise(inputs)
         return self.head(self.backbone(inputs.flatten(0, 1))).unflatten(0, inputs.shape[:2])
