@@ -199,7 +199,7 @@ def test_an_evaluation_leaves_nothing_for_the_next_one():
     assert process(judge, 'video', [0, 1]).evaluate(2)['acc/num_clips'] == 2
     with pytest.raises(ValueError, match=r'^none of 2 annotated clips was scored: the dataset or the loader is empty$'):
         judge.evaluate(2)
-    with pytest.raises(ValueError, match=r'^2 annotated clips were scored and 0 unreadable, of a dataset of 1$'):
+    with pytest.raises(ValueError, match=r'^2 annotated clips were evaluated, of a dataset of 1$'):
         process(judge, 'video', [0, 1]).evaluate(1)
 
 

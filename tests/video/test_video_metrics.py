@@ -57,13 +57,23 @@ def test_equals_scikit_learn(log):
 def test_clips_that_the_dataset_left_out_or_could_not_read_are_said(log):
     samples = make_samples(6, 7)
     metric = TopKAccuracy()
-    metric.dataset_meta = {'num_annotated': 10, 'num_unreadable': 2}
-    metric.process(None, [sample.to_dict() for sample in samples])
+    metric.dataset_meta = {'num_annotated': 10}
+    unreadable = [sample.to_dict() | {'unreadable': True} for sample in make_samples(8, 7)[6:]]
+    metric.process(None, [*(sample.to_dict() for sample in samples), *unreadable])
     assert metric.evaluate(8) == pytest.approx(expected(samples))
     assert log[0] == (
         '6 of 10 annotated clips scored, each once; 2 left out by the dataset, 2 unreadable: '
         'the result is over those scored'
     )
+
+
+def test_a_set_of_unreadable_clips_has_no_accuracy():
+    metric = TopKAccuracy()
+    metric.process(None, [sample.to_dict() | {'unreadable': True} for sample in make_samples(2, 7)])
+    with pytest.raises(ValueError, match=r'^none of 2 annotated clips was scored: all 2 are unreadable$'):
+        metric.evaluate(2)
+    metric.process(None, [sample.to_dict() for sample in make_samples(2, 7)])
+    assert metric.evaluate(2)['acc/num_clips'] == 2
 
 
 def test_confusion_counts_a_tie_as_the_other_class(tmp_path):

@@ -21,10 +21,10 @@ NAMED = 3
 class StreamingMetric(BaseMetric):
     """A metric that keeps integer totals, on the device of the predictions, and one id per sample.
 
-    A subclass counts in `process` through `add` and `scored`, and implements `compute_metrics`, from totals to results,
-    and `report`. Nothing else is kept, so the memory does not grow with the set but for the ids. `process` talks to no
-    other rank; `evaluate` adds up the totals of all ranks, and since sums of integers have no order, the result is the
-    same to the last bit whatever the number of ranks and the batch.
+    A subclass counts in `process` through `add`, `scored` and `not_readable`, and implements `compute_metrics`, from
+    totals to results, and `report`. Nothing else is kept, so the memory does not grow with the set but for the ids.
+    `process` talks to no other rank; `evaluate` adds up the totals of all ranks, and since sums of integers have no
+    order, the result is the same to the last bit whatever the number of ranks and the batch.
 
     A sum cannot forget a sample that was counted twice. Samplers must therefore not pad: `round_up=False` for
     mmengine's `DefaultSampler`.
@@ -54,6 +54,7 @@ class StreamingMetric(BaseMetric):
         self.allow_missing = allow_missing
         self.out_dir = out_dir
         self.totals: dict[str, Tensor] = {}
+        self.unreadable: list[Hashable] = []
 
     def add(self, name: str, counts: Tensor) -> None:
         """Add to the total of this name; `counts` is int64 and has the same shape at each call."""
@@ -65,6 +66,10 @@ class StreamingMetric(BaseMetric):
     def scored(self, sample_id: Hashable) -> None:
         """Note that a sample's counts have been added."""
         self.results.append(sample_id)
+
+    def not_readable(self, sample_id: Hashable) -> None:
+        """Note a sample of the dataset that could not be read and is not scored."""
+        self.unreadable.append(sample_id)
 
     def compute_metrics(self, totals: dict[str, Tensor]) -> dict[str, float]:
         """Results of the totals over all ranks, which are on the CPU."""
@@ -79,15 +84,16 @@ class StreamingMetric(BaseMetric):
         Args:
             size: Number of samples in the dataset.
         """
-        unreadable = int((self.dataset_meta or {}).get('num_unreadable', 0))
-        mine = list(self.results), {name: total.cpu() for name, total in self.totals.items()}, unreadable
+        totals_of_this_rank = {name: total.cpu() for name, total in self.totals.items()}
+        gathered = all_gather_object((list(self.results), list(self.unreadable), totals_of_this_rank))
         self.results.clear()
+        self.unreadable.clear()
         self.totals.clear()
-        gathered = all_gather_object(mine)
-        times = Counter(sample_id for ids, _, _ in gathered for sample_id in ids)
-        coverage, complete = self._coverage(times, size, sum(count for _, _, count in gathered))
+        scored = [sample_id for ids, _, _ in gathered for sample_id in ids]
+        unreadable = [sample_id for _, ids, _ in gathered for sample_id in ids]
+        coverage, complete = self._coverage(scored, unreadable, size)
         totals: dict[str, Tensor] = {}
-        for _, of_rank, _ in gathered:
+        for _, _, of_rank in gathered:
             for name, total in of_rank.items():
                 totals[name] = totals[name] + total if name in totals else total
         metrics = self.compute_metrics(totals)
@@ -96,35 +102,35 @@ class StreamingMetric(BaseMetric):
             self._report(totals, metrics)
         return {f'{self.prefix}/{name}' if self.prefix else name: value for name, value in metrics.items()}
 
-    def _coverage(self, times: Counter[Hashable], size: int, unreadable: int) -> tuple[str, bool]:
+    def _coverage(self, scored: list, unreadable: list, size: int) -> tuple[str, bool]:
         """What was scored, in one line, and whether it is all there is.
 
         Raises:
             ValueError: As `evaluate`.
         """
+        times = Counter([*scored, *unreadable])
         repeated = [sample_id for sample_id, count in times.items() if count > 1]
         if repeated:
             raise ValueError(
                 f'{len(repeated)} of {size} {self.unit} were scored more than once (the first: {_named(repeated)}). '
                 f'Samplers that pad do this: {NO_PADDING}'
             )
-        if not times:
-            raise ValueError(f'none of {size} {self.unit} was scored: the dataset or the loader is empty')
-        missing = size - len(times) - unreadable
+        if not scored:
+            reason = f'all {len(unreadable)} are unreadable' if unreadable else 'the dataset or the loader is empty'
+            raise ValueError(f'none of {size} {self.unit} was scored: {reason}')
+        missing = size - len(times)
         if missing < 0:
-            raise ValueError(
-                f'{len(times)} {self.unit} were scored and {unreadable} unreadable, of a dataset of {size}'
-            )
+            raise ValueError(f'{len(times)} {self.unit} were evaluated, of a dataset of {size}')
         if missing and not self.allow_missing:
-            named = [index for index in range(size) if index not in times] if isinstance(next(iter(times)), int) else []
+            named = [index for index in range(size) if index not in times] if isinstance(scored[0], int) else []
             raise ValueError(
                 f'{missing} of {size} {self.unit} were not scored{f" (the first: {_named(named)})" if named else ""}. '
                 'Evaluate the whole dataset, or set allow_missing=True in the evaluator'
             )
         annotated = (self.dataset_meta or {}).get('num_annotated', size)
-        left_out = {'left out by the dataset': annotated - size, 'unreadable': unreadable, 'not scored': missing}
+        left_out = {'left out by the dataset': annotated - size, 'unreadable': len(unreadable), 'not scored': missing}
         reasons = ', '.join(f'{count} {reason}' for reason, count in left_out.items() if count > 0)
-        text = f'{len(times)} of {annotated} {self.unit} scored, each once'
+        text = f'{len(scored)} of {annotated} {self.unit} scored, each once'
         return (f'{text}; {reasons}: the result is over those scored', False) if reasons else (text, True)
 
     def _report(self, totals: dict[str, Tensor], metrics: dict[str, float]) -> None:

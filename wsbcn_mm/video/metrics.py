@@ -21,6 +21,8 @@ class TopKAccuracy(StreamingMetric):
     Keeps a confusion matrix and a histogram of how many classes score at least as high as the label: ties count against
     it, so a model that scores all classes alike is never right. See `StreamingMetric` for ranks, memory and files.
 
+    A clip that the dataset marks ``unreadable`` is counted and not scored.
+
     Results: ``acc/top1``, ``acc/top5``, ``acc/mean_class`` (mean over the classes that occur), ``acc/num_clips``. With
     fewer classes than some k, that top-k is left out and the log says so.
 
@@ -52,6 +54,9 @@ class TopKAccuracy(StreamingMetric):
             name = sample.get('path', clip_id)
             if clip_id is None:
                 raise ValueError(f"clip {name!r} has no 'sample_idx', by which it is counted once")
+            if sample.get('unreadable'):
+                self.not_readable(int(clip_id))
+                continue
             if scores is None or not torch.isfinite(scores).all():
                 raise ValueError(f'pred_score of clip {name!r} is missing or not finite')
             if not 0 <= label < len(scores):
