@@ -13,6 +13,7 @@ custom_hooks = [
     dict(type='EachSampleOnce'),
     dict(type='NormReport'),
     dict(type='Deterministic'),
+    dict(type='StopAtNonFinite'),
     dict(type='StandardizeOnceHook'),
     dict(type='StepStatisticsHook'),
     dict(type='MergeStatistics'),

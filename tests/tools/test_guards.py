@@ -1,5 +1,7 @@
 """Runs of tools/train.py that a guard watches over."""
 
+import re
+
 import pytest
 import torch
 from tiny_runs import logs, options, recipe, run_tool
@@ -32,3 +34,18 @@ def test_deterministic_runs_are_the_same_to_the_last_bit(tiny_data, tmp_path, mo
     assert len(momenta[0]) > 20
     for key, state in momenta[0].items():
         assert torch.equal(state['momentum_buffer'], momenta[1][key]['momentum_buffer'])
+
+
+def test_a_run_that_diverges_stops_and_names_iteration_clip_and_module(tiny_data, tmp_path):
+    """With a learning rate out of all reason the second loss is no number."""
+    ask = options('video', tiny_data, 20, 'optim_wrapper.optimizer.lr=1e30', 'default_hooks.checkpoint.interval=20')
+    with pytest.raises(RuntimeError) as error:
+        run_tool('train.py', recipe('video', 'gn'), '--work-dir', tmp_path, *ask)
+    (log,) = logs(tmp_path)
+    message = str(error.value)
+    assert message in log
+    assert type(error.value).__name__ == 'NonFiniteError'
+    assert re.match(r'iteration \d+: loss_cls is nan\nsamples: \S+/videos/\d+\.mp4 \(sample \d+\)\n', message)
+    assert re.search(r'\nthe first module that gives out such values: (backbone|head)\.\S+, ', message)
+    assert message.endswith('There is no checkpoint in its work_dir yet')
+    assert not list(tmp_path.glob('*.pth'))

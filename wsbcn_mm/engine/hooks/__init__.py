@@ -9,6 +9,7 @@ from .each_sample_once import EachSampleOnce
 from .ema import EMAPerStepHook
 from .iteration_seeds import IterationSeeds
 from .merge_statistics import MergeStatistics
+from .non_finite import StopAtNonFinite
 from .norm_report import NormReport
 from .param_scheduler_per_step import ParamSchedulerPerStepHook
 from .precise_statistics import PreciseStatistics
@@ -38,4 +39,5 @@ __all__ = [
     'StartFromBN',
     'StatisticsGaps',
     'StepStatisticsHook',
+    'StopAtNonFinite',
 ]
