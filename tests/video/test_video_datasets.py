@@ -135,7 +135,9 @@ def test_a_bad_clip_is_replaced_by_its_class_counted_once_and_logged(tmp_path, l
 def test_too_many_bad_clips_stop_training(tmp_path):
     dataset = kinetics(tmp_path, bad=(2, 5))
     path = tmp_path / 'videos' / 'class 0' / '2 a.mp4'
-    text = f'1 of 8 clips of {tmp_path}/train.txt cannot be decoded, more than max_bad=0.005: {path}; the last one: cannot'
+    text = (
+        f'1 of 8 clips of {tmp_path}/train.txt cannot be decoded, more than max_bad=0.005: {path}; the last one: cannot'
+    )
     with pytest.raises(DecodeError, match=re.escape(text)):
         dataset[2]
 
