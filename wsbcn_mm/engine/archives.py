@@ -107,7 +107,8 @@ def unpack(archive: Path | Sequence[Path], folder: Path, prefixes: tuple[str, ..
     except (EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile) as error:
         raise ValueError(f'{name} is damaged ({error}): the download may be incomplete') from error
     if not sizes:
-        raise ValueError(f'{name} has no files below {" or ".join(prefixes)}: it is another archive')
+        below = f' below {" or ".join(prefixes)}' if any(prefixes) else ''
+        raise ValueError(f'{name} has no files{below}: it is another archive')
     content = dict(stamps=stamps, prefixes=list(prefixes), sizes=sizes)
     write_atomically(note, json.dumps(content).encode())
     return written
