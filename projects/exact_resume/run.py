@@ -28,24 +28,33 @@ COLUMNS = (
 )
 
 
+MOMENTS = ('any', 'training', 'saving', 'training', 'training', 'saving', 'training')
+"""When kills come, in turn: anywhere from the start of the process to its end, from the first iteration on, or while a
+checkpoint is being written."""
+
+
 def kill_and_compare(case: Case, data: Path, folder: Path, kills: int, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """One row per kill. Every third one comes while a checkpoint is being written, the others at any moment."""
+    """One row per kill, at a random moment of those that MOMENTS says."""
     from . import runs
 
     shutil.rmtree(folder, ignore_errors=True)
     start = time.monotonic()
-    runs.Started(case, data, folder / 'whole').finish()
+    whole = runs.Started(case, data, folder / 'whole')
+    whole.wait_until(lambda: whole.done.value > 0)
+    first_iteration = time.monotonic() - start
+    whole.finish()
     duration = time.monotonic() - start
     expected = runs.last_checkpoint(folder / 'whole')
     moments = random.Random(f'{case} {seed}')
     kill = 0
     while kill < kills:
-        work_dir = folder / f'kill{kill}'
+        work_dir, moment = folder / f'kill{kill}', MOMENTS[kill % len(MOMENTS)]
         start = time.monotonic()
         run = runs.Started(case, data, work_dir)
-        writing, moment = kill % 3 == 2, start + moments.uniform(0, duration)
-        alive = run.wait_until(lambda moment=moment: time.monotonic() > moment)
-        alive = alive and (not writing or run.wait_until(run.writing))
+        alive = moment == 'any' or run.wait_until(lambda run=run: run.done.value > 0)
+        until = time.monotonic() + moments.uniform(0, duration if moment == 'any' else duration - first_iteration)
+        alive = alive and run.wait_until(lambda until=until: time.monotonic() > until)
+        alive = alive and (moment != 'saving' or run.wait_until(run.writing))
         seconds = time.monotonic() - start
         iteration = run.kill()
         if alive:
@@ -55,10 +64,9 @@ def kill_and_compare(case: Case, data: Path, folder: Path, kills: int, seed: int
             if different:
                 print(f'{case}, kill {kill} at {iteration}: {different[:5]}', file=sys.stderr)
             yield dict(
-                **dict(task=case.task, workers=case.workers, processes=case.processes, kill=kill),
-                **dict(moment='saving' if writing else 'any', seconds=round(seconds, 2), iteration=iteration),
-                **dict(resumed_from=begin, mid_accumulation=int(begin % runs.ACCUMULATION > 0)),
-                **dict(values=values, different=len(different)),
+                **dict(task=case.task, workers=case.workers, processes=case.processes, kill=kill, moment=moment),
+                **dict(seconds=round(seconds, 2), iteration=iteration, resumed_from=begin),
+                **dict(mid_accumulation=int(begin % runs.ACCUMULATION > 0), values=values, different=len(different)),
             )
             kill += 1
         shutil.rmtree(work_dir, ignore_errors=True)
