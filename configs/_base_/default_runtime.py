@@ -14,6 +14,7 @@ custom_hooks = [
     dict(type='NormReport'),
     dict(type='Deterministic'),
     dict(type='StopAtNonFinite'),
+    dict(type='Preflight'),
     dict(type='StandardizeOnceHook'),
     dict(type='StepStatisticsHook'),
     dict(type='MergeStatistics'),

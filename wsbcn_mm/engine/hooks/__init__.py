@@ -13,6 +13,7 @@ from .non_finite import StopAtNonFinite
 from .norm_report import NormReport
 from .param_scheduler_per_step import ParamSchedulerPerStepHook
 from .precise_statistics import PreciseStatistics
+from .preflight import Preflight
 from .resume_position import ResumePosition
 from .safe_checkpoint import SafeCheckpointHook
 from .standardize_once import StandardizeOnceHook
@@ -33,6 +34,7 @@ __all__ = [
     'NormReport',
     'ParamSchedulerPerStepHook',
     'PreciseStatistics',
+    'Preflight',
     'ResumePosition',
     'SafeCheckpointHook',
     'StandardizeOnceHook',

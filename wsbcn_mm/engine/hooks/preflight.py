@@ -1,0 +1,126 @@
+"""See before the first iteration whether what the loader workers make ready fits into memory."""
+
+import math
+import os
+from typing import Any, NamedTuple
+
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..host_memory import Room, available_memory, free_shared_memory, gibibytes
+from ..random_numbers import seeded
+
+WORKER = 32 * 2**20
+"""Bytes that a forked worker has to itself; decoders and caches of the data take more."""
+CLOSE = 0.8
+"""Part of the room above which a warning is due."""
+
+
+@HOOKS.register_module()
+class Preflight(Hook):
+    """Compare workers x prefetched batches x bytes per sample with free shared memory and with memory.
+
+    One sample of each loader with workers is made to see how large it is; order, generators and augmentation of the run
+    are left alone. Without workers nothing is made.
+
+    Raises:
+        MemoryError: If the batches cannot fit, with the numbers and what would do.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def before_train(self, runner: Runner) -> None:
+        loaders = dict(train=runner.train_dataloader, val=getattr(runner.val_loop, 'dataloader', None))
+        demands = [demand for name, loader in loaders.items() if (demand := demand_of(name, loader)) is not None]
+        for line in check(demands, processes_here(), free_shared_memory(), available_memory()):
+            runner.logger.warning(line)
+
+
+class Demand(NamedTuple):
+    """What a loader keeps ready.
+
+    Attributes:
+        name: `train` or `val`.
+        workers: Processes.
+        prefetch: Batches per worker.
+        batch: Bytes of a batch.
+    """
+
+    name: str
+    workers: int
+    prefetch: int
+    batch: int
+
+    def bytes(self, workers: int) -> int:
+        """Of the batches in flight with at most so many workers: those prefetched, and the one in use."""
+        count = min(workers, self.workers)
+        return (count * self.prefetch + 1) * self.batch if count else 0
+
+    def __str__(self) -> str:
+        return f'{self.name}: {self.workers} workers x {self.prefetch} batches of {gibibytes(self.batch)}'
+
+
+def demand_of(name: str, loader: DataLoader | None) -> Demand | None:
+    """Of a loader, by its first sample; None without workers or without data."""
+    if loader is None or not loader.num_workers or not len(loader.dataset):
+        return None
+    with seeded(0):
+        sample = loader.dataset[0]
+    size = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', 1)
+    return Demand(name, loader.num_workers, loader.prefetch_factor or 2, size * bytes_of(sample))
+
+
+def bytes_of(sample: Any) -> int:
+    """Memory of all tensors in a sample; one that several share counts once."""
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors_in(sample)}.values())
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Every tensor in nested dicts, sequences and data elements."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, BaseDataElement):
+        return tensors_in(value.all_values())
+    if isinstance(value, dict):
+        return tensors_in(list(value.values()))
+    return [t for item in value for t in tensors_in(item)] if isinstance(value, (list, tuple)) else []
+
+
+def processes_here() -> int:
+    """Training processes on this machine, each of which has workers of its own."""
+    return int(os.environ.get('LOCAL_WORLD_SIZE') or os.environ.get('SLURM_NTASKS_PER_NODE') or 1)
+
+
+def check(demands: list[Demand], processes: int, shared: Room | None, memory: Room | None) -> list[str]:
+    """Warnings where the loaders' batches come close to what there is.
+
+    Raises:
+        MemoryError: Where they cannot fit.
+    """
+    said = []
+    for room, own, what, more in (
+        (shared, 0, 'shared memory', 'docker run --shm-size={size}g'),
+        (memory, WORKER, 'memory', 'a larger limit'),
+    ):
+        if room is None or not demands:
+            continue
+
+        def need(workers: int, own: int = own) -> int:
+            return processes * sum(d.bytes(workers) + own * min(workers, d.workers) for d in demands)
+
+        most = max(demand.workers for demand in demands)
+        if need(most) <= CLOSE * room.free:
+            continue
+        fit = max(n for n in range(most + 1) if need(n) <= room.free)
+        reason = '; '.join(map(str, demands)) + (f'; times {processes} processes' if processes > 1 else '')
+        needs = f'the data loaders need {gibibytes(need(most))} of {what} ({room.of}), which has {gibibytes(room.free)}'
+        if fit == most:
+            said.append(f'{needs}: it is close ({reason})')
+            continue
+        size = math.ceil(need(most) / CLOSE / 2**30)
+        raise MemoryError(f'{needs}: {more.format(size=size)} or num_workers<={fit} ({reason})')
+    return said
