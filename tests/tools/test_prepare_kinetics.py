@@ -6,9 +6,10 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 from mmengine.registry import DATASETS
 from rich.console import Console
-from tiny_runs import run_tool
+from tiny_runs import ROOT, run_tool
 
 from tests.video.small_sets import (
     KINETICS,
@@ -19,6 +20,7 @@ from tests.video.small_sets import (
     write_kinetics_annotations,
 )
 from wsbcn_mm.video import inventory
+from wsbcn_mm.video.datasets import ClipDataset
 from wsbcn_mm.video.manifest import ManifestRow, load_manifest
 from wsbcn_mm.video.prepare_kinetics import prepare_kinetics
 
@@ -56,6 +58,12 @@ def class_folders(root: Path, train: str = 'train', val: str = 'val') -> None:
 
 def lines_of(root: Path, split: str) -> list[str]:
     return (root / f'kinetics400_{split}_list_videos.txt').read_text().splitlines()
+
+
+def recipe_data(root: Path) -> ClipDataset:
+    """The training data of the recipes in another folder, with fewer classes and nothing decoded."""
+    dataset = Config.fromfile(ROOT / 'configs/_base_/datasets/kinetics400.py').train_dataloader.dataset
+    return DATASETS.build(dict(dataset, data_root=f'{root}/', num_classes=3, pipeline=[]))
 
 
 def test_archives_become_a_set_that_the_recipes_read(tmp_path: Path, probed: list[str]) -> None:
@@ -98,22 +106,10 @@ def test_archives_become_a_set_that_the_recipes_read(tmp_path: Path, probed: lis
         split='train',
         status='ok',
     )
-    dataset = DATASETS.build(
-        dict(
-            type='KineticsDataset',
-            ann_file='kinetics400_train_list_videos.txt',
-            class_file='label_map_k400.txt',
-            num_classes=3,
-            data_root=f'{tmp_path}/',
-            data_prefix=dict(video='videos_train'),
-            pipeline=[
-                dict(type='DecodeClip', sampler=dict(type='segments', num_segments=4), random=False),
-                dict(type='PackClipInputs'),
-            ],
-        )
-    )
-    assert len(dataset) == 3
-    assert int(dataset[2]['data_samples'].gt_label) == 2
+    dataset = recipe_data(tmp_path)
+    assert [info['num_frames'] for info in dataset] == [6, 6, 9]
+    assert (dataset.metainfo['num_annotated'], dataset.metainfo['num_missing']) == (4, 1)
+    assert [dataset.get_data_info(2)[name] for name in ('label', 'size')] == [2, (36, 64)]
 
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*') if path.name != 'manifest.csv'}
     manifest = (tmp_path / 'manifest.csv').read_bytes()
@@ -178,6 +174,18 @@ def test_lists_and_classes_of_others_are_taken_as_they_are(tmp_path: Path) -> No
         (2, 'air drumming'),
         (1, 'tai chi'),
     ]
+
+
+def test_a_class_list_in_another_order_than_the_manifests_is_refused(tmp_path: Path) -> None:
+    class_folders(tmp_path)
+    prepare(tmp_path)
+    (tmp_path / 'label_map_k400.txt').write_text('tai chi\nair drumming\nzumba\n')
+    message = (
+        f"label 0 is 'tai chi' in {tmp_path}/label_map_k400.txt, and 'air drumming' in {tmp_path}/manifest.csv: "
+        'prepare the data again'
+    )
+    with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
+        recipe_data(tmp_path)
 
 
 def test_missing_videos_and_annotations_are_named_with_their_places(tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 from mmengine.registry import DATASETS
 from rich.console import Console
-from tiny_runs import run_tool
+from tiny_runs import ROOT, run_tool
 
 from tests.video.small_sets import (
     CLASSES,
@@ -21,8 +22,6 @@ from tests.video.small_sets import (
 )
 from wsbcn_mm.video.manifest import load_manifest
 from wsbcn_mm.video.prepare_something import NUM_CLASSES, VERSIONS, prepare_something
-
-SAMPLER = dict(type='segments', num_segments=4)
 
 
 def prepare(root: Path, version: str) -> tuple[list[str], str]:
@@ -59,22 +58,11 @@ def test_parts_become_a_set_that_the_recipes_read(tmp_path: Path, version: str) 
     assert [row.label for row in rows] == [2, 0, 1, 2, 0, None]
     assert [row.class_name for row in rows[:3]] == [CLASSES[2], CLASSES[0], CLASSES[1]]
     assert [row.split for row in rows] == ['train'] * 3 + ['val'] * 2 + ['test']
-    file, lists = ('csv', {}) if version == 'v1' else ('json', {'suffix': '.webm'})
-    reading = {} if version == 'v2' else VERSIONS['v1'].options
-    dataset = DATASETS.build(
-        dict(
-            type=f'Something{version.upper()}Dataset',
-            ann_file=f'something-something-{version}-validation.{file}',
-            class_file=f'something-something-{version}-labels.{file}',
-            data_root=f'{tmp_path}/',
-            data_prefix=dict(video=f'20bn-something-something-{version}'),
-            pipeline=[
-                dict(type='DecodeClip', sampler=SAMPLER, random=False, **reading),
-                dict(type='PackClipInputs'),
-            ],
-            **lists,
-        )
-    )
+    dataset = Config.fromfile(ROOT / f'configs/_base_/datasets/sth{version}.py').val_dataloader.dataset
+    decode = dict(dataset.pipeline[0], sampler=dict(type='segments', num_segments=4))
+    pipeline = [decode, dict(type='PackClipInputs')]
+    dataset = DATASETS.build(dict(dataset, data_root=f'{tmp_path}/', pipeline=pipeline))
+    assert [dataset.get_data_info(number)['num_frames'] for number in (0, 1)] == [frames, frames]
     assert [int(item['data_samples'].gt_label) for item in dataset] == [2, 0]
 
     manifest = (tmp_path / 'manifest.csv').read_bytes()
@@ -145,8 +133,11 @@ def test_lists_with_a_clip_in_two_splits_or_an_unknown_class_are_errors(tmp_path
 
 def test_the_tool_says_what_is_wrong_and_exits_with_1(tmp_path: Path, capsys) -> None:
     unpacked(tmp_path)
+    for clip in (tmp_path / '20bn-something-something-v2').iterdir():
+        clip.with_suffix('.mp4').write_bytes(clip_bytes('.mp4'))
+        clip.unlink()
     with pytest.raises(SystemExit, match=r'^1$'):
-        run_tool('data/prepare_something.py', 'v2', tmp_path, '--processes', '1')
+        run_tool('data/prepare_something.py', 'v2', tmp_path, '--processes', '1', '--suffix', '.mp4')
     printed = capsys.readouterr().out
     assert 'val: 2 clips are listed, 24777 are published; 2 have a file, 2 can be used (0.01 % of the publ' in printed
     assert 'wrong: something-something-v2-labels.json: 3 classes, 174 are published\n' in printed

@@ -17,6 +17,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('version', choices=['v1', 'v2'])
     parser.add_argument('root', nargs='?', type=Path, help='default: data/sthv1 or data/sthv2')
+    parser.add_argument('--suffix', help='of the videos of v2, where they were converted, such as .mp4')
     parser.add_argument('--processes', type=int, default=os.cpu_count() or 1, help='clips decoded at a time')
     parser.add_argument('--deadline', type=float, default=60, help='seconds for a clip (default: 60)')
     return parser.parse_args()
@@ -27,7 +28,8 @@ def main() -> int:
     from wsbcn_mm.engine.preparation import exit_code_of
     from wsbcn_mm.video.prepare_something import prepare_something
 
-    prepare = partial(prepare_something, version=args.version, processes=args.processes, deadline=args.deadline)
+    options = dict(suffix=args.suffix, processes=args.processes, deadline=args.deadline)
+    prepare = partial(prepare_something, version=args.version, **options)
     return exit_code_of(prepare, args.root or Path(f'data/sth{args.version}'))
 
 

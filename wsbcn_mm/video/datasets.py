@@ -241,6 +241,11 @@ class ClipDataset(BaseDataset):
                     f'{clip["path"]!r} has label {clip["label"]} in {self.ann_file}, and {row.label} '
                     f'({row.class_name!r}) in {self.manifest}: prepare the data again'
                 )
+            if self.classes and row.class_name not in ('', self.classes[clip['label']]):
+                raise ValueError(
+                    f'label {clip["label"]} is {self.classes[clip["label"]]!r} in {self.class_file}, and '
+                    f'{row.class_name!r} in {self.manifest}: prepare the data again'
+                )
             reasons.append(row.status)
             clip.update(num_frames=row.frames, size=(row.height, row.width))
         return reasons

@@ -69,6 +69,7 @@ def prepare_something(
     *,
     published: Mapping[str, int] | None = None,
     num_classes: int = NUM_CLASSES,
+    suffix: str | None = None,
     processes: int = 1,
     deadline: float = 20.0,
 ) -> list[str]:
@@ -84,6 +85,7 @@ def prepare_something(
         version: 'v1' or 'v2'.
         published: clips of each split.
         num_classes: classes of the list.
+        suffix: of the videos of v2, where they were converted: '.mp4'.
         processes: how many clips are decoded at the same time.
         deadline: seconds for each.
 
@@ -97,6 +99,8 @@ def prepare_something(
     if version not in VERSIONS:
         raise ValueError(f'version={version!r}: accepted are {" and ".join(VERSIONS)}')
     kind = VERSIONS[version]
+    if suffix is not None:
+        kind = kind._replace(suffix=suffix)
     published = published or kind.published
     _unpack(root, kind, console)
     lists = {name: root / kind.lists.format(name) for name in LISTS}

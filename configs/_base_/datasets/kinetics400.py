@@ -5,6 +5,7 @@
 #   kinetics400_train_list_videos.txt       lines `path label`, paths below videos_train, labels from 0
 #   kinetics400_val_list_videos.txt         likewise, below videos_val
 #   videos_train/  videos_val/              the videos; copies with a short side of 320 or less decode much faster
+#   manifest.csv                            written by tools/data/prepare_kinetics.py
 dataset_type = 'KineticsDataset'
 data_root = 'data/kinetics400/'
 class_file = 'label_map_k400.txt'
@@ -38,6 +39,7 @@ train_dataloader = dict(
         num_classes=400,
         ann_file='kinetics400_train_list_videos.txt',
         class_file=class_file,
+        manifest='manifest.csv',
         data_root=data_root,
         data_prefix=dict(video='videos_train'),
         pipeline=train_pipeline))
@@ -51,6 +53,7 @@ val_dataloader = dict(
         num_classes=400,
         ann_file='kinetics400_val_list_videos.txt',
         class_file=class_file,
+        manifest='manifest.csv',
         data_root=data_root,
         data_prefix=dict(video='videos_val'),
         pipeline=val_pipeline,
@@ -64,6 +67,7 @@ test_dataloader = dict(
         num_classes=400,
         ann_file='kinetics400_val_list_videos.txt',
         class_file=class_file,
+        manifest='manifest.csv',
         data_root=data_root,
         data_prefix=dict(video='videos_val'),
         pipeline=test_pipeline,

@@ -6,6 +6,7 @@
 #   something-something-v1-train.csv        lines `id;class name`, as downloaded
 #   something-something-v1-validation.csv
 #   20bn-something-something-v1/<id>/00001.jpg, 00002.jpg, ...
+#   manifest.csv                            written by tools/data/prepare_something.py v1
 dataset_type = 'SomethingV1Dataset'
 data_root = 'data/sthv1/'
 data_prefix = dict(video='20bn-something-something-v1')
@@ -42,6 +43,7 @@ train_dataloader = dict(
         type=dataset_type,
         ann_file='something-something-v1-train.csv',
         class_file=class_file,
+        manifest='manifest.csv',
         data_root=data_root,
         data_prefix=data_prefix,
         pipeline=train_pipeline))
@@ -54,6 +56,7 @@ val_dataloader = dict(
         type=dataset_type,
         ann_file='something-something-v1-validation.csv',
         class_file=class_file,
+        manifest='manifest.csv',
         data_root=data_root,
         data_prefix=data_prefix,
         pipeline=val_pipeline,
@@ -66,6 +69,7 @@ test_dataloader = dict(
         type=dataset_type,
         ann_file='something-something-v1-validation.csv',
         class_file=class_file,
+        manifest='manifest.csv',
         data_root=data_root,
         data_prefix=data_prefix,
         pipeline=test_pipeline,

@@ -6,6 +6,7 @@
 #   something-something-v2-train.json       [{id, label, template, placeholders}, ...], as downloaded
 #   something-something-v2-validation.json
 #   20bn-something-something-v2/<id>.webm   (videos converted to another format: dataset=dict(suffix='.mp4'))
+#   manifest.csv                            written by tools/data/prepare_something.py v2
 dataset_type = 'SomethingV2Dataset'
 data_root = 'data/sthv2/'
 data_prefix = dict(video='20bn-something-something-v2')
@@ -37,6 +38,7 @@ train_dataloader = dict(
         type=dataset_type,
         ann_file='something-something-v2-train.json',
         class_file=class_file,
+        manifest='manifest.csv',
         data_root=data_root,
         data_prefix=data_prefix,
         pipeline=train_pipeline))
@@ -49,6 +51,7 @@ val_dataloader = dict(
         type=dataset_type,
         ann_file='something-something-v2-validation.json',
         class_file=class_file,
+        manifest='manifest.csv',
         data_root=data_root,
         data_prefix=data_prefix,
         pipeline=val_pipeline,
@@ -61,6 +64,7 @@ test_dataloader = dict(
         type=dataset_type,
         ann_file='something-something-v2-validation.json',
         class_file=class_file,
+        manifest='manifest.csv',
         data_root=data_root,
         data_prefix=data_prefix,
         pipeline=test_pipeline,
