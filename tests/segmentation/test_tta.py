@@ -2,14 +2,17 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import init_default_scope
+from mmengine.model import MMDistributedDataParallel
+from mmengine.registry import HOOKS, init_default_scope
 from mmseg.models import SegTTAModel
 from mmseg.registry import DATASETS, MODELS
 from PIL import Image
@@ -120,6 +123,22 @@ def test_memory_does_not_grow_with_the_number_of_copies(data, model) -> None:
         peaks[len(scales)] = memory.peak
     image_of_logits = 4 * 4 * HEIGHT * WIDTH
     assert peaks[12] <= peaks[1] + 3 * image_of_logits
+
+
+@torch.no_grad()
+def test_the_wrapper_of_distributed_runs_is_augmented_likewise(data, model) -> None:
+    cfg = recipe(data)
+    use_tta(cfg, [1.0])
+    (hook,) = [hook for hook in cfg.custom_hooks if hook.type == 'PrepareTTAHook']
+    (alone,) = MeanProbability(model).test_step(batch_of(cfg))
+    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        runner = SimpleNamespace(model=MMDistributedDataParallel(model, broadcast_buffers=False))
+        HOOKS.build(hook).before_test(runner)
+        (wrapped,) = runner.model.test_step(batch_of(cfg))
+    finally:
+        dist.destroy_process_group()
+    assert torch.equal(wrapped.pred_sem_seg.data, alone.pred_sem_seg.data)
 
 
 @torch.no_grad()

@@ -33,8 +33,10 @@ def draw_confusion(file: Path, confusion: Tensor, names: Sequence[str], unit: st
     num_classes = len(confusion)
     share = 100 * ratio(confusion, confusion.sum(1, keepdim=True).expand_as(confusion))
     labelled = num_classes <= MOST_LABELLED
-    side = max(4.0, 0.42 * num_classes + 1.5) if labelled else 8.0
-    figure = Figure(figsize=(side + (1.2 if labelled else 6.5), side), dpi=110, layout='constrained')
+    shown = [textwrap.fill(name, 26, max_lines=2, placeholder='…') for name in names] if labelled else []
+    longest = max((len(line) for name in shown for line in name.splitlines()), default=0)
+    side = (max(2.5, 0.42 * num_classes) + 0.08 * longest if labelled else 7.0) + 0.6  # inches
+    figure = Figure(figsize=(side + (0.8 if labelled else 6.9), side), dpi=110, layout='constrained')
     FigureCanvasAgg(figure)
     axes, listing = (figure.add_subplot(), None) if labelled else figure.subplots(1, 2, width_ratios=(8, 6))
     image = axes.imshow(share.numpy(), cmap='Blues', vmin=0, vmax=100, interpolation='nearest')
@@ -44,9 +46,8 @@ def draw_confusion(file: Path, confusion: Tensor, names: Sequence[str], unit: st
     axes.set_xlabel('predicted', color=INK)
     axes.set_ylabel('true', color=INK)
     axes.spines[:].set_visible(False)
-    axes.tick_params(length=0, labelcolor=INK, labelsize=9)
+    axes.tick_params(length=0, labelcolor=INK, labelsize=8)
     if labelled:
-        shown = [textwrap.shorten(name, 24, placeholder='…') for name in names]
         axes.set_xticks(range(num_classes), shown, rotation=90)
         axes.set_yticks(range(num_classes), shown)
     if num_classes <= MOST_WRITTEN:
