@@ -165,7 +165,8 @@ def test_commands_name_existing_files_and_options():
 
 
 def test_options_in_the_prose_exist():
-    known = set(chain.from_iterable(tool_options(path.stem) for path in (ROOT / 'tools').glob('*.py')))
+    files = [path.relative_to(ROOT / 'tools').with_suffix('') for path in (ROOT / 'tools').rglob('*.py')]
+    known = set(chain.from_iterable(map(tool_options, map(str, files))))
     named = chain.from_iterable(re.findall(r'`(--[\w-]+)', prose(document)) for document in DOCUMENTS)
     assert set(named) <= known
 
