@@ -46,7 +46,7 @@ def test_published_counts_add_up() -> None:
 
 @pytest.mark.parametrize('version', ['v1', 'v2'])
 def test_parts_become_a_set_that_the_recipes_read(tmp_path: Path, version: str) -> None:
-    something_parts(tmp_path, version)
+    something_parts(tmp_path, version, zipped=version == 'v2')
     problems, printed = prepare(tmp_path, version)
     assert problems == []
     assert 'train: 3 clips are listed, 3 are published; 3 have a file, 3 can be used (100.00 % of the' in printed

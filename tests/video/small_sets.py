@@ -86,7 +86,7 @@ def write_something_lists(root: Path, version: str, names: str) -> None:
     write_files(root, {names.format('labels'): labels.encode()})
 
 
-def something_parts(root: Path, version: str) -> None:
+def something_parts(root: Path, version: str, zipped: bool = False) -> None:
     """The download: an archive cut into three parts; lists as the label package of v2 has them, or v1's."""
     name = f'20bn-something-something-{version}'
     clips = [clip for listed in SOMETHING.values() for clip in listed]
@@ -106,4 +106,9 @@ def something_parts(root: Path, version: str) -> None:
     content = (root / 'whole.tgz').read_bytes()
     (root / 'whole.tgz').unlink()
     step = -(-len(content) // 3)
-    write_files(root, {f'{name}-{part:02}': content[part * step : (part + 1) * step] for part in range(3)})
+    parts = {f'{name}-{part:02}': content[part * step : (part + 1) * step] for part in range(3)}
+    if not zipped:
+        write_files(root, parts)
+    for number, part in enumerate(parts if zipped else ()):
+        with zipfile.ZipFile(root / f'20bn-something-something-download-package-{number:02}.zip', 'w') as archive:
+            archive.writestr(part, parts[part])

@@ -31,9 +31,9 @@ from .kinetics_layout import (
 )
 from .manifest import MANIFEST, OK
 
-PUBLISHED = {'train': 246534, 'val': 19906, 'test': 38685}
-"""Clips of each split, as annotated (CVDF's copy of the annotations; its videos for the test split). Videos have left
-YouTube since: CVDF's copy has 241258 for training and 19881 for validation."""
+PUBLISHED = {'train': 246534, 'val': 19906, 'test': 39805}
+"""Clips of each split in the annotations that CVDF has. Videos have left YouTube since: its copy has 241258, 19881 and
+38685 of them."""
 
 NUM_CLASSES = 400
 CLASS_FILE = 'label_map_k400.txt'

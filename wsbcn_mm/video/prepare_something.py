@@ -15,7 +15,6 @@ from .inventory import Clip, describe, take_inventory
 from .manifest import MANIFEST, NO_FILE, OK, ManifestRow
 
 LISTS = ('labels', 'train', 'validation', 'test')
-LABEL_ARCHIVE = '20bn-something-something-download-package-labels.zip'
 SPLITS = {'train': 'train', 'validation': 'val', 'test': 'test'}
 
 
@@ -75,8 +74,8 @@ def prepare_something(
 ) -> list[str]:
     """Unpack what is packed, look at every clip of every list, and write `root/manifest.csv`; a second time is quick.
 
-    Accepted are the parts as downloaded (`20bn-something-something-v2-00` and so on, also each in a `.zip`) or the
-    folder that they unpack to, and the lists under their full names or, as the label package of v2 has them, as
+    Accepted are the parts as downloaded (`20bn-something-something-v2-00` and so on, or `.zip` files that have them) or
+    the folder that they unpack to, and the lists under their full names or, as the label package of v2 has them, as
     `labels/train.json`, which are copied to where the recipes read them.
 
     Args:
@@ -124,10 +123,8 @@ def prepare_something(
 
 def _unpack(root: Path, kind: Version, console: Console) -> None:
     with progress_bar(console) as progress:
-        for archive in sorted(root.glob(f'{kind.name}-[0-9][0-9].zip')):
-            unpack(archive, root, (kind.name,), progress)
-        if (root / LABEL_ARCHIVE).is_file():
-            unpack(root / LABEL_ARCHIVE, root, ('labels/',), progress)
+        for archive in sorted(root.glob('20bn-something-something*.zip')):
+            unpack(archive, root, ('labels/' if 'labels' in archive.name else kind.name,), progress)
         parts = numbered_parts(root, kind.name)
         if parts:
             unpack(parts, root, (f'{kind.name}/',), progress)
