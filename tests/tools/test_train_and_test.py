@@ -14,19 +14,13 @@ from projects.micro_batch_demo.run import CLIPS, SCENES
 from wsbcn_mm.engine.class_list import class_list
 
 TASKS = ('segmentation', 'video')
-SAME_FRAMES = 'train_dataloader.dataset.pipeline.0.random=False'
-"""Which frames of a clip are drawn is no part of a checkpoint."""
-
-
-def settings(task, data, iterations, *more):
-    return options(task, data, iterations, *([SAME_FRAMES] if task == 'video' else []), *more)
 
 
 @pytest.fixture(scope='module', params=TASKS)
 def trained(request, tiny_data, tmp_path_factory):
     """A task and the work_dir of a run of four iterations."""
     work_dir = tmp_path_factory.mktemp(request.param)
-    run_tool('train.py', recipe(request.param), '--work-dir', work_dir, *settings(request.param, tiny_data, 4))
+    run_tool('train.py', recipe(request.param), '--work-dir', work_dir, *options(request.param, tiny_data, 4))
     return request.param, work_dir
 
 
@@ -52,7 +46,7 @@ def test_evaluation_agrees_with_validation_and_leaves_metrics_table_and_pictures
         'test.py',
         *(recipe(task), work_dir / 'iter_4.pth', '--work-dir', tmp_path / 'test'),
         *('--show-dir', tmp_path / 'pictures', '--show-max', 3),
-        *settings(task, tiny_data, 4),
+        *options(task, tiny_data, 4),
     )
     metrics = json.loads((tmp_path / 'test' / 'metrics.json').read_text())
     value = metrics[METRIC[task]]
@@ -86,7 +80,7 @@ def test_evaluation_agrees_with_validation_and_leaves_metrics_table_and_pictures
 def test_a_checkpoint_of_another_norm_is_neither_evaluated_nor_resumed(trained, tiny_data, tmp_path):
     task, work_dir = trained
     work = ('--work-dir', tmp_path)
-    short = settings(task, tiny_data, 6)
+    short = options(task, tiny_data, 6)
     with pytest.raises(ValueError, match=r'^the checkpoint is bcn-ws, the model gn: \d+ x conv WS in the checkpoint'):
         run_tool('test.py', recipe(task, 'gn'), work_dir / 'iter_4.pth', *work, *short)
     with pytest.raises(ValueError, match=r'^the checkpoint is bcn-ws, the model gn-ws: \d+ x norm BCN in'):
@@ -99,10 +93,10 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(trained, tiny_data, tmp
     """Segmentation continues from a file in another folder, video from the last one of its own."""
     task, straight = trained
     first = tmp_path / 'first'
-    run_tool('train.py', recipe(task), '--work-dir', first, *settings(task, tiny_data, 2))
+    run_tool('train.py', recipe(task), '--work-dir', first, *options(task, tiny_data, 2))
     work_dir = first if task == 'video' else tmp_path / 'second'
     resume = ['--resume'] if task == 'video' else ['--resume', first / 'iter_2.pth']
-    run_tool('train.py', recipe(task), '--work-dir', work_dir, *resume, *settings(task, tiny_data, 4))
+    run_tool('train.py', recipe(task), '--work-dir', work_dir, *resume, *options(task, tiny_data, 4))
     log = ''.join(logs(work_dir))
     assert iterations_in(log) == ([1, 2, 3, 4] if task == 'video' else [3, 4])
     assert f'Load checkpoint from {first / "iter_2.pth"}' in log
@@ -122,7 +116,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(trained, tiny_data, tmp
 def test_format_only_writes_label_files_and_evaluates_nothing(trained, tiny_data, tmp_path):
     task, work_dir = trained
     arguments = ['test.py', recipe(task), work_dir / 'iter_4.pth', '--work-dir', tmp_path]
-    arguments += ['--format-only', tmp_path / 'labels', *settings(task, tiny_data, 4)]
+    arguments += ['--format-only', tmp_path / 'labels', *options(task, tiny_data, 4)]
     if task == 'video':
         with pytest.raises(ValueError, match=r'^--format-only: .* is no segmentation recipe'):
             run_tool(*arguments)
@@ -146,21 +140,21 @@ def test_a_checkpoint_of_other_classes_is_refused(trained, tiny_data, tmp_path):
     other = tmp_path / 'other.pth'
     torch.save(content, other)
     differs = re.escape(f'class 0 is {names[1]!r} in the checkpoint and {names[0]!r} in the data. ')
-    short = settings(task, tiny_data, 2)
+    short = options(task, tiny_data, 2)
     with pytest.raises(ValueError, match=differs + 'If that is meant'):
         run_tool('test.py', recipe(task), other, '--work-dir', tmp_path / 'test', *short)
     with pytest.raises(ValueError, match=differs + 'If that is meant'):
         run_tool('train.py', recipe(task), '--work-dir', tmp_path / 'load', *short, f'load_from={other}')
     with pytest.raises(ValueError, match=differs + 'A run goes on with the list it began with'):
         run_tool('train.py', recipe(task), '--resume', other, '--work-dir', tmp_path / 'resume', *short)
-    meant = settings(task, tiny_data, 2, 'allow_class_mismatch=True')
+    meant = options(task, tiny_data, 2, 'allow_class_mismatch=True')
     run_tool('test.py', recipe(task), other, '--work-dir', tmp_path / 'meant', *meant)
     assert 'Taken all the same (allow_class_mismatch=True)' in logs(tmp_path / 'meant')[0]
 
 
 @pytest.mark.parametrize('task', TASKS)
 def test_both_tasks_train_in_bfloat16_on_a_cpu(task, tiny_data, tmp_path, capsys):
-    run_tool('train.py', recipe(task), '--amp', 'bf16', '--work-dir', tmp_path, *settings(task, tiny_data, 2))
+    run_tool('train.py', recipe(task), '--amp', 'bf16', '--work-dir', tmp_path, *options(task, tiny_data, 2))
     assert 'amp: forward passes in bfloat16, losses not scaled\n' in capsys.readouterr().out
     (log,) = logs(tmp_path)
     assert "type='Bf16OptimWrapper'" in log
@@ -173,7 +167,7 @@ def test_both_tasks_train_in_bfloat16_on_a_cpu(task, tiny_data, tmp_path, capsys
 def test_scales_mirror_images_and_windows_are_for_segmentation(trained, tiny_data, tmp_path):
     task, work_dir = trained
     arguments = ['test.py', recipe(task), work_dir / 'iter_4.pth', '--work-dir', tmp_path, '--tta', 0.5, 1]
-    arguments += ['--sliding-window', 48, '16x24', *settings(task, tiny_data, 4)]
+    arguments += ['--sliding-window', 48, '16x24', *options(task, tiny_data, 4)]
     if task == 'video':
         with pytest.raises(ValueError, match=r'^--sliding-window: .* is no segmentation recipe, only these can do it$'):
             run_tool(*arguments)

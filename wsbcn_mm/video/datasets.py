@@ -6,14 +6,15 @@ makes ``dict(inputs, data_samples)`` of it.
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any
 
 import torch
 from mmengine.dataset import BaseDataset
 from mmengine.logging import MMLogger, print_log
 from mmengine.registry import DATASETS
+from torch import Tensor
 
 from ..engine.whereabouts import Whereabouts
 from .annotations import (
@@ -153,13 +154,16 @@ class ClipDataset(BaseDataset):
         info = self.get_data_info(idx)
         if self.test_mode:
             return self._test_item(info)
-        while True:
-            if not self._bad[info['annotation']]:
+        drawn = torch.get_rng_state()
+        for clip in chain([info], self._others_of_class(info['label'], drawn)):
+            if not self._bad[clip['annotation']]:
+                # What is drawn for a clip does not depend on whether others were known to be bad, as after a restart.
+                torch.set_rng_state(drawn)
                 try:
-                    return self._item(info)
+                    return self._item(clip)
                 except DecodeError as error:
-                    self._count_bad(info, error)
-            info = self._replacement(info['label'], info['path'])
+                    self._count_bad(clip, error)
+        raise DecodeError(f'no clip of class {info["label"]} can be decoded; the last one tried is {clip["path"]!r}')
 
     def bad_clips(self) -> list[str]:
         """Paths of the clips that could not be decoded so far, by this process and its workers."""
@@ -202,19 +206,15 @@ class ClipDataset(BaseDataset):
                 f'the last one: {error}'
             ) from error
 
-    def _replacement(self, label: int, path: str) -> Results:
+    def _others_of_class(self, label: int, drawn: Tensor) -> Iterator[Results]:
+        """In the random order that the state `drawn` of torch's generator gives."""
         if not self._by_label:
             for idx in range(len(self)):
                 self._by_label.setdefault(super().get_data_info(idx)['label'], []).append(idx)
-        infos = (self.get_data_info(idx) for idx in self._shuffled(self._by_label[label]))
-        for info in infos:
-            if not self._bad[info['annotation']]:
-                return info
-        raise DecodeError(f'no clip of class {label} can be decoded; the last one tried is {path!r}')
-
-    @staticmethod
-    def _shuffled(indices: list[int]) -> list[int]:
-        return [indices[i] for i in torch.randperm(len(indices)).tolist()]
+        torch.set_rng_state(drawn)
+        clips = self._by_label[label]
+        for place in torch.randperm(len(clips)).tolist():
+            yield self.get_data_info(clips[place])
 
     def _load_manifest(self) -> dict[str, ManifestRow] | None:
         if self.manifest is None:
