@@ -1,0 +1,1 @@
+"""How fast the recipes' training samples are made, beside the usual ways to make them."""

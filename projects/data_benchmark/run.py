@@ -1,0 +1,117 @@
+"""Measure how fast the recipes' training samples are made, beside the usual ways to make them.
+
+python -m projects.data_benchmark.run           writes results/ and the table in the README
+python -m projects.data_benchmark.run --quick   a few samples: does it run?
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+START, END = '<!-- table:start -->', '<!-- table:end -->'
+COLUMNS = ('comparison', 'side', 'round', 'samples', 'ms_per_sample', 'cpu', 'commit', 'date')
+TITLES = {
+    'clips': 'Kinetics: 32 of 300 frames of 340x256, crop of 224',
+    'crops': 'Cityscapes: crop of 512x1024 of 2048x1024',
+}
+GOALS = {'clips': ('frame by frame', 1.5), 'crops': ("mmseg's transforms", 1.3)}
+"""What the recipe is compared with, and how many times as fast it shall be."""
+
+
+def measure(sides: Mapping[str, Callable[[int], Any]], samples: int, rounds: int) -> list[dict[str, Any]]:
+    """Rows of interleaved rounds, A B C A B C; in a round all sides make the same samples from the same random numbers.
+
+    All runs in one thread, as in a loader's worker.
+    """
+    import cv2
+    import torch
+
+    from wsbcn_mm.engine.random_numbers import seed_all
+
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    rows = []
+    for number in range(-1, rounds):
+        for side, make in sides.items():
+            start = time.perf_counter()
+            for index in range(samples):
+                seed_all(1000 * number + 5000 + index)
+                make(index)
+            milliseconds = 1000 * (time.perf_counter() - start) / samples
+            if number >= 0:
+                rows.append(dict(side=side, round=number, samples=samples, ms_per_sample=round(milliseconds, 3)))
+    return rows
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Median milliseconds, and the median over the rounds of how many times as fast as the first side."""
+    lines = ['| | ms per sample | samples/s of a worker | speed |', '| --- | ---: | ---: | ---: |']
+    for comparison in dict.fromkeys(row['comparison'] for row in rows):
+        lines.append(f'| **{TITLES[comparison]}** | | | |')
+        times: dict[str, list[float]] = {}
+        for row in rows:
+            if row['comparison'] == comparison:
+                times.setdefault(row['side'], []).append(float(row['ms_per_sample']))
+        first = next(iter(times.values()))
+        for side, own in times.items():
+            ratio = statistics.median(a / b for a, b in zip(first, own, strict=True))
+            median = statistics.median(own)
+            lines.append(f'| {side} | {median:.1f} | {1000 / median:.1f} | {ratio:.2f}x |')
+    return '\n'.join(lines)
+
+
+def report(rows: Sequence[Mapping[str, Any]], readme: Path) -> None:
+    """Write the table between the README's marks."""
+    text = readme.read_text()
+    before, after = text[: text.index(START)], text[text.index(END) :]
+    where = f'Medians of {1 + max(int(row["round"]) for row in rows)} rounds, one thread of {rows[0]["cpu"]}, commit '
+    where += ', '.join(dict.fromkeys(row['commit'] for row in rows))
+    readme.write_text(f'{before}{START}\n{where}.\n\n{table(rows)}\n{after}')
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--only', choices=sorted(TITLES), help='one comparison (default: both)')
+    parser.add_argument('--samples', type=int, default=8, help='in each round')
+    parser.add_argument('--rounds', type=int, default=15)
+    parser.add_argument('--quick', action='store_true', help='two short samples, one round')
+    parser.add_argument(
+        '--data', type=Path, default=HERE.parents[1] / 'data' / 'data_benchmark', help='made if missing'
+    )
+    parser.add_argument('--out', type=Path, default=HERE / 'results', help='the README shows that of the default one')
+    args = parser.parse_args(arguments)
+    samples, rounds = (2, 1) if args.quick else (args.samples, args.rounds)
+    from projects.data_benchmark import data, sides
+    from projects.operator_benchmark.rows import ROOT, commit_of, cpu_name
+
+    about = dict(cpu=cpu_name(), commit=commit_of(ROOT), date=datetime.now(timezone.utc).isoformat(timespec='seconds'))
+    rows: list[dict[str, Any]] = []
+    for comparison in [args.only] if args.only else TITLES:
+        if comparison == 'clips':
+            root = data.build_kinetics(args.data / 'kinetics400', samples, 80 if args.quick else 300)
+            made = sides.clip_sides(root)
+        else:
+            made = sides.crop_sides(data.build_cityscapes(args.data / 'cityscapes', samples))
+        rows += [dict(comparison=comparison, **row, **about) for row in measure(made, samples, rounds)]
+    args.out.mkdir(parents=True, exist_ok=True)
+    with (args.out / 'samples.csv').open('w', newline='') as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(rows)
+    print(table(rows))
+    if args.out == HERE / 'results':
+        report(rows, HERE / 'README.md')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
