@@ -59,7 +59,8 @@ class WatchedItems:
     """Mixin for mmengine datasets that keeps their whereabouts."""
 
     def full_init(self) -> None:
-        self.whereabouts = Whereabouts()
+        if not hasattr(self, 'whereabouts'):
+            self.whereabouts = Whereabouts()
         super().full_init()  # type: ignore[misc]
 
     def prepare_data(self, idx: int) -> Any:

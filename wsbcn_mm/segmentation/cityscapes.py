@@ -10,6 +10,7 @@ from mmengine.logging import print_log
 from mmseg.datasets import CityscapesDataset
 from mmseg.registry import DATASETS
 
+from ..engine.whereabouts import WatchedItems
 from .label_map import IGNORED, LABEL_LOADERS, read_label_file, with_ignored
 from .pairs import Pair, pair_by_stem
 
@@ -68,7 +69,7 @@ def encoding_of(values: Mapping[str, set[int]]) -> str:
 
 
 @DATASETS.register_module()
-class StrictCityscapesDataset(CityscapesDataset):
+class StrictCityscapesDataset(WatchedItems, CityscapesDataset):
     """Cityscapes' fine annotations, with every label value spoken for; its pipeline reads them by `LoadStrictLabels`.
 
     Its metainfo has `label_ids`, the raw value of each class, which predictions are written in.

@@ -5,6 +5,7 @@ from pathlib import Path
 from mmseg.datasets import PascalVOCDataset
 from mmseg.registry import DATASETS
 
+from ..engine.whereabouts import WatchedItems
 from .label_map import IGNORED, with_ignored
 from .pairs import pair_by_list
 
@@ -13,7 +14,7 @@ LABEL_MAP = with_ignored({index: index for index in range(21)}, [IGNORED])
 
 
 @DATASETS.register_module()
-class StrictVOCDataset(PascalVOCDataset):
+class StrictVOCDataset(WatchedItems, PascalVOCDataset):
     """The images that a list names, with their palette label files; its pipeline reads them by `LoadStrictLabels`.
 
     Arguments are those of mmseg's dataset.

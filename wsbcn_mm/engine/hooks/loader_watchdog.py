@@ -1,0 +1,120 @@
+"""Say which files the data loader is stuck on."""
+
+import logging
+import threading
+import time
+import weakref
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+
+
+@HOOKS.register_module()
+class LoaderWatchdog(Hook):
+    """While no batch comes for `patience` seconds, log what each loader process has been on and for how long.
+
+    It says so again whenever the wait has doubled, and stops nothing. What the processes are on is known for datasets
+    with `whereabouts` (`wsbcn_mm.engine.whereabouts`). A thread looks at the clock, so loading in the training process
+    itself (`num_workers=0`) is watched as long as it lets other threads run.
+
+    Args:
+        patience: Seconds without a batch before the first message.
+
+    Raises:
+        ValueError: If `patience` is not positive.
+    """
+
+    priority = 'LOWEST'  # what other hooks do between two batches is no waiting
+
+    def __init__(self, patience: float = 120.0) -> None:
+        if not patience > 0:
+            raise ValueError(f'patience={patience!r}: seconds above 0 are needed')
+        self.patience = patience
+        self._waiting: tuple[str, DataLoader, float] | None = None
+        self._training = False
+        self._stop = threading.Event()
+
+    def before_run(self, runner: Runner) -> None:
+        self._stop.clear()
+        threading.Thread(target=self._watch, args=(weakref.ref(runner),), name='LoaderWatchdog', daemon=True).start()
+
+    def after_run(self, runner: Runner) -> None:
+        self._stop.set()
+
+    def before_train(self, runner: Runner) -> None:
+        self._training = True
+
+    def after_train(self, runner: Runner) -> None:
+        self._training = False
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        self._wait('train', runner.train_dataloader)
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        self._wait('val', runner.val_dataloader)
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        self._wait('test', runner.test_dataloader)
+
+    def before_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        self._waiting = None
+
+    before_val_iter = before_test_iter = before_train_iter
+
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        self._wait('train', runner.train_dataloader)
+
+    def after_val_iter(self, runner: Runner, batch_idx: int, *args: Any, **kwargs: Any) -> None:
+        self._wait_for_next('val', runner.val_dataloader, batch_idx)
+
+    def after_test_iter(self, runner: Runner, batch_idx: int, *args: Any, **kwargs: Any) -> None:
+        self._wait_for_next('test', runner.test_dataloader, batch_idx)
+
+    def after_val_epoch(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        if self._training:
+            self._wait('train', runner.train_dataloader)
+
+    def _wait_for_next(self, name: str, loader: DataLoader, batch_idx: int) -> None:
+        if batch_idx + 1 < len(loader):  # behind the last one comes the metric, not a batch
+            self._wait(name, loader)
+
+    def _wait(self, name: str, loader: DataLoader) -> None:
+        self._waiting = (name, loader, time.monotonic())
+
+    def _watch(self, runner: 'weakref.ref[Runner]') -> None:
+        said, threshold = None, self.patience
+        while not self._stop.wait(min(self.patience / 4, 5.0)) and runner() is not None:
+            waiting = self._waiting
+            if waiting is None or waiting is not said:
+                said, threshold = waiting, self.patience
+            if waiting is not None and time.monotonic() - waiting[2] > threshold:
+                threshold = 2 * (time.monotonic() - waiting[2])
+                print_log(describe_wait(*waiting), 'current', logging.WARNING)
+
+
+def describe_wait(name: str, loader: DataLoader, since: float) -> str:
+    """What a loader that gives no batch is on, in one line.
+
+    Args:
+        name: Of the loader.
+        loader: The loader.
+        since: When the wait began, in seconds of `time.monotonic`.
+    """
+    text = f'no batch from the {name} loader for {time.monotonic() - since:.0f} s'
+    dataset: Any = loader.dataset
+    if getattr(dataset, 'whereabouts', None) is None:
+        return f'{text}; what its {loader.num_workers} workers are on is not known for a {type(dataset).__name__}'
+    busy = [
+        f'{"this process" if one.worker is None else f"worker {one.worker}"} on '
+        f'{_path(dataset.get_data_info(one.item))!r} for {one.seconds:.0f} s'
+        for one in dataset.whereabouts.now()
+    ]
+    return f'{text}: {"; ".join(busy) or f"its {loader.num_workers} workers are on no file"}'
+
+
+def _path(info: dict[str, Any]) -> Any:
+    return info.get('path') or info.get('img_path') or info.get('sample_idx')
