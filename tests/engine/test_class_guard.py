@@ -144,6 +144,9 @@ def test_a_checkpoint_without_the_hash_is_compared_by_its_list_and_without_a_lis
     old = changed(trained, tmp_path, lambda meta: meta.pop('classes_sha256'))
     with pytest.raises(ValueError, match=r"class 1 is 'wall' in the checkpoint and 'fence' in the data"):
         run(tmp_path / 'other', ('road', 'fence', 'wall'), old).train()
+    former = changed(trained, tmp_path, lambda meta: meta.update(CLASSES=meta.pop('dataset_meta')['classes']))
+    with pytest.raises(ValueError, match=r"class 1 is 'wall' in the checkpoint and 'fence' in the data"):
+        run(tmp_path / 'former', ('road', 'fence', 'wall'), former).train()
     older = changed(trained, tmp_path, lambda meta: meta.pop('dataset_meta'))
     runner = run(tmp_path / 'none', ('road', 'fence', 'wall'), older)
     runner.train()

@@ -24,8 +24,12 @@ def class_list(names: Sequence[str]) -> ClassList:
 
 
 def class_list_in(meta: Mapping[str, Any] | None) -> ClassList | None:
-    """The class list that a data set's ``metainfo`` has, or a checkpoint's ``dataset_meta``, if any."""
-    names = (meta or {}).get('classes')
+    """The class list that a data set's ``metainfo`` has, or a checkpoint's ``dataset_meta``, if any.
+
+    OpenMMLab's older checkpoints have it as ``CLASSES``.
+    """
+    meta = meta or {}
+    names = meta.get('classes') or meta.get('CLASSES')
     return class_list(names) if names else None
 
 

@@ -55,7 +55,7 @@ class ClassGuard(Hook):
         if self._loaded is None:
             return
         meta, self._loaded = self._loaded, None
-        theirs = class_list_in(meta.get('dataset_meta'))
+        theirs = class_list_in(meta.get('dataset_meta')) or class_list_in(meta)
         ours = class_list_in(getattr(loop.dataloader.dataset, 'metainfo', None))
         if not theirs or not ours:
             runner.logger.info(f'{"the data have" if theirs else "the checkpoint has"} no class names to compare')
