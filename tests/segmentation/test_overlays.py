@@ -9,8 +9,9 @@ from mmseg.registry import HOOKS
 from mmseg.structures import SegDataSample
 from PIL import Image
 
+from wsbcn_mm.engine.pictures import GAP
 from wsbcn_mm.segmentation import SaveOverlays
-from wsbcn_mm.segmentation.overlays import GAP, side_by_side
+from wsbcn_mm.segmentation.overlays import side_by_side
 
 PALETTE = [[128, 64, 128], [0, 0, 142]]
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from wsbcn_mm.video.strips import GAP, LINE_HEIGHT, SaveClipStrips, class_name, strip
+from wsbcn_mm.engine.pictures import GAP, LINE_HEIGHT
+from wsbcn_mm.video.strips import SaveClipStrips, class_name, strip
 
 
 def clip(frames=3, height=20, width=24, seed=0):

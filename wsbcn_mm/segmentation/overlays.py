@@ -12,8 +12,9 @@ from mmseg.registry import HOOKS
 from mmseg.structures import SegDataSample
 from PIL import Image
 
-IGNORED_COLOUR = (255, 255, 255)
-GAP = 4
+from ..engine.pictures import GAP, WHITE
+
+IGNORED_COLOUR = WHITE
 
 
 @HOOKS.register_module()

@@ -1,6 +1,5 @@
 """Pictures of predictions: the frames of a clip in a row, with its class and the predicted one."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,9 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-GAP = 4
-LINE_HEIGHT = 16
+from ..engine.pictures import GAP, captioned
 
 
 @HOOKS.register_module()
@@ -79,11 +77,4 @@ def strip(clip: torch.Tensor, caption: Sequence[str]) -> np.ndarray:
     frames = clip.permute(1, 2, 3, 0).cpu().numpy()
     gap = np.full((frames.shape[1], GAP, 3), 255, np.uint8)
     row = np.concatenate([part for frame in frames for part in (frame, gap)][:-1], axis=1)
-    font = ImageFont.load_default()
-    width = max([row.shape[1], *(math.ceil(font.getlength(line)) + GAP for line in caption)])
-    height = LINE_HEIGHT * len(caption)
-    picture = Image.new('RGB', (width, height + row.shape[0]), (255, 255, 255))
-    picture.paste(Image.fromarray(row), (0, height))
-    for number, line in enumerate(caption):
-        ImageDraw.Draw(picture).text((2, 2 + number * LINE_HEIGHT), line, fill=(0, 0, 0), font=font)
-    return np.asarray(picture)
+    return captioned(row, caption)

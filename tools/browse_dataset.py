@@ -1,0 +1,53 @@
+"""What does the model see? python tools/browse_dataset.py RECIPE --out work_dirs/sheets --number 16
+
+Saves sheets of a recipe's samples as PNG: after loading, augmentation and the model's preprocessor, whose normalisation
+is undone. Images stand beside their labels, with the classes below and ignored pixels in white; clips are rows of
+frames under their class.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+TASKS = {'mmseg': 'segmentation', 'mmengine': 'video'}
+"""By the default scope of a task's recipes."""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='recipe file')
+    parser.add_argument('--out', required=True, type=Path, metavar='DIR', help='folder of the sheets')
+    parser.add_argument('--number', type=int, default=16, metavar='N', help='samples, 16 to a sheet (default: 16)')
+    parser.add_argument('--split', choices=['train', 'val'], default='train', help='default: train')
+    parser.add_argument('--seed', type=int, default=0, help='of the choice and the augmentation (default: 0)')
+    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='change the recipe')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    # Before torch is imported: OpenMP threads that wait by spinning make a busy CPU up to 50 times slower.
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    from wsbcn_mm.engine.environment import require_openmmlab
+
+    require_openmmlab()
+    from wsbcn_mm.engine import recipe
+    from wsbcn_mm.engine.browsing import browse
+
+    cfg = recipe.load_recipe(args.config, options=args.cfg_options)
+    for file in browse(cfg, drawing_of(cfg), args.split, args.number, args.out, args.seed):
+        print(file)
+
+
+def drawing_of(cfg):
+    """How the samples of a recipe's task are drawn."""
+    from importlib import import_module
+
+    scope = cfg.get('default_scope')
+    if scope not in TASKS:
+        raise ValueError(f'default_scope={scope!r} has no pictures: recipes of {" and ".join(TASKS)} have')
+    return import_module(f'wsbcn_mm.{TASKS[scope]}.browsing')
+
+
+if __name__ == '__main__':
+    main()
