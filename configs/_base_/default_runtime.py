@@ -22,6 +22,8 @@ custom_hooks = [
     dict(type='IterationSeeds'),
     dict(type='ResumePosition'),
     dict(type='ActivationMemory'),
+    dict(type='DataVerdict'),
+    dict(type='LoaderWatchdog'),
 ]
 activation_memory = 'all'  # 'save_conv' and 'full_checkpoint' keep less: docs/memory.md
 randomness = dict(seed=0)  # deterministic=True repeats runs to the last bit, slower: docs/guards.md
