@@ -64,6 +64,7 @@ def main() -> None:
     from wsbcn_mm.engine.layer_configs import check_layer_configs
     from wsbcn_mm.engine.mixed_precision import use_amp
     from wsbcn_mm.engine.norm_switch import switch_norm
+    from wsbcn_mm.engine.out_of_memory import explaining_out_of_memory
     from wsbcn_mm.engine.resume import plan_batch_as_before
     from wsbcn_mm.engine.seeded_samples import seed_samples
     from wsbcn_mm.engine.unused_parameters import refuse_unused_parameters
@@ -87,7 +88,8 @@ def main() -> None:
     if said and os.environ.get('RANK', '0') == '0':
         print('\n'.join(said))
     refuse_unused_parameters(cfg)
-    Runner.from_cfg(cfg).train()
+    with explaining_out_of_memory(cfg, args.config):
+        Runner.from_cfg(cfg).train()
 
 
 if __name__ == '__main__':

@@ -5,6 +5,9 @@ import re
 import pytest
 import torch
 from tiny_runs import logs, options, recipe, run_tool
+from torch._subclasses.fake_tensor import FakeTensor
+
+from wsbcn_mm.video.head import ClipHead
 
 
 def checkpoint(path):
@@ -49,3 +52,27 @@ def test_a_run_that_diverges_stops_and_names_iteration_clip_and_module(tiny_data
     assert re.search(r'\nthe first module that gives out such values: (backbone|head)\.\S+, ', message)
     assert message.endswith('There is no checkpoint in its work_dir yet')
     assert not list(tmp_path.glob('*.pth'))
+
+
+def test_a_run_out_of_memory_says_where_and_names_three_ways_in_order(tiny_data, tmp_path, monkeypatch):
+    original = ClipHead.forward
+
+    def forward(self, features):
+        if isinstance(features, FakeTensor):  # the plan, which needs no memory
+            return original(self, features)
+        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
+
+    monkeypatch.setattr(ClipHead, 'forward', forward)
+    with pytest.raises(torch.OutOfMemoryError) as error:
+        run_tool('train.py', recipe('video'), '--work-dir', tmp_path, *options('video', tiny_data, 2))
+    (log,) = logs(tmp_path)
+    assert 'out of memory in training, forward pass of head; planning what would fit' in log
+    lines = str(error.value).splitlines()
+    assert lines[0] == 'CUDA out of memory. Tried to allocate 2.00 GiB'
+    assert lines[2] == 'Out of memory in training, forward pass of head.'
+    assert [re.fullmatch(r'  \d\. (.*): \d+ MiB', line)[1] for line in lines[5:8]] == [
+        '--amp bf16 --cfg-options activation_memory=save_conv',
+        '--amp bf16 --cfg-options activation_memory=full_checkpoint',
+        '--cfg-options activation_memory=save_conv',
+    ]
+    assert lines[8].startswith('All of them: python tools/plan_memory.py ')

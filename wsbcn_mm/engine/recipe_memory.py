@@ -39,7 +39,9 @@ class RecipeMemory(NamedTuple):
     """Of the inputs, by stage."""
 
 
-def plan_recipe(cfg: Config, *, on_gpu: bool = True, with_alternatives: bool = True) -> RecipeMemory:
+def plan_recipe(
+    cfg: Config, *, on_gpu: bool = True, with_alternatives: bool = True, most_samples: int = 2
+) -> RecipeMemory:
     """Run a recipe's training, validation and test step on tensors without memory, and every alternative's training.
 
     The alternatives are 1 and 2 samples per device, every `activation_memory`, float32 and bfloat16. Gradient
@@ -54,6 +56,7 @@ def plan_recipe(cfg: Config, *, on_gpu: bool = True, with_alternatives: bool = T
         cfg: A recipe of segmentation or video.
         on_gpu: Plan for a GPU's choices (one call for all parameters in the optimizer, CUDA's autocast) or a CPU's.
         with_alternatives: Whether to plan them; they take most of the time.
+        most_samples: Per device, of the alternatives.
 
     Raises:
         ValueError: If the recipe does not say the size of its inputs, or steps several optimizers.
@@ -67,6 +70,7 @@ def plan_recipe(cfg: Config, *, on_gpu: bool = True, with_alternatives: bool = T
         choices = {
             choice: recipe.training(choice, (choice.samples, *shapes['training'][1:]))
             for choice in [own, *(alternatives(own) if with_alternatives else [])]
+            if choice == own or choice.samples <= most_samples
         }
         validation = recipe.evaluation(shapes['validation'], 'validation', recipe.wrapper(None).optimizer)
         test = recipe.evaluation(shapes['test'], 'test', None)

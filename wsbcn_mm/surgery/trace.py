@@ -185,16 +185,24 @@ def trace_next_forward(model: nn.Module, done: Callable[[Trace], None]) -> None:
     Nothing is called for a forward that raises.
     """
     tracer = Tracer(model)
+    entered = False
 
     def before(*_: Any) -> None:
+        nonlocal entered
         first.remove()
         tracer.__enter__()
+        entered = True
 
     def after(module: nn.Module, args: Any, out: Any) -> None:
-        last.remove()
-        tracer.__exit__(None, None, None)
+        nonlocal entered
+        if entered:
+            tracer.__exit__(None, None, None)
+        # After an error torch goes through the dict that `remove` would change, and would hide the error by another.
         if out is not None:
-            done(tracer.trace())
+            last.remove()
+            if entered:
+                done(tracer.trace())
+        entered = False
 
     first = model.register_forward_pre_hook(before)
     last = model.register_forward_hook(after, always_call=True)

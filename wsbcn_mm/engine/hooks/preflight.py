@@ -28,7 +28,7 @@ class Preflight(Hook):
     are left alone. Without workers nothing is made.
 
     Raises:
-        MemoryError: If the batches cannot fit, with the numbers and what would do.
+        ValueError: If the batches cannot fit, with the numbers and what would do.
     """
 
     priority = 'VERY_HIGH'
@@ -65,8 +65,8 @@ class Demand(NamedTuple):
 
 
 def demand_of(name: str, loader: DataLoader | None) -> Demand | None:
-    """Of a loader, by its first sample; None without workers or without data."""
-    if loader is None or not loader.num_workers or not len(loader.dataset):
+    """Of a loader, by its first sample; None without workers."""
+    if loader is None or not loader.num_workers:
         return None
     with seeded(0):
         sample = loader.dataset[0]
@@ -99,7 +99,7 @@ def check(demands: list[Demand], processes: int, shared: Room | None, memory: Ro
     """Warnings where the loaders' batches come close to what there is.
 
     Raises:
-        MemoryError: Where they cannot fit.
+        ValueError: Where they cannot fit.
     """
     said = []
     for room, own, what, more in (
@@ -122,5 +122,5 @@ def check(demands: list[Demand], processes: int, shared: Room | None, memory: Ro
             said.append(f'{needs}: it is close ({reason})')
             continue
         size = math.ceil(need(most) / CLOSE / 2**30)
-        raise MemoryError(f'{needs}: {more.format(size=size)} or num_workers<={fit} ({reason})')
+        raise ValueError(f'{needs}: {more.format(size=size)} or num_workers<={fit} ({reason})')
     return said
