@@ -225,6 +225,14 @@ def test_a_wrapper_of_the_recipe_stays(torchrun):
     assert cfg.model_wrapper_cfg.device_ids is None
 
 
+def test_a_sharding_wrapper_gets_its_hook_and_nothing_of_data_parallel(torchrun):
+    hooks = [dict(type='NormReport')]
+    cfg = Config(dict(model_wrapper_cfg=dict(type='FullyShard'), custom_hooks=hooks, find_unused_parameters=True))
+    prepare_launch(cfg)
+    assert cfg.model_wrapper_cfg == dict(type='FullyShard')
+    assert cfg.custom_hooks == [*hooks, dict(type='FullyShardHook')]
+
+
 def test_srun_starts_as_torchrun_would(torchrun):
     for name in TORCHRUN:
         torchrun.delenv(name)

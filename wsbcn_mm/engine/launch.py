@@ -68,12 +68,9 @@ def prepare_launch(cfg: Config, launcher: str = 'auto', *, local_rank: int | Non
         check_gpu(int(os.environ['LOCAL_RANK']))
     else:
         refuse_sync_batch_norm(cfg)
-        wrapper = dict(
-            type='MMDistributedDataParallel',
-            broadcast_buffers=False,
-            find_unused_parameters=cfg.get('find_unused_parameters', False),
-        )
-        cfg.model_wrapper_cfg = wrapper | (cfg.get('model_wrapper_cfg') or {}) | dict(device_ids=None)
+        wrap_on_cpu(cfg)
+    if (cfg.get('model_wrapper_cfg') or {}).get('type') == 'FullyShard':
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='FullyShardHook')]
     if not dist.is_initialized():
         start_process_group(cfg, on_gpu)
     del store
@@ -150,6 +147,18 @@ def check_gpu(local_rank: int) -> None:
         raise ValueError(
             f'process {local_rank + 1} of this machine has no GPU: it sees {devices}. Start as many processes as GPUs'
         )
+
+
+def wrap_on_cpu(cfg: Config) -> None:
+    """Let DistributedDataParallel, or a wrapper of its kind that the recipe names, expect no GPU."""
+    asked = cfg.get('model_wrapper_cfg') or {}
+    if 'DataParallel' in asked.get('type', 'DataParallel'):
+        wrapper = dict(
+            type='MMDistributedDataParallel',
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        )
+        cfg.model_wrapper_cfg = wrapper | asked | dict(device_ids=None)
 
 
 def start_process_group(cfg: Config, on_gpu: bool) -> None:
