@@ -1,5 +1,7 @@
 """Real video files, frame folders and annotation files for the tests of the video data."""
 
+import struct
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -38,18 +40,80 @@ def write_clip(
     rate: int = 12,
     gop: int = 250,
     faststart: bool = False,
+    codec_options: dict[str, str] | None = None,
+    make_frame=numbered_frame,
+    durations=(1,),
 ) -> Path:
-    """A video whose k-th frame shows k."""
+    """A video whose k-th frame shows k, by default; frames last `durations` times 1 / rate seconds, in turn."""
     options = {'movflags': 'faststart'} if faststart else {}
     with av.open(str(path), 'w', options=options) as container:
-        stream = container.add_stream(codec, rate=rate)
+        stream = container.add_stream(codec, rate=rate, options=codec_options or {})
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         stream.codec_context.gop_size = gop
+        stream.codec_context.time_base = Fraction(1, rate)
+        time = 0
         for number in range(num_frames):
-            frame = av.VideoFrame.from_ndarray(numbered_frame(number, height, width), format='rgb24')
+            frame = av.VideoFrame.from_ndarray(make_frame(number, height, width), format='rgb24')
+            frame.pts, frame.time_base = time, Fraction(1, rate)
+            time += durations[number % len(durations)]
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
+
+
+def noisy_frame(number: int, height: int, width: int) -> np.ndarray:
+    """A numbered frame whose lower half is coloured noise, so that the file has bytes to damage."""
+    frame = numbered_frame(number, height, width)
+    noise = np.random.default_rng(number).integers(0, 255, (height - height // 2, width, 3), dtype=np.uint8)
+    frame[height // 2 :] = noise
+    return frame
+
+
+def write_sound(path: Path) -> Path:
+    """A file with a sound track and no pictures."""
+    with av.open(str(path), 'w') as container:
+        stream = container.add_stream('aac', rate=16000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format='fltp', layout='mono')
+        frame.sample_rate = 16000
+        for packet in [*stream.encode(frame), *stream.encode()]:
+            container.mux(packet)
+    return path
+
+
+def hide_the_end(source: Path, target: Path, shown: int, rate: int = 12) -> Path:
+    """Shorten the edit list of an MP4 to its first `shown` frames: its header goes on claiming all of them."""
+    content = bytearray(source.read_bytes())
+    edits, movie = content.index(b'elst'), content.index(b'mvhd')
+    (timescale,) = struct.unpack_from('>I', content, movie + 16)
+    struct.pack_into('>I', content, edits + 12, shown * timescale // rate)
+    target.write_bytes(content)
+    return target
+
+
+def write_turned(path: Path, quarters: int, **options) -> Path:
+    """A clip stored `quarters` times 90 degrees counter-clockwise, and marked to be turned back when it is shown."""
+
+    def stored(number, height, width):
+        shape = (width, height) if quarters % 2 else (height, width)
+        return np.ascontiguousarray(np.rot90(numbered_frame(number, *shape), quarters))
+
+    content = bytearray(write_clip(path, make_frame=stored, **options).read_bytes())
+    # Track header: rows (a b u), (c d v), (x y w) of the matrix that turns the picture clockwise.
+    cos, sin = [(1, 0), (0, 1), (-1, 0), (0, -1)][quarters]
+    matrix = (cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, 0, 0, 1 << 30)
+    struct.pack_into('>9i', content, content.index(b'tkhd') + 44, *matrix)
+    path.write_bytes(content)
+    return path
+
+
+def flip_bits(source: Path, target: Path, number: int) -> Path:
+    """Damage `number` bits of the second half of the pictures."""
+    content = bytearray(source.read_bytes())
+    generator = np.random.default_rng(0)
+    for place in generator.integers(len(content) // 2, len(content), number):
+        content[place] ^= 1 << generator.integers(8)
+    target.write_bytes(content)
+    return target
 
 
 def cut_without_encoding(source: Path, target: Path, hidden: int) -> Path:
