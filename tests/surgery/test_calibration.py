@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 from trained_bn import Branches
 
+from wsbcn_mm.diagnostics.statistics_gap import statistics_gaps
 from wsbcn_mm.layers import BatchChannelNorm, WSConv2d
 from wsbcn_mm.microbatch import StepStatistics
 from wsbcn_mm.surgery.calibration import calibrate
@@ -22,7 +23,6 @@ NORMS = {
 """How to make one, and whether its variance is the unbiased one."""
 
 SIZES = (2, 1, 4)
-DEPTH = 3
 
 
 def network(kind='BCN'):
@@ -58,42 +58,63 @@ def keep(found, module, args):
     found.append(args[0].transpose(0, 1).flatten(1))
 
 
-def assert_statistics(net, inputs, correction, names=('bn1', 'bn2', 'bn3', 'bn4')):
+def assert_statistics(net, inputs, correction, names=('bn1', 'bn2', 'bn3', 'bn4'), near=1e-4):
+    """That they are those of what norms receive, to a part `near` of the standard deviation and the variance."""
     for name, values in received(net, inputs).items():
         if name in names:
             norm = net.get_submodule(name)
             var, mean = torch.var_mean(values, 1, correction=correction)
-            torch.testing.assert_close(norm.running_mean, mean, rtol=1e-4, atol=1e-4)
-            torch.testing.assert_close(norm.running_var, var, rtol=1e-4, atol=1e-4)
+            assert_near(norm.running_mean, norm.running_var, mean, var, near)
+
+
+def assert_near(mean, var, other_mean, other_var, near):
+    assert ((mean - other_mean) / other_var.sqrt()).abs().max() < near
+    assert (var / other_var - 1).abs().max() < near
 
 
 @pytest.mark.parametrize('kind', NORMS)
 def test_statistics_are_those_of_all_values_that_a_norm_receives(kind):
     net = network(kind)
-    done = calibrate(net, batches(), sweeps=DEPTH)
-    assert_statistics(net, batches(), NORMS[kind][1])
+    done = calibrate(net, [torch.cat([x[..., :8] for x in batches()])], sweeps=1)
+    assert_statistics(net, [x[..., :8] for x in batches()], NORMS[kind][1])
     assert tuple(done.statistics) == ('bn1', 'bn2', 'bn3', 'bn4')
-    assert (done.unreached, done.batches) == ((), len(SIZES))
-    longer = calibrate(network(kind), batches(), sweeps=DEPTH + 1)
-    assert longer.change < 1e-4 < done.change
+    assert (done.unreached, done.batches) == ((), 1)
+    assert calibrate(net, [torch.cat([x[..., :8] for x in batches()])]).change < 1e-3
 
 
-def test_one_sweep_is_exact_where_no_norm_comes_before():
-    net = network()
+@pytest.mark.parametrize('kind', NORMS)
+def test_more_sweeps_over_several_batches_come_nearer(kind):
+    net = network(kind)
+    changes = [calibrate(net, batches(), sweeps=sweeps).change for sweeps in (2, 4, 8)]
+    assert changes == sorted(changes, reverse=True)
+    assert_statistics(net, batches(), NORMS[kind][1], near=0.02)
     calibrate(net, batches(), sweeps=1)
-    assert_statistics(net, batches(), 0, names=['bn1'])
+    assert_statistics(net, batches(), NORMS[kind][1], names=['bn1'])
     with pytest.raises(AssertionError):
-        assert_statistics(net, batches(), 0)
+        assert_statistics(net, batches(), NORMS[kind][1], near=0.02)
 
 
-def test_the_split_into_batches_does_not_matter():
+def test_a_network_of_many_norms_in_a_row():
+    """To normalise with the sweep before would be off by a factor of thousands after three sweeps."""
+    torch.manual_seed(0)
+    layers = [(WSConv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()) for _ in range(16)]
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), *(layer for triple in layers for layer in triple))
+    images = (torch.randn(48, 3, 8, 8) + 2 * torch.randn(48, 3, 1, 1)).split(1)
+    calibrate(net, images)
+    worst = statistics_gaps(net, images)[0]
+    assert worst.factor < 1.3
+    assert worst.mean_shift < 0.2
+
+
+def test_the_split_into_batches_hardly_matters():
     net, other = network(), network()
     images = torch.randn(6, 3, 9, 9) * 3
-    calibrate(net, images.split(1), sweeps=DEPTH)
-    calibrate(other, [images], sweeps=DEPTH)
-    for name, value in net.named_buffers():
-        if 'tracked' not in name:
-            torch.testing.assert_close(value, other.get_buffer(name), rtol=1e-4, atol=1e-4)
+    calibrate(net, images.split(1), sweeps=8)
+    calibrate(other, [images])
+    for name in ('bn1', 'bn2', 'bn3', 'bn4'):
+        ours, theirs = net.get_submodule(name), other.get_submodule(name)
+        near = 1e-4 if name == 'bn1' else 0.02
+        assert_near(ours.running_mean, ours.running_var, theirs.running_mean, theirs.running_var, near)
 
 
 def test_nothing_else_changes():
@@ -113,9 +134,9 @@ def test_nothing_else_changes():
 def test_with_statistics_that_move_once_per_step():
     net = network().train()
     statistics = StepStatistics(net)
-    calibrate(net, batches(), sweeps=DEPTH)
+    calibrate(net, batches(), sweeps=8)
     assert statistics.state_dict() == {}
-    assert_statistics(net, batches(), 0)
+    assert_statistics(net, batches(), 0, near=0.02)
     net.train()(batches()[0])
     before = net.bn1.running_mean.clone()
     with pytest.raises(ValueError, match=r'`bn1` has statistics that StepStatistics has not committed: call its'):
@@ -157,7 +178,7 @@ def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
     net = network()
-    calibrate(net, batches()[:1] if rank == 0 else batches()[1:], sweeps=DEPTH)
+    calibrate(net, batches()[:1] if rank == 0 else batches()[1:], sweeps=8)
     torch.save(dict(net.named_buffers()), f'{folder}/{rank}.pt')
     dist.barrier()
     dist.destroy_process_group()
@@ -167,8 +188,9 @@ def test_ranks_pool_their_batches(tmp_path):
     torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f'{rank}.pt') for rank in range(2))
     whole = network()
-    calibrate(whole, batches(), sweeps=DEPTH)
-    for name, value in whole.named_buffers():
-        if 'tracked' not in name:
-            assert torch.equal(first[name], second[name]), name
-            torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-4)
+    calibrate(whole, batches(), sweeps=8)
+    for name in dict(whole.named_buffers()):
+        assert torch.equal(first[name], second[name]) or 'tracked' in name, name
+    for name in ('bn1', 'bn2', 'bn3', 'bn4'):
+        ours, norm = (first[f'{name}.running_mean'], first[f'{name}.running_var']), whole.get_submodule(name)
+        assert_near(*ours, norm.running_mean, norm.running_var, 1e-4 if name == 'bn1' else 0.02)

@@ -1,18 +1,20 @@
 """Calibrate running statistics: measure anew, on a few batches, what each norm receives in evaluation.
 
-What a norm receives depends on the norms before it. So the batches are swept several times, in evaluation mode:
+What a norm receives depends on how the norms before it normalise. So the batches are swept several times, in evaluation
+mode, and each norm normalises with the statistics of all it has received so far, in all sweeps. The result is what the
+last sweep alone has measured, when the norms before hardly moved any more.
 
-    sweep 1      each norm normalises with the statistics of all it has received so far in this sweep
-    sweep 2, ... each norm normalises with those of the sweep before
-
-A norm with no norm before it is exact after one sweep, one with d norms before it, on its longest path, after d + 1.
-Further sweeps change nothing; fewer come near, and `Calibration.change` says how near. The statistics of before have no
-part in it, so that calibrating twice on the same batches gives the same numbers, bit for bit. Nothing is kept but three
-numbers per channel, unlike when the batches go through the network layer by layer.
+A norm with no norm before it is exact after one sweep, and every norm is if all data come as one batch. Otherwise more
+sweeps come nearer; `Calibration.change` says how near. (To let each norm normalise with the sweep before, as Jacobi's
+method does, would be exact after as many sweeps as there are norms in a row, and far off, by orders of magnitude, until
+then.) The statistics of before have no part in it, so that calibrating twice on the same batches gives the same
+numbers, bit for bit. Nothing is kept but three numbers per channel, unlike when the batches go through the network
+layer by layer.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -110,14 +112,16 @@ def precise_statistics(
     old = statistics_of(norms)
     try:
         with evaluating(model), standardize_once(model):
-            for sweep in range(sweeps):
+            past: dict[Any, Tensor] = {}
+            for _ in range(sweeps):
                 before = {name: norm.running_mean.double() for name, norm in norms.items()}
-                with measuring(norms, after_each=set_statistics if sweep == 0 else None) as totals:
+                with measuring(norms, after_each=partial(_follow, past)) as totals:
                     count = run_all(model, batches, forward)
                 add_other_ranks(totals)
                 check_totals(totals)
                 for name, total in totals.items():
                     set_statistics(norms[name], total)
+                    past[norms[name]] = past.get(norms[name], 0) + total
         reached = {name: norms[name] for name, total in totals.items() if total.any()}
         for norm in reached.values():
             norm.num_batches_tracked.clamp_(min=count)
@@ -127,6 +131,10 @@ def precise_statistics(
         put_statistics(norms, old)
     unreached = tuple(name for name in norms if name not in reached)
     return Calibration(statistics, unreached, count, change)
+
+
+def _follow(past: Mapping[Any, Tensor], norm: Any, total: Tensor) -> None:
+    set_statistics(norm, past.get(norm, 0) + total)
 
 
 def _moved(norm: Any, mean_before: Tensor) -> float:
