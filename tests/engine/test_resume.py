@@ -40,10 +40,10 @@ class Counted(Dataset):
         return self.points[index]
 
 
-def run(folder, *hooks, length=24, iters, **settings):
+def run(folder, *hooks, length=24, iters, wrap=SeededSamples, **settings):
     """A trained Runner whose samples come in random order, and the samples it asked for."""
     runner = runner_of(folder, Toy(), POSITION, *hooks, iters=iters, **settings)
-    runner._train_dataloader.update(dataset=SeededSamples(Counted(length)), sampler=dict(type='GlobalOrderSampler'))
+    runner._train_dataloader.update(dataset=wrap(Counted(length)), sampler=dict(type='GlobalOrderSampler'))
     runner.train()
     return runner, runner.train_dataloader.dataset.asked
 
@@ -133,6 +133,17 @@ def test_other_data_and_missing_gradients_are_said(trained, tmp_path):
         'the checkpoint is from the middle of an accumulation and lacks gradients of its 1 device(s): the next step '
         'misses 1 of 2 micro-batches'
     ) in log_of(resumed)
+
+
+def test_augmentation_without_seeds_is_said(trained, tmp_path):
+    settings = dict(iters=5, accumulation=2, load_from=f'{trained[0].work_dir}/iter_4.pth', resume=True)
+    resumed, _ = run(tmp_path / 'run', wrap=lambda data: data, **settings)
+    said = (
+        'the training data are not wrapped in SeededSamples, which tools/train.py does: their augmentation is not that '
+        'of the run before'
+    )
+    assert said in log_of(resumed)
+    assert said not in log_of(run(tmp_path / 'wrapped', **settings)[0])
 
 
 def test_a_sampler_without_a_seed_of_the_config_keeps_the_one_it_drew(trained, tmp_path):

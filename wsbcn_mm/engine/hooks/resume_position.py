@@ -9,6 +9,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from ..effective_batch import effective_batch
 from ..resume import KEY, Position, fit_to_run, samples_seen
 from ..samplers import GlobalOrderSampler
+from ..seeded_samples import SeededSamples
 from .param_scheduler_per_step import ParamSchedulerPerStepHook
 
 SHOWN = 8
@@ -61,6 +62,11 @@ class ResumePosition(Hook):
                 )
             if sampler is not None and was.sampler_seed is not None:
                 sampler.seed = was.sampler_seed
+        if sampler is not None and not isinstance(runner.train_dataloader.dataset, SeededSamples):
+            runner.logger.warning(
+                'the training data are not wrapped in SeededSamples, which tools/train.py does: their augmentation is '
+                'not that of the run before'
+            )
         seen = samples_seen(runner.iter, now.batch)
         order = 'in an order that the sampler does not tell'
         if sampler is not None:
