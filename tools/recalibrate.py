@@ -16,7 +16,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('out', help='what to write, .pth or .safetensors; it must not exist')
     parser.add_argument('--samples', type=int, default=200, help='training samples to measure on (default: 200)')
-    parser.add_argument('--sweeps', type=int, default=3, help='over the samples; deep networks want more (default: 3)')
+    parser.add_argument('--sweeps', type=int, default=3, help='over the samples; more come nearer (default: 3)')
     parser.add_argument('--rows', type=int, default=20, help='norms in the table, the largest gaps first (default: 20)')
     parser.add_argument('--work-dir', help='where logs go (default: work_dirs/<recipe name>)')
     parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='change the recipe')
