@@ -6,12 +6,14 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import DATASETS, MODELS
+from mmengine.logging import MMLogger
+from mmengine.registry import DATASETS, METRICS, MODELS
 from torch.utils.data import DataLoader
 
 import wsbcn_mm.video.datasets
-from tests.video.clip_files import write_clip, write_frames
+from tests.video.clip_files import flip_bits, noisy_frame, write_clip, write_frames
 from wsbcn_mm.video.decoding import DecodeError
+from wsbcn_mm.video.manifest import ManifestRow, save_manifest
 
 LEFT_RIGHT = ['Opening something', 'Pulling something from left to right', 'Pulling something from right to left']
 TRAIN = [
@@ -187,6 +189,101 @@ def test_workers_share_what_they_know_of_bad_clips(tmp_path, context):
 def test_a_subset_replaces_within_itself(tmp_path):
     dataset = kinetics(tmp_path, bad=(2,), max_bad=1.0).get_subset([1, 2, 4])
     assert [dataset[index]['data_samples'].path[-7:] for index in range(3)] == ['1 a.mp4', '4 a.mp4', '4 a.mp4']
+
+
+def manifest_of(root, statuses, frames=5, **fields):
+    rows = []
+    for clip, status in enumerate(statuses):
+        usable = frames if status == 'ok' else 0
+        row = ManifestRow(
+            f'videos/class {clip % 2}/{clip} a.mp4', usable, 12.0, 64, 36, 1, clip % 2, '', 'train', status
+        )
+        rows.append(row._replace(**fields))
+    save_manifest(root / 'manifest.csv', rows)
+
+
+def test_the_manifest_decides_which_clips_and_frames_are_used(tmp_path, log):
+    manifest_of(tmp_path, ['ok', 'ok', 'no file', 'not a video', 'ok', 'ok', 'ok'], frames=3)
+    dataset = kinetics(tmp_path, manifest='manifest.csv')
+    assert dataset.metainfo == {'num_annotated': 8, 'num_missing': 1, 'num_unusable': 2}
+    names = [str(tmp_path / 'videos' / f'class {clip % 2}' / f'{clip} a.mp4') for clip in range(8)]
+    assert [dataset.get_data_info(index)['path'] for index in range(5)] == [names[clip] for clip in (0, 1, 4, 5, 6)]
+    assert log == [
+        f'1 of 8 clips in {tmp_path}/train.txt have no file: {names[2]!r}; the other 7 are used',
+        f'2 of 8 clips in {tmp_path}/train.txt are unusable for {tmp_path}/manifest.csv: '
+        f'{names[3]!r} (not a video), {names[7]!r} (not in it); the other 5 are used',
+    ]
+    for _ in range(20):  # the file has 5
+        sample = dataset[0]['data_samples']
+        assert sample.total_frames == 3
+        assert max(sample.frame_indices[0]) < 3
+
+
+def test_a_manifest_that_does_not_fit(tmp_path, log):
+    dataset = kinetics(tmp_path, manifest='manifest.csv')
+    assert len(dataset) == 8
+    assert log == [f'no manifest {tmp_path}/manifest.csv: numbers of frames are taken from the files, unverified']
+    with pytest.raises(FileNotFoundError, match=r'^no manifest .*manifest\.csv$'):
+        kinetics(tmp_path, manifest='manifest.csv', missing='error')
+    manifest_of(tmp_path, ['ok'] * 8, frames=9)
+    dataset = kinetics(tmp_path, manifest='manifest.csv', test_mode=True)
+    reason = '5 frames, 9 in the manifest: the file has changed, prepare the data again'
+    with pytest.raises(DecodeError, match=f'^cannot decode .* with decord: {reason}$'):
+        dataset[0]
+    manifest_of(tmp_path, ['ok'] * 8, label=1)
+    with pytest.raises(ValueError, match=r"0 a\.mp4' has label 0 in .*train\.txt, and 1 \(''\) in .*manifest\.csv"):
+        kinetics(tmp_path, manifest='manifest.csv')
+    manifest_of(tmp_path, ['not a video'] * 8)
+    with pytest.raises(ValueError, match=r'^8 of 8 clips in .* are unusable for .*, \.\.\.$'):
+        kinetics(tmp_path, manifest='manifest.csv')
+
+
+def test_unreadable_clips_of_a_test_are_counted_not_scored(tmp_path, log, monkeypatch):
+    with pytest.raises(ValueError, match=r"^on_bad='skip': accepted are 'error' and 'count'$"):
+        kinetics(tmp_path, on_bad='skip')
+    manifest_of(tmp_path, ['ok'] * 8)
+    dataset = kinetics(tmp_path, bad=(2, 5), manifest='manifest.csv', test_mode=True, on_bad='count')
+    os.remove(dataset.get_data_info(6)['path'])  # between listing and reading
+    metric = METRICS.build({'type': 'TopKAccuracy', 'topk': (1,)})
+    metric.dataset_meta = dataset.metainfo
+    loader = DataLoader(dataset, batch_size=4, collate_fn=pseudo_collate)
+    for batch in loader:
+        assert {tuple(clip.shape) for clip in batch['inputs']} == {(1, 3, 4, 32, 32)}
+        for sample in batch['data_samples']:
+            sample.pred_score = torch.nn.functional.one_hot(sample.gt_label, 2).float()
+        metric.process(batch, [sample.to_dict() for sample in batch['data_samples']])
+    said = []
+    monkeypatch.setattr('wsbcn_mm.engine.streaming_metric.print_log', lambda text, *args, **kwargs: said.append(text))
+    assert metric.evaluate(8)['acc/num_clips'] == 5
+    assert said[0] == '5 of 8 annotated clips scored, each once; 3 unreadable: the result is over those scored'
+    assert [line.rsplit('; ', 1)[1] for line in log] == [f'not scored ({bad} bad so far)' for bad in (1, 2, 3)]
+    assert [path[-7:] for path in dataset.bad_clips()] == ['2 a.mp4', '5 a.mp4', '6 a.mp4']
+
+
+def test_bad_clips_are_listed_beside_the_log(tmp_path, log, monkeypatch):
+    logger = MMLogger('bad_clips', log_file=str(tmp_path / 'run.log'))
+    monkeypatch.setattr(MMLogger, 'get_current_instance', lambda: logger)
+    dataset = kinetics(tmp_path, bad=(2, 5), max_bad=0.125)
+    dataset[2]
+    with pytest.raises(
+        DecodeError, match=re.escape(f'2 a.mp4, {tmp_path}/videos/class 1/5 a.mp4 (all in {tmp_path}/bad')
+    ):
+        dataset[5]
+    lines = (tmp_path / 'bad_clips.txt').read_text().splitlines()
+    assert [line.split('\t')[0][-7:] for line in lines] == ['2 a.mp4', '5 a.mp4']
+    assert all('\tcannot decode ' in line for line in lines)
+
+
+def test_clips_whose_damage_is_concealed_are_used_and_said_once(tmp_path, log):
+    dataset = kinetics(tmp_path, num_clips=2)
+    whole = write_clip(tmp_path / 'whole.mp4', 20, height=96, width=128, faststart=True, make_frame=noisy_frame)
+    path = flip_bits(whole, tmp_path / 'videos' / 'class 1' / '1 a.mp4', 3)
+    for _ in range(5):
+        assert dataset[0]['data_samples'].sample_idx == 0
+        assert dataset[1]['data_samples'].sample_idx == 1
+    (line,) = log
+    assert line.startswith(f'{str(path)!r} is damaged and used as its decoder patched it up: [h264] ')
+    assert line.endswith(' (1 damaged clips so far)')
 
 
 def test_something_v1(tmp_path):
