@@ -33,7 +33,7 @@ def browse(cfg: Config, drawing: Drawing, split: str, number: int, folder: Path,
 
     Args:
         cfg: A recipe.
-        drawing: Of its drawing.
+        drawing: How its task draws samples.
         split: 'train' or 'val'.
         number: Samples, drawn at random; all if there are fewer.
         folder: For the sheets, made if missing.
