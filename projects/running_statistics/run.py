@@ -1,0 +1,172 @@
+"""What running statistics are worth in evaluation: as trained, averaged, or measured anew, on the demo's segmentation.
+
+python -m projects.running_statistics.run            writes results/ and the README's table
+python -m projects.running_statistics.run --quick    a handful of iterations, into work_dirs/: does it run?
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+RECIPES = ROOT / 'configs' / 'tiny'
+TABLE = re.compile(r'(?<=<!-- table:start -->\n).*?(?=<!-- table:end -->)', re.DOTALL)
+COLUMNS = ('recipe', 'seed', 'weights', 'statistics', 'mIoU', 'norm', 'var_ratio', 'mean_shift')
+MODELS = {
+    'bn 1xb1-acc1': 'BN, 1 sample',
+    'bn 1xb16-acc1': 'BN, 16 samples',
+    'bcn-ws 1xb1-acc1': 'BCN + WS, 1 sample',
+}
+VARIANTS = (
+    ('last', 'as trained'),
+    ('last', 'measured'),
+    ('averaged', 'of the last weights'),
+    ('averaged', 'averaged'),
+    ('averaged', 'measured'),
+)
+SAMPLES = 2400
+"""Training samples of every run, as in the demo."""
+SPAN = 0.1
+"""Part of a run that the averages of weights span, as 1 / momentum."""
+MEASURED_ON = 200
+
+
+def config(recipe: str, data_root: Path, work_dir: Path, seed: int, samples: int) -> Any:
+    """A tiny recipe over a number of samples, with an average of its weights."""
+    from mmengine.config import Config
+
+    norm, setting = recipe.split()
+    (file,) = RECIPES.glob(f'deeplabv3_r18-tiny_{norm}_{setting}-*.py')
+    cfg = Config.fromfile(str(file))
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        loader.dataset.data_root = str(data_root)
+    iters = max(2, samples // cfg.train_dataloader.batch_size)
+    cfg.work_dir, cfg.randomness = str(work_dir), dict(seed=seed)
+    cfg.train_cfg.update(max_iters=iters, val_interval=10 * iters)
+    cfg.param_scheduler[0].update(end=max(1, iters // 20))
+    cfg.param_scheduler[1].update(begin=max(1, iters // 20), end=iters)
+    cfg.default_hooks.checkpoint.interval = iters
+    cfg.default_hooks.logger.interval = max(1, iters // 5)
+    average = dict(type='EMAPerStepHook', momentum=min(0.5, 1 / (SPAN * iters)))
+    cfg.custom_hooks = [*cfg.custom_hooks, average]
+    return cfg
+
+
+def evaluations(cfg: Any, checkpoint: Path) -> Iterator[dict[str, Any]]:
+    """mIoU and largest gap of every variant of weights and statistics that a checkpoint has."""
+    import torch
+    from mmengine.runner import Runner
+
+    from wsbcn_mm.diagnostics.running_statistics import norms_with_statistics
+    from wsbcn_mm.diagnostics.statistics_gap import statistics_gaps
+    from wsbcn_mm.engine.training_batches import losses, training_batches
+    from wsbcn_mm.surgery.calibration import calibrate
+
+    saved = torch.load(checkpoint, weights_only=True)
+    last = {k.removeprefix('module.'): v for k, v in saved['ema_state_dict'].items() if k != 'steps'}
+    averaged = saved['state_dict']
+    cfg.custom_hooks = []
+    cfg.work_dir += '_evaluated'
+    runner = Runner.from_cfg(cfg)
+    model: Any = runner.model
+    names = {f'{n}.{b}' for n, norm in norms_with_statistics(model).items() for b, _ in norm.named_buffers()}
+    states = {
+        ('last', 'as trained'): last,
+        ('last', 'measured'): last,
+        ('averaged', 'of the last weights'): averaged | {name: last[name] for name in names},
+        ('averaged', 'averaged'): averaged,
+        ('averaged', 'measured'): averaged,
+    }
+    batches = training_batches(runner.build_dataloader(cfg.train_dataloader), MEASURED_ON)
+    for (weights, statistics), state in states.items():
+        model.load_state_dict(state)
+        if statistics == 'measured':
+            calibrate(model, batches, forward=partial(losses, model))
+        gap = statistics_gaps(model, batches, forward=partial(losses, model))[0]
+        score = runner.val_loop.run()['mIoU']
+        yield dict(
+            weights=weights,
+            statistics=statistics,
+            mIoU=round(float(score), 2),
+            norm=gap.norm,
+            var_ratio=round(gap.var_ratio, 3),
+            mean_shift=round(gap.mean_shift, 3),
+        )
+
+
+def study(data_root: Path, work_dir: Path, seeds: int, samples: int) -> list[dict[str, Any]]:
+    """Train every recipe and evaluate what it saved; one row per evaluation."""
+    from mmengine.runner import Runner
+
+    rows = []
+    for seed in range(seeds):
+        for recipe in MODELS:
+            folder = work_dir / f'{recipe.replace(" ", "_")}_{seed}'
+            Runner.from_cfg(config(recipe, data_root, folder, seed, samples)).train()
+            checkpoint = Path((folder / 'last_checkpoint').read_text().strip())
+            cfg = config(recipe, data_root, folder, seed, samples)
+            rows += [dict(recipe=recipe, seed=seed, **row) for row in evaluations(cfg, checkpoint)]
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown: mIoU of every variant, and by what factor the worst running variance is off, means over seeds."""
+    lines = [f'| weights | statistics | {" | ".join(MODELS.values())} |', f'| --- | --- |{" ---: |" * len(MODELS)}']
+    for weights, statistics in VARIANTS:
+        cells = []
+        for recipe in MODELS:
+            key = (recipe, weights, statistics)
+            found = [row for row in rows if (row['recipe'], row['weights'], row['statistics']) == key]
+            factor = mean(max(float(row['var_ratio']), 1 / float(row['var_ratio'])) for row in found)
+            cells.append(f'{mean(float(row["mIoU"]) for row in found):.1f} ({factor:.2f}x)')
+        lines.append(f'| {weights} | {statistics} | {" | ".join(cells)} |')
+    seeds = len({row['seed'] for row in rows})
+    return '\n'.join(lines) + f'\n\nMeans over {seeds} seed(s).\n'
+
+
+def save(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('w', newline='') as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description='What running statistics are worth in evaluation')
+    parser.add_argument('--quick', action='store_true', help='a few iterations on a few scenes, to see that it runs')
+    parser.add_argument('--seeds', type=int, default=1)
+    parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'running_statistics')
+    args = parser.parse_args(arguments)
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    from projects.micro_batch_demo.data import build_segmentation
+    from projects.micro_batch_demo.run import SCENES
+
+    shutil.rmtree(args.work_dir, ignore_errors=True)
+    if args.quick:
+        data_root = build_segmentation(args.work_dir / 'data', **{**SCENES, 'n_train': 20, 'n_val': 4})
+        rows = study(data_root, args.work_dir, 1, 4)
+        save(rows, args.work_dir / 'results.csv')
+    else:
+        data_root = build_segmentation(ROOT / 'data' / 'micro_batch_demo', **SCENES)
+        rows = study(data_root, args.work_dir, args.seeds, SAMPLES)
+        save(rows, HERE / 'results' / 'results.csv')
+        readme = HERE / 'README.md'
+        readme.write_text(TABLE.sub(lambda _: table(rows), readme.read_text()))
+    print(table(rows))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
