@@ -94,6 +94,12 @@ def log_of(runner):
     return file.read_text()
 
 
+def test_sync_bn_on_one_process_is_said_to_be_bn(tmp_path):
+    runner = run(tmp_path, Toy(bn=nn.SyncBatchNorm(4), more=nn.Sequential(nn.SyncBatchNorm(2))))
+    runner.train()
+    assert '2 SyncBN layers became BN: a single process has no batch but its own\n' in log_of(runner)
+
+
 def test_layers_and_effective_batch_are_logged_before_the_first_iteration(tmp_path):
     runner = run(tmp_path, Toy(), batch_size=3, accumulation=2)
     runner.train()

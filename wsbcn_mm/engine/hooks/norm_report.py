@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from mmengine.hooks import Hook
+from mmengine.model.utils import _BatchNormXd
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
@@ -36,6 +37,9 @@ class NormReport(Hook):
         model = unwrapped_model(runner)
         runner.logger.info(describe_layers(model))
         runner.logger.info(describe_batch(runner))
+        reverted = sum(isinstance(module, _BatchNormXd) for module in model.modules())
+        if reverted:
+            runner.logger.info(f'{reverted} SyncBN layers became BN: a single process has no batch but its own')
         check_model(model)
         if not (runner.cfg.get('compile') or has_compiled_parts(model)):
             trace_next_forward(model, partial(log_census, runner))

@@ -1,0 +1,225 @@
+"""What sharing normalisation statistics costs a training step of two gloo ranks on CPU, and would on many ranks.
+
+python -m projects.statistics_sharing.run            writes results/ and the tables in README.md and docs/decisions/
+python -m projects.statistics_sharing.run --quick    a tiny model, two rounds, into work_dirs/: does it run?
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from projects.statistics_sharing.network import ALGORITHMS, Network, seconds
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+DECISION = ROOT / 'docs' / 'decisions' / '0005-communication.md'
+RANKS = 2
+ON_PAPER = (8, 64, 512)
+GOAL = 0.8
+WARMUP = 2
+SYNCHRONISED = 'bn-sync'
+Rows = list[dict[str, Any]]
+
+
+def worker(rank: int, folder: str, quick: bool, rounds: int, what: str) -> None:
+    """Count and time all cases on one rank; rank 0 writes the files."""
+    import torch
+    import torch.distributed as dist
+
+    import wsbcn_mm.segmentation
+    import wsbcn_mm.video  # noqa: F401
+    from projects.statistics_sharing.cases import CASES, QUICK_CASES
+
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=RANKS)
+    files: dict[str, Rows] = {}
+    for case in QUICK_CASES if quick else CASES:
+        if what != 'times':
+            files['collectives.csv'] = files.get('collectives.csv', []) + count(case)
+        if what != 'messages' and case.timed:
+            files['steps.csv'] = files.get('steps.csv', []) + measure(case, rounds)
+    if rank == 0:
+        for name, rows in files.items():
+            save(rows, Path(folder) / name)
+    dist.destroy_process_group()
+
+
+def count(case: Any) -> Rows:
+    """What every side of a case sends in a step, for its statistics and for its gradients."""
+    from projects.statistics_sharing.cases import SIDES, training_step
+    from projects.statistics_sharing.collectives import count_sent
+
+    rows: Rows = []
+    for side in SIDES:
+        step = training_step(case, side, case.counted)
+        for _ in range(WARMUP):
+            step.shared()
+        alone, shared = count_sent(step.alone), count_sent(step.shared)
+        for kind, (calls, size) in shared.items():
+            own_calls, own_size = alone.get(kind, (0, 0))
+            for part, number, of_part in (
+                ('statistics', own_calls, own_size),
+                ('gradients', calls - own_calls, size - own_size),
+            ):
+                if number:
+                    rows.append(dict(case=case.name, side=side, part=part, kind=kind, calls=number, bytes=of_part))
+    return rows
+
+
+def measure(case: Any, rounds: int) -> Rows:
+    """Times of the steps of all sides, in turns."""
+    from projects.statistics_sharing.cases import SIDES, training_step
+
+    steps = {side: training_step(case, side, case.timed).shared for side in SIDES}
+    rows: Rows = []
+    for number in range(-WARMUP, rounds):
+        for side, step in steps.items():
+            ms = round(slowest(step), 3)
+            if number >= 0:
+                rows.append(dict(case=case.name, side=side, round=number, ms=ms))
+    return rows
+
+
+def slowest(step: Any) -> float:
+    """Milliseconds of the rank that takes longest, from a common start."""
+    import torch
+    import torch.distributed as dist
+
+    dist.barrier()
+    start = time.perf_counter()
+    step()
+    taken = torch.tensor((time.perf_counter() - start) * 1e3)
+    dist.all_reduce(taken, dist.ReduceOp.MAX)
+    return float(taken)
+
+
+def save(rows: Rows, path: Path) -> None:
+    with path.open('w', newline='') as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def load(path: Path) -> Rows:
+    with path.open() as file:
+        rows: Rows = list(csv.DictReader(file))
+    numbers = dict(calls=int, bytes=int, ms=float)
+    return [{key: numbers.get(key, str)(value) for key, value in row.items()} for row in rows]
+
+
+def table_of_times(times: Rows) -> str:
+    """Markdown: the median step of every side, and what ours takes of the synchronised one's time."""
+    from projects.statistics_sharing.cases import SIDES
+
+    cases = list(dict.fromkeys(row['case'] for row in times))
+    lines = [f'| median step (ms) | {" | ".join(cases)} |', f'| --- |{" ---: |" * len(cases)}']
+    medians = {
+        (case, side): median(row['ms'] for row in times if (row['case'], row['side']) == (case, side))
+        for case in cases
+        for side in SIDES
+    }
+    for side, title in SIDES.items():
+        lines.append(f'| {title} | {" | ".join(f"{medians[case, side]:,.0f}" for case in cases)} |')
+    for ours, theirs in (('bcn', 'bn-sync'), ('bcn-ws', 'bn-sync'), ('bcn-ws', 'bcn-ws-sync'), ('bn-sync', 'bn')):
+        ratios = ' | '.join(f'{medians[case, ours] / medians[case, theirs]:.2f}' for case in cases)
+        lines.append(f'| `{ours}` / `{theirs}` | {ratios} |')
+    reached = sum(medians[case, 'bcn-ws'] <= GOAL * medians[case, SYNCHRONISED] for case in cases)
+    rounds = len(times) // len(medians)
+    return '\n'.join(lines) + (
+        f'\n\nMedians of {rounds} rounds in turns, the slower of {RANKS} ranks with one thread each. Goal: BCN + '
+        f'WS takes at most {GOAL} of the time of BN synchronised in every pass; reached in {reached} of {len(cases)} '
+        'cases.\n'
+    )
+
+
+def table_of_messages(sent: Rows) -> str:
+    """Markdown: what each side sends for its statistics in one step, beside the gradients."""
+    from projects.statistics_sharing.cases import SIDES
+
+    lines = [
+        '| model | statistics | all-gathers | all-reduces | MB sent | gradients, MB |',
+        '| --- | --- |' + ' ---: |' * 4,
+    ]
+    for case in dict.fromkeys(row['case'] for row in sent):
+        for side, title in SIDES.items():
+            mine = [row for row in sent if (row['case'], row['side']) == (case, side)]
+            statistics = [row for row in mine if row['part'] == 'statistics']
+            calls = [
+                sum(row['calls'] for row in statistics if row['kind'] == kind) for kind in ('all_gather', 'all_reduce')
+            ]
+            size, gradients = (
+                sum(row['bytes'] for row in rows) / 1e6
+                for rows in (statistics, [row for row in mine if row['part'] == 'gradients'])
+            )
+            lines.append(f'| {case} | {title} | {calls[0]} | {calls[1]} | {size:.2f} | {gradients:.0f} |')
+    return '\n'.join(lines) + '\n'
+
+
+def table_on_paper(sent: Rows, network: Network) -> str:
+    """Markdown: milliseconds that the statistics' messages of one step take on many ranks, one after the other."""
+    heads = [f'{ranks}, {algorithm}' for ranks in ON_PAPER for algorithm in ALGORITHMS]
+    lines = [f'| model | statistics | {" | ".join(heads)} |', '| --- | --- |' + ' ---: |' * len(heads)]
+    for case in dict.fromkeys(row['case'] for row in sent):
+        for side, title in ((SYNCHRONISED, 'BN, in every pass'), ('bcn-ws', 'BCN, once per step')):
+            mine = [r for r in sent if (r['case'], r['side'], r['part']) == (case, side, 'statistics')]
+            cells = [
+                sum(seconds(r['kind'], r['calls'], r['bytes'], ranks, algorithm, network) for r in mine) * 1e3
+                for ranks in ON_PAPER
+                for algorithm in ALGORITHMS
+            ]
+            lines.append(f'| {case} | {title} | {" | ".join(f"{ms:.1f}" for ms in cells)} |')
+    gigabits = 8e-9 / network.beta
+    return '\n'.join(lines) + (
+        f'\n\nMilliseconds, by formula: alpha = {network.alpha * 1e6:g} µs per message, 1 / beta = {gigabits:g} '
+        'Gbit/s.\n'
+    )
+
+
+def fill(path: Path, name: str, text: str) -> None:
+    """Write a table between its marks."""
+    pattern = re.compile(f'(?<=<!-- {name}:start -->\n).*?(?=<!-- {name}:end -->)', re.DOTALL)
+    path.write_text(pattern.sub(lambda _: text, path.read_text()))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--quick', action='store_true', help='a tiny model, to see that it runs')
+    parser.add_argument('--only', choices=['messages', 'times', 'tables'], help='count, time, or write tables alone')
+    parser.add_argument('--rounds', type=int, default=5, help='timed steps of every side (default: 5)')
+    parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'statistics_sharing')
+    args = parser.parse_args(arguments)
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    folder = args.work_dir if args.quick else HERE / 'results'
+    if args.only != 'tables':
+        import torch.multiprocessing
+
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as temporary:
+            settings = args.quick, 2 if args.quick else args.rounds, args.only or 'both'
+            torch.multiprocessing.spawn(worker, (temporary, *settings), nprocs=RANKS)
+            for file in Path(temporary).glob('*.csv'):
+                (folder / file.name).write_text(file.read_text())
+    if args.only in ('messages', 'times'):
+        return 0
+    sent, times = load(folder / 'collectives.csv'), load(folder / 'steps.csv')
+    tables = dict(times=table_of_times(times), messages=table_of_messages(sent), paper=table_on_paper(sent, Network()))
+    if not args.quick:
+        for name, text in tables.items():
+            for path in (HERE / 'README.md', DECISION):
+                fill(path, name, text)
+    print('\n'.join(tables.values()))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
