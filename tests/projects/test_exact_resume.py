@@ -2,6 +2,8 @@
 
 import csv
 import shutil
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from mmengine.hooks import Hook
 
 from projects.exact_resume import run, runs
 
+RESULTS = Path(run.__file__).parent / 'results'
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(torch.cuda.is_available(), reason='forks, and compares bits: for the CPU'),
@@ -104,3 +107,16 @@ def test_differences_are_seen():
     right['optimizer']['a'][1] += 1e-7
     right['state_dict']['b'] = [1]
     assert runs.differences(left, right) == (12, ['optimizer.a', 'state_dict.b.1'])
+
+
+def test_the_results_in_the_repository_are_of_every_case_and_differ_nowhere():
+    rows = list(csv.DictReader((RESULTS / 'kills.csv').open()))
+    cases = Counter((row['task'], row['workers'], row['processes']) for row in rows)
+    assert len(rows) >= 50
+    assert len(cases) == 8
+    assert min(cases.values()) >= 7
+    assert {row['moment'] for row in rows} == set(run.MOMENTS)
+    assert sum(int(row['mid_accumulation']) for row in rows) > len(rows) // 3
+    assert {row['different'] for row in rows} == {'0'}
+    start = list(csv.DictReader((RESULTS / 'start.csv').open()))
+    assert all(float(row['seconds']) < 2 and int(row['samples_read']) <= 1 for row in start)
