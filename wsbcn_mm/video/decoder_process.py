@@ -48,15 +48,18 @@ class DecoderProcess:
         self.complaints: list[str] = []
         self._files = 0
         self._shared: mmap.mmap | None = None
+        self._loaded: set[str] = set()
 
     def open(self, backend: str, path: str, deadline: float) -> tuple[int, float | None]:
         """Number of frames and frames per second of a file."""
         self._count_file()
+        self._load(backend)
         num_frames, fps = self._request(('open', backend, path, None), deadline)
         return num_frames, fps
 
     def read(self, backend: str, path: str, indices: Sequence[int], deadline: float) -> Tensor:
         """Frames as (T, H, W, 3) uint8."""
+        self._load(backend)
         shape = self._request(('read', backend, path, list(indices)), deadline)
         size = math.prod(shape)
         if self._shared is None or len(self._shared) < size:
@@ -74,6 +77,14 @@ class DecoderProcess:
         if self.pid is not None:
             self._finalizer()
             self.pid = None
+
+    def _load(self, backend: str) -> None:
+        """Have the backend's library imported, which is not to count for a file's deadline."""
+        if self.pid is None or self._process.poll() is not None:
+            self._start()
+        if backend not in self._loaded:
+            self._request(('load', backend, '', None), SECONDS_TO_START)
+            self._loaded.add(backend)
 
     def _count_file(self) -> None:
         if self._files >= FILES_PER_PROCESS:
@@ -118,6 +129,7 @@ class DecoderProcess:
         self._connection, other = Pipe()
         self._log, self._memory = os.memfd_create('decoder log'), os.memfd_create('frames')
         self._shared = None
+        self._loaded = set()
         self._process = subprocess.Popen(
             [sys.executable, str(PROGRAM), str(other.fileno()), str(self._memory), str(os.getpid())],
             stdin=subprocess.DEVNULL,

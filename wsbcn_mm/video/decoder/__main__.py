@@ -2,6 +2,7 @@
 
 A request is `(what, backend, path, indices)`, an answer `(value, error, complaints)` with one of the first two None:
 
+* `'load'`: None, with the library of the backend imported; it need not be installed;
 * `'open'`: `(num_frames, fps)`;
 * `'read'`: the shape of the frames, whose bytes are at the start of the shared memory;
 * `'verify'`: the fields of `readers.Verified`.
@@ -33,7 +34,7 @@ HARMLESS = ('mmco: unref short failure', 'co located POCs unavailable')
 def main(connection: Connection, memory: int, parent: int) -> None:
     """Serve one connection, with one file open at a time."""
     die_with(parent)
-    load_libraries()
+    load_pyav()
     connection.send('ready')
     shared = Shared(memory)
     source: tuple[Any, Any] = (None, None)
@@ -45,7 +46,10 @@ def main(connection: Connection, memory: int, parent: int) -> None:
         forget_complaints()
         value, error = None, None
         try:
-            if what == 'verify':
+            if what == 'load':
+                if backend == 'decord':
+                    load_decord()
+            elif what == 'verify':
                 value = tuple(readers.verify(path))
             else:
                 if what == 'open' or source[0] != (backend, path):
@@ -71,14 +75,18 @@ def die_with(parent: int) -> None:
         sys.exit()
 
 
-def load_libraries() -> None:
-    """Import what is installed now, not within the first file's deadline, and let it write errors only."""
+def load_decord() -> None:
+    """Import decord and let it write errors only. It takes 380 MB: not for those who do not use it."""
     with suppress(ImportError):
         decord = import_module('decord')
         decord.logging.set_level(decord.logging.ERROR)
+
+
+def load_pyav() -> None:
+    """Import PyAV and let it write errors only."""
     with suppress(ImportError):
         av = import_module('av')
-        av.logging.set_level(av.logging.ERROR)
+        av.logging.set_libav_level(av.logging.ERROR)
         av.logging.restore_default_callback()
 
 

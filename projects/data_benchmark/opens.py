@@ -1,0 +1,54 @@
+"""Open a clip 20 000 times in one decoding process and record how its memory grows.
+
+    .venv/bin/python projects/data_benchmark/opens.py
+
+Every tenth time two frames are read too. Writes `results/opens.csv`.
+"""
+
+import argparse
+import csv
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+sys.path.insert(0, str(FOLDER.parents[1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--opens', type=int, default=20_000)
+    parser.add_argument('--out', type=Path, default=FOLDER / 'results' / 'opens.csv')
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = memory_of_opens(Path(folder), arguments.opens)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    with arguments.out.open('w', newline='') as file:
+        writer = csv.writer(file, lineterminator='\n')
+        writer.writerow(['opens', 'resident_kb'])
+        writer.writerows(rows)
+    print(f'{rows[-1][0]} opens: {rows[1][1]} kB after {rows[1][0]}, {rows[-1][1]} kB at the end; {arguments.out}')
+
+
+def memory_of_opens(folder: Path, opens: int) -> list[tuple[int, int]]:
+    """Resident memory of the process, in kB, at the start and after each twentieth of the opens."""
+    from tests.video.clip_files import write_clip
+    from wsbcn_mm.video import decoder_process
+
+    decoder_process.FILES_PER_PROCESS = opens + 1
+    path = str(write_clip(folder / 'clip.mp4', 30))
+    process, rows = decoder_process.DecoderProcess(), []
+    for number in range(1, opens + 1):
+        process.open('decord', path, 20)
+        if number % 10 == 0:
+            process.read('decord', path, [0, 29], 20)
+        if number == 1 or number % max(opens // 20, 1) == 0:
+            status = Path(f'/proc/{process.pid}/status').read_text()
+            rows.append((number, int(re.search(r'VmRSS:\s+(\d+) kB', status)[1])))
+    process.stop()
+    return rows
+
+
+if __name__ == '__main__':
+    main()
