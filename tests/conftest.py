@@ -3,32 +3,40 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
+LEFT_BY_A_RUNNER = {
+    'mmengine.registry.default_scope': 'DefaultScope',
+    'mmengine.logging.message_hub': 'MessageHub',
+    'mmengine.logging.logger': 'MMLogger',
+}
+"""What mmengine keeps for the whole process: where names are looked up, the iteration that runs, the log."""
+
 
 @contextmanager
-def _default_scope_restored() -> Iterator[None]:
-    """Restore mmengine's default scope, which a Runner sets for the whole process and leaves behind."""
-    scopes = sys.modules.get('mmengine.registry.default_scope')
-    before = scopes.DefaultScope._instance_dict.copy() if scopes else None
+def _mmengine_restored() -> Iterator[None]:
+    before = {managed: managed._instance_dict.copy() for managed in _managed()}
     yield
-    scopes = sys.modules.get('mmengine.registry.default_scope')
-    if scopes:
-        if before is None:
-            scopes.DefaultScope._instance_dict.clear()
-        else:
-            scopes.DefaultScope._instance_dict = before
+    for managed in _managed():
+        managed._instance_dict.clear()
+        managed._instance_dict.update(before.get(managed, {}))
+
+
+def _managed() -> list[Any]:
+    modules = {sys.modules.get(module): name for module, name in LEFT_BY_A_RUNNER.items()}
+    return [getattr(module, name) for module, name in modules.items() if module]
 
 
 @pytest.fixture(autouse=True, scope='module')
-def _own_default_scope_for_modules() -> Iterator[None]:
+def _own_mmengine_for_modules() -> Iterator[None]:
     """For the Runners in fixtures that a module's tests share."""
-    with _default_scope_restored():
+    with _mmengine_restored():
         yield
 
 
 @pytest.fixture(autouse=True)
-def _own_default_scope_for_tests() -> Iterator[None]:
-    with _default_scope_restored():
+def _own_mmengine_for_tests() -> Iterator[None]:
+    with _mmengine_restored():
         yield
