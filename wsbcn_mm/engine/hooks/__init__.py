@@ -4,11 +4,13 @@ from .accumulated_gradients import AccumulatedGradients
 from .activation_memory import ActivationMemory
 from .checkpoint_guard import CheckpointGuard
 from .class_guard import ClassGuard
+from .data_verdict import DataVerdict
 from .deterministic import Deterministic
 from .each_sample_once import EachSampleOnce
 from .ema import EMAPerStepHook
 from .fully_shard import FullyShardHook
 from .iteration_seeds import IterationSeeds
+from .loader_watchdog import LoaderWatchdog
 from .merge_statistics import MergeStatistics
 from .non_finite import StopAtNonFinite
 from .norm_report import NormReport
@@ -27,11 +29,13 @@ __all__ = [
     'ActivationMemory',
     'CheckpointGuard',
     'ClassGuard',
+    'DataVerdict',
     'Deterministic',
     'EMAPerStepHook',
     'EachSampleOnce',
     'FullyShardHook',
     'IterationSeeds',
+    'LoaderWatchdog',
     'MergeStatistics',
     'NormReport',
     'ParamSchedulerPerStepHook',
