@@ -4,8 +4,8 @@ Importing this package registers them with mmengine, and the hooks and wrappers 
 """
 
 from ..engine import hooks as _hooks  # noqa: F401
-from ..engine import seeded_samples as _seeded_samples  # noqa: F401
 from ..engine import mixed_precision as _mixed_precision  # noqa: F401
+from ..engine import seeded_samples as _seeded_samples  # noqa: F401
 from . import datasets, head, inflation, metrics, preprocessor, recognizer, resnet3d, strips, transforms
 
 __all__ = [
