@@ -7,7 +7,6 @@ python -m projects.data_benchmark.run --quick   a few samples: does it run?
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import sys
 import time
@@ -15,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+from projects.csv_rows import write_rows
 
 HERE = Path(__file__).parent
 START, END = '<!-- table:start -->', '<!-- table:end -->'
@@ -102,11 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             made = sides.crop_sides(data.build_cityscapes(args.data / 'cityscapes', samples))
         rows += [dict(comparison=comparison, **row, **about) for row in measure(made, samples, rounds)]
-    args.out.mkdir(parents=True, exist_ok=True)
-    with (args.out / 'samples.csv').open('w', newline='') as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(args.out / 'samples.csv', COLUMNS, rows)
     print(table(rows))
     if args.out == HERE / 'results':
         report(rows, HERE / 'README.md')

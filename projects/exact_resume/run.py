@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from projects.csv_rows import write_rows
+
 if TYPE_CHECKING:
     from .runs import Case
 
@@ -93,11 +95,7 @@ def save(rows: Sequence[dict[str, Any]], path: Path) -> None:
     kept = list(csv.DictReader(path.open())) if path.is_file() else []
     kept = [row for row in kept if tuple(row[name] for name in COLUMNS[:3]) not in of_case]
     together = sorted([*kept, *rows], key=lambda row: (*(str(row[name]) for name in COLUMNS[:3]), int(row['kill'])))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open('w', newline='') as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(together)
+    write_rows(path, COLUMNS, together)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,7 +6,6 @@ python -m projects.exact_resume.start        at iterations 12 and 1,000,000; wri
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import os
 import shutil
@@ -15,6 +14,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from projects.csv_rows import write_rows
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -93,11 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     checkpoint = folder / 'whole' / 'iter_12.pth'
     rows = [resumed(checkpoint, iteration, data, folder / str(iteration)) for iteration in (12, 1_000_000)]
     rows += [sampled(size, 1_000_000) for size in (2975, 240_000, 10_000_000)]
-    args.results.parent.mkdir(parents=True, exist_ok=True)
-    with args.results.open('w', newline='') as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
-        writer.writeheader()
-        writer.writerows({**row, 'seconds': f'{row["seconds"]:.3f}'} for row in rows)
+    write_rows(args.results, COLUMNS, ({**row, 'seconds': f'{row["seconds"]:.3f}'} for row in rows))
     for row in rows:
         print(row)
     return 0

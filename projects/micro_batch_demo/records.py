@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import mean, stdev
 
+from projects.csv_rows import write_rows
+
 TASKS = ('segmentation', 'video')
 NORM_ORDER = ('bn', 'syncbn', 'gn', 'gn-ws', 'bn-ws', 'bcn-ws', 'bcnsync-ws')
 CURVES = ('metric_curve', 'loss_curve')
@@ -138,16 +140,9 @@ def load_json(path: str | Path) -> list[RunRecord]:
 def save_csv(records: Sequence[RunRecord], path: str | Path) -> Path:
     """Writes one line per run, without the curves."""
     check_records(records)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     names = [item.name for item in fields(RunRecord) if item.name not in CURVES]
-    with path.open('w', newline='') as file:
-        writer = csv.DictWriter(file, names, lineterminator='\n')
-        writer.writeheader()
-        for record in records:
-            row = {name: getattr(record, name) for name in names}
-            writer.writerow(row | {'failure': record.reason})
-    return path
+    rows = ({name: getattr(record, name) for name in names} | {'failure': record.reason} for record in records)
+    return write_rows(Path(path), names, rows)
 
 
 def load_csv(path: str | Path) -> list[RunRecord]:
@@ -240,10 +235,5 @@ def row_order(item: RunRecord | Summary) -> tuple:
 
 def save_summary_csv(records: Sequence[RunRecord], path: str | Path) -> Path:
     """Writes one line per setting: mean, standard deviation, number of seeds and of failures."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open('w', newline='') as file:
-        writer = csv.DictWriter(file, [item.name for item in fields(Summary)], lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(asdict(item) for item in summarize(records))
-    return path
+    columns = [item.name for item in fields(Summary)]
+    return write_rows(Path(path), columns, (asdict(item) for item in summarize(records)))

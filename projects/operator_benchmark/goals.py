@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from projects.csv_rows import write_rows
 from projects.operator_benchmark.rows import PASSES, Row, Spread, find, ratios, spread
 
 MIB = 2**20
@@ -142,9 +142,4 @@ def save_verdicts(verdicts: Sequence[Verdict], path: Path) -> Path:
         line |= dict(side=goal.side, baseline=goal.baseline or '', limit=f'{goal.limit:.4g}')
         line |= {name: '' if item.value is None else f'{getattr(item.value, name):.4g}' for name in Spread._fields}
         lines.append(line | dict(verdict=word(item), reason=item.reason))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open('w', newline='') as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(lines)
-    return path
+    return write_rows(path, COLUMNS, lines)

@@ -10,10 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+
+from projects.csv_rows import write_rows
 
 ROOT = Path(__file__).parents[2]
 BASELINES = {
@@ -140,15 +142,13 @@ COLUMNS = (*OWN, *DERIVED, 'reason', *(field.name for field in fields(Environmen
 
 def save_csv(rows: Sequence[Row], path: Path) -> Path:
     """Write `COLUMNS`, a line for each row."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open('w', newline='') as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
-        writer.writeheader()
-        for row in rows:
-            own = {name: value for name, value in asdict(row).items() if name in COLUMNS}
-            samples = ' '.join(f'{value:.6g}' for value in row.samples)
-            writer.writerow(own | derived(row, rows) | asdict(row.environment) | {'samples': samples})
-    return path
+
+    def line(row: Row) -> dict[str, Any]:
+        own = {name: value for name, value in asdict(row).items() if name in COLUMNS}
+        samples = ' '.join(f'{value:.6g}' for value in row.samples)
+        return own | derived(row, rows) | asdict(row.environment) | {'samples': samples}
+
+    return write_rows(path, COLUMNS, map(line, rows))
 
 
 def load_csv(path: Path) -> list[Row]:

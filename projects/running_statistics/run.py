@@ -7,7 +7,6 @@ python -m projects.running_statistics.run --quick    a handful of iterations, in
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import re
 import shutil
@@ -17,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from projects.csv_rows import write_rows
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -135,14 +136,6 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return '\n'.join(lines) + f'\n\nMeans over {seeds} seed(s).\n'
 
 
-def save(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open('w', newline='') as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description='What running statistics are worth in evaluation')
     parser.add_argument('--quick', action='store_true', help='a few iterations on a few scenes, to see that it runs')
@@ -157,11 +150,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.quick:
         data_root = build_segmentation(args.work_dir / 'data', **{**SCENES, 'n_train': 20, 'n_val': 4})
         rows = study(data_root, args.work_dir, 1, 4)
-        save(rows, args.work_dir / 'results.csv')
+        write_rows(args.work_dir / 'results.csv', COLUMNS, rows)
     else:
         data_root = build_segmentation(ROOT / 'data' / 'micro_batch_demo', **SCENES)
         rows = study(data_root, args.work_dir, args.seeds, SAMPLES)
-        save(rows, HERE / 'results' / 'results.csv')
+        write_rows(HERE / 'results' / 'results.csv', COLUMNS, rows)
         readme = HERE / 'README.md'
         readme.write_text(TABLE.sub(lambda _: table(rows), readme.read_text()))
     print(table(rows))

@@ -7,7 +7,6 @@ python -m projects.start_from_bn.run --quick    one seed, a handful of iteration
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import re
 import shutil
@@ -16,6 +15,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
+
+from projects.csv_rows import write_rows
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -164,14 +165,6 @@ def cell(values: Sequence[float]) -> str:
     return f'{mean(values):.1f}' + (f' ± {stdev(values):.1f}' if len(values) > 1 else '')
 
 
-def save(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open('w', newline='') as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description='BN weights under WS and BCN: what each start is worth')
     parser.add_argument('--quick', action='store_true', help='a few iterations on a few scenes, to see that it runs')
@@ -186,11 +179,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.quick:
         data_root = build_segmentation(args.work_dir / 'data', **{**SCENES, 'n_train': 20, 'n_val': 4})
         rows = study(data_root, args.work_dir, range(1), QUICK)
-        save(rows, args.work_dir / 'results.csv')
+        write_rows(args.work_dir / 'results.csv', COLUMNS, rows)
     else:
         data_root = build_segmentation(ROOT / 'data' / 'micro_batch_demo', **SCENES)
         rows = study(data_root, args.work_dir, range(args.seeds), FULL)
-        save(rows, HERE / 'results' / 'results.csv')
+        write_rows(HERE / 'results' / 'results.csv', COLUMNS, rows)
         readme = HERE / 'README.md'
         readme.write_text(TABLE.sub(lambda _: table(rows), readme.read_text()))
     print(table(rows))

@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from projects.csv_rows import write_rows
 from projects.statistics_sharing.network import ALGORITHMS, Network, seconds
 
 HERE = Path(__file__).parent
@@ -50,7 +51,7 @@ def worker(rank: int, folder: str, quick: bool, rounds: int, what: str) -> None:
             files['steps.csv'] = files.get('steps.csv', []) + measure(case, rounds)
     if rank == 0:
         for name, rows in files.items():
-            save(rows, Path(folder) / name)
+            write_rows(Path(folder) / name, list(rows[0]) if rows else [], rows)
     dist.destroy_process_group()
 
 
@@ -101,13 +102,6 @@ def slowest(step: Any) -> float:
     taken = torch.tensor((time.perf_counter() - start) * 1e3)
     dist.all_reduce(taken, dist.ReduceOp.MAX)
     return float(taken)
-
-
-def save(rows: Rows, path: Path) -> None:
-    with path.open('w', newline='') as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def load(path: Path) -> Rows:
