@@ -16,6 +16,5 @@ model = dict(
     decode_head=dict(conv_cfg={{_base_.conv_cfg}}, norm_cfg={{_base_.norm_cfg}}))
 train_dataloader = dict(batch_size=1)
 optim_wrapper = dict(accumulative_counts=16)
-param_scheduler = [dict(type='PolyLR', power=0.9, eta_min=0.0, begin=0, end=529_600, by_epoch=False)]
 train_cfg = dict(max_iters=529_600, val_interval=52_960)
 default_hooks = dict(checkpoint=dict(interval=52_960))

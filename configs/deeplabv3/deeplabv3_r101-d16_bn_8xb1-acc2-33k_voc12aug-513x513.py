@@ -17,6 +17,5 @@ model = dict(
     decode_head=dict(conv_cfg={{_base_.conv_cfg}}, norm_cfg={{_base_.norm_cfg}}, image_pool_norm=False))
 train_dataloader = dict(batch_size=1)
 optim_wrapper = dict(accumulative_counts=2)
-param_scheduler = [dict(type='PolyLR', power=0.9, eta_min=0.0, begin=0, end=66_200, by_epoch=False)]
 train_cfg = dict(max_iters=66_200, val_interval=6_620)
 default_hooks = dict(checkpoint=dict(interval=6_620))

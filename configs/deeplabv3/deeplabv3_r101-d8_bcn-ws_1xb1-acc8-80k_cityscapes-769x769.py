@@ -18,6 +18,5 @@ model = dict(
     test_cfg=dict(mode='slide', crop_size=(769, 769), stride=(513, 513)))
 train_dataloader = dict(batch_size=1)
 optim_wrapper = dict(accumulative_counts=8)
-param_scheduler = [dict(type='PolyLR', power=0.9, eta_min=1e-4, begin=0, end=640_000, by_epoch=False)]
 train_cfg = dict(max_iters=640_000, val_interval=64_000)
 default_hooks = dict(checkpoint=dict(interval=64_000))

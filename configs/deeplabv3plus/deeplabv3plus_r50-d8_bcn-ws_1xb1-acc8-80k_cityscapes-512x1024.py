@@ -17,6 +17,5 @@ model = dict(
     auxiliary_head=dict(conv_cfg={{_base_.conv_cfg}}, norm_cfg={{_base_.norm_cfg}}))
 train_dataloader = dict(batch_size=1)
 optim_wrapper = dict(accumulative_counts=8)
-param_scheduler = [dict(type='PolyLR', power=0.9, eta_min=1e-4, begin=0, end=640_000, by_epoch=False)]
 train_cfg = dict(max_iters=640_000, val_interval=64_000)
 default_hooks = dict(checkpoint=dict(interval=64_000))

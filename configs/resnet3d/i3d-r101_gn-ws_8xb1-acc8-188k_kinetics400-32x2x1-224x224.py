@@ -14,6 +14,5 @@ model = dict(
                   init_cfg=dict(type='Inflated2d', checkpoint='pretrained/resnet101_gn_ws.pth')))
 train_dataloader = dict(batch_size=1)
 optim_wrapper = dict(accumulative_counts=8)
-param_scheduler = [dict(type='MultiStepLR', milestones=[601_600, 1_203_200], gamma=0.1, by_epoch=False)]
 train_cfg = dict(max_iters=1_504_000, val_interval=150_400)
 default_hooks = dict(checkpoint=dict(interval=150_400))

@@ -13,6 +13,5 @@ model = dict(
     backbone=dict(conv_cfg={{_base_.conv_cfg_3d}}, norm_cfg={{_base_.norm_cfg_3d}}))
 train_dataloader = dict(batch_size=1)
 optim_wrapper = dict(accumulative_counts=8)
-param_scheduler = [dict(type='MultiStepLR', milestones=[601_600, 1_203_200], gamma=0.1, by_epoch=False)]
 train_cfg = dict(max_iters=1_504_000, val_interval=150_400)
 default_hooks = dict(checkpoint=dict(interval=150_400))

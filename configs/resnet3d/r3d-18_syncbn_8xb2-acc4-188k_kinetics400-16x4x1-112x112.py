@@ -13,6 +13,5 @@ model = dict(
     backbone=dict(conv_cfg={{_base_.conv_cfg_3d}}, norm_cfg={{_base_.norm_cfg_3d}}))
 train_dataloader = dict(batch_size=2)
 optim_wrapper = dict(accumulative_counts=4)
-param_scheduler = [dict(type='MultiStepLR', milestones=[300_800, 601_600], gamma=0.1, by_epoch=False)]
 train_cfg = dict(max_iters=752_000, val_interval=75_200)
 default_hooks = dict(checkpoint=dict(interval=75_200))

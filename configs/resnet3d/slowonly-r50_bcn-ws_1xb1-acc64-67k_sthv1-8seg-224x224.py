@@ -16,6 +16,5 @@ model = dict(
     head=dict(num_classes=174, init_std=0.001))
 train_dataloader = dict(batch_size=1)
 optim_wrapper = dict(accumulative_counts=64)
-param_scheduler = [dict(type='MultiStepLR', milestones=[1_720_320, 3_440_640], gamma=0.1, by_epoch=False)]
 train_cfg = dict(max_iters=4_300_800, val_interval=430_080)
 default_hooks = dict(checkpoint=dict(interval=430_080))

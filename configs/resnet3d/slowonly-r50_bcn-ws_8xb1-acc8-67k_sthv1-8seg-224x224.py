@@ -16,6 +16,5 @@ model = dict(
     head=dict(num_classes=174, init_std=0.001))
 train_dataloader = dict(batch_size=1)
 optim_wrapper = dict(accumulative_counts=8)
-param_scheduler = [dict(type='MultiStepLR', milestones=[215_040, 430_080], gamma=0.1, by_epoch=False)]
 train_cfg = dict(max_iters=537_600, val_interval=53_760)
 default_hooks = dict(checkpoint=dict(interval=53_760))

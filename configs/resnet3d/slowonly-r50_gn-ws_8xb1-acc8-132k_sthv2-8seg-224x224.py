@@ -15,6 +15,5 @@ model = dict(
     head=dict(num_classes=174, init_std=0.001))
 train_dataloader = dict(batch_size=1)
 optim_wrapper = dict(accumulative_counts=8)
-param_scheduler = [dict(type='MultiStepLR', milestones=[422_400, 844_800], gamma=0.1, by_epoch=False)]
 train_cfg = dict(max_iters=1_056_000, val_interval=105_600)
 default_hooks = dict(checkpoint=dict(interval=105_600))

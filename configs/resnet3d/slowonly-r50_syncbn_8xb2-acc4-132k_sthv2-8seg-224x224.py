@@ -15,6 +15,5 @@ model = dict(
     head=dict(num_classes=174, init_std=0.001))
 train_dataloader = dict(batch_size=2)
 optim_wrapper = dict(accumulative_counts=4)
-param_scheduler = [dict(type='MultiStepLR', milestones=[211_200, 422_400], gamma=0.1, by_epoch=False)]
 train_cfg = dict(max_iters=528_000, val_interval=52_800)
 default_hooks = dict(checkpoint=dict(interval=52_800))

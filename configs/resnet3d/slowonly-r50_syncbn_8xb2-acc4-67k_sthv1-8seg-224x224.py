@@ -16,6 +16,5 @@ model = dict(
     head=dict(num_classes=174, init_std=0.001))
 train_dataloader = dict(batch_size=2)
 optim_wrapper = dict(accumulative_counts=4)
-param_scheduler = [dict(type='MultiStepLR', milestones=[107_520, 215_040], gamma=0.1, by_epoch=False)]
 train_cfg = dict(max_iters=268_800, val_interval=26_880)
 default_hooks = dict(checkpoint=dict(interval=26_880))

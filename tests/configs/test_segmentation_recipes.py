@@ -127,10 +127,12 @@ def test_batch_schedule_and_crop_are_what_the_name_says(recipe: str) -> None:
     assert cfg.optim_wrapper.accumulative_counts == accumulation
     assert cfg.optim_wrapper.optimizer == dict(type='SGD', lr=lr, momentum=0.9, weight_decay=weight_decay)
 
-    iterations = STEPS[name['steps']] * accumulation
+    steps = STEPS[name['steps']]
+    iterations = steps * accumulation
     (poly,) = cfg.param_scheduler
     eta_min = 0.0 if name['dataset'] == 'voc12aug' else 1e-4
-    assert poly == dict(type='PolyLR', power=0.9, eta_min=eta_min, begin=0, end=iterations, by_epoch=False)
+    assert poly == dict(type='PolyLR', power=0.9, eta_min=eta_min, begin=0, end=steps, by_epoch=False)
+    assert cfg.default_hooks.param_scheduler == dict(type='ParamSchedulerPerStepHook')
     assert cfg.train_cfg.type == 'IterBasedTrainLoop'
     assert cfg.train_cfg.max_iters == iterations
     assert cfg.train_cfg.val_interval * validations == iterations

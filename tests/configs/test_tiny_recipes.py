@@ -85,7 +85,8 @@ def test_batch_and_length_are_what_the_name_says(recipe):
     assert cfg.train_dataloader.batch_size == name['per_device']
     assert cfg.optim_wrapper.accumulative_counts == name['accumulation']
     assert cfg.train_cfg.max_iters == micro_batches
-    assert max(scheduler.end for scheduler in cfg.param_scheduler) == micro_batches
+    assert max(scheduler.end for scheduler in cfg.param_scheduler) == name['steps']
+    assert cfg.default_hooks.param_scheduler == dict(type='ParamSchedulerPerStepHook')
     assert cfg.default_hooks.checkpoint.interval == micro_batches
     # The demo's curves and its count of samples come from the log: the last iteration has to be in it.
     assert micro_batches % cfg.default_hooks.logger.interval == 0

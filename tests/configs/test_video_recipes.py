@@ -118,12 +118,8 @@ def test_batch_and_schedule_are_what_the_name_says(recipe):
     assert steps // 1000 == int(name['steps'])
     assert cfg.train_cfg.max_iters == steps * accumulation
     (scheduler,) = cfg.param_scheduler
-    assert scheduler == {
-        'type': 'MultiStepLR',
-        'milestones': [drop * accumulation for drop in drops],
-        'gamma': 0.1,
-        'by_epoch': False,
-    }
+    assert scheduler == {'type': 'MultiStepLR', 'milestones': drops, 'gamma': 0.1, 'by_epoch': False}
+    assert cfg.default_hooks.param_scheduler == dict(type='ParamSchedulerPerStepHook')
     assert [d / steps for d in drops] == [20 / EPOCHS, 40 / EPOCHS]
     assert steps * 64 == pytest.approx(EPOCHS * SAMPLES[name['dataset']], rel=1e-3)
     assert cfg.train_cfg.val_interval == cfg.default_hooks.checkpoint.interval == steps * accumulation // 10

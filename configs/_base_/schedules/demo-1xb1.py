@@ -10,5 +10,6 @@ val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 log_processor = dict(by_epoch=False)
 default_hooks = dict(
+    param_scheduler=dict(type='ParamSchedulerPerStepHook'),
     logger=dict(type='LoggerHook', interval=40, log_metric_by_epoch=False),
     checkpoint=dict(type='SafeCheckpointHook', by_epoch=False, interval=2400, max_keep_ckpts=1))

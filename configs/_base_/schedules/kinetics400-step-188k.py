@@ -1,6 +1,6 @@
 # 50 epochs of 3757 optimizer steps of 64 clips (240436 training videos), drops after 20 and 40: TSM's Kinetics schedule.
 # Linear scaling: lr = 0.01 * global batch / 64, global batch = devices * clips per device * accumulation.
-# Iterations are micro-batches: a recipe with accumulation k multiplies all of these numbers by k.
+# The learning rate follows optimizer steps. All else counts micro-batches, which accumulation k multiplies by k.
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='SGD', lr=0.01 * 64 / 64, momentum=0.9, weight_decay=1e-4),
@@ -13,5 +13,6 @@ val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 log_processor = dict(by_epoch=False)
 default_hooks = dict(
+    param_scheduler=dict(type='ParamSchedulerPerStepHook'),
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     checkpoint=dict(type='SafeCheckpointHook', by_epoch=False, interval=18_800, max_keep_ckpts=3, save_best='acc/top1'))

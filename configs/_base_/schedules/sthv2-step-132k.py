@@ -1,7 +1,7 @@
 # 50 epochs of 2640 optimizer steps of 64 clips (168913 training videos), drops after 20 and 40: TSM's schedule for
 # Something-Something (README of mit-han-lab/temporal-shift-module), the new classifier at 5 and 10 times the rate.
 # Linear scaling: lr = 0.01 * global batch / 64, global batch = devices * clips per device * accumulation.
-# Iterations are micro-batches: a recipe with accumulation k multiplies all of these numbers by k.
+# The learning rate follows optimizer steps. All else counts micro-batches, which accumulation k multiplies by k.
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='SGD', lr=0.01 * 64 / 64, momentum=0.9, weight_decay=5e-4),
@@ -17,5 +17,6 @@ val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 log_processor = dict(by_epoch=False)
 default_hooks = dict(
+    param_scheduler=dict(type='ParamSchedulerPerStepHook'),
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     checkpoint=dict(type='SafeCheckpointHook', by_epoch=False, interval=13_200, max_keep_ckpts=3, save_best='acc/top1'))
