@@ -8,7 +8,7 @@ READY := $(ENV)/.wsbcn_mm-ready
 # Two threads of OpenMP that wait by spinning are up to 50 times slower on a busy machine with few cores.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo demo-full test lint benchmark clean
+.PHONY: demo demo-full test test-runs test-library lint benchmark clean
 
 demo: $(READY)
 	$(PYTHON) -m projects.micro_batch_demo.run
@@ -17,7 +17,14 @@ demo-full: $(READY)
 	$(PYTHON) -m projects.micro_batch_demo.run --full
 
 test: lint
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest
+	$(MAKE) -j2 --output-sync=line test-runs test-library
+
+# The two halves of the tests: what starts tools and studies, and the rest.
+test-runs: $(READY)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/tools tests/projects
+
+test-library: $(READY)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --ignore=tests/tools --ignore=tests/projects
 
 lint: $(READY)
 	$(PYTHON) -m ruff check .
