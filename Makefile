@@ -17,7 +17,7 @@ demo-full: $(READY)
 	$(PYTHON) -m projects.micro_batch_demo.run --full
 
 test: lint
-	$(MAKE) -j2 --output-sync=line test-runs test-library
+	$(MAKE) -j2 test-runs test-library
 
 # The two halves of the tests: what starts tools and studies, and the rest.
 test-runs: $(READY)
