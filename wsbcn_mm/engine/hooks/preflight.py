@@ -9,8 +9,10 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
+from ...diagnostics.non_finite import tensors_in
 from ..host_memory import Room, available_memory, free_shared_memory, gibibytes
 from ..random_numbers import seeded
 
@@ -76,18 +78,13 @@ def demand_of(name: str, loader: DataLoader | None) -> Demand | None:
 
 def bytes_of(sample: Any) -> int:
     """Memory of all tensors in a sample; one that several share counts once."""
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors_in(sample)}.values())
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors_of(sample)}.values())
 
 
-def tensors_in(value: Any) -> list[Tensor]:
+def tensors_of(sample: Any) -> list[Tensor]:
     """Every tensor in nested dicts, sequences and data elements."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, BaseDataElement):
-        return tensors_in(value.all_values())
-    if isinstance(value, dict):
-        return tensors_in(list(value.values()))
-    return [t for item in value for t in tensors_in(item)] if isinstance(value, (list, tuple)) else []
+    elements = [leaf for leaf in tree_leaves(sample) if isinstance(leaf, BaseDataElement)]
+    return tensors_in(sample) + [tensor for element in elements for tensor in tensors_of(element.all_values())]
 
 
 def processes_here() -> int:
