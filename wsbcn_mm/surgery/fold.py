@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
+from ..diagnostics.non_finite import tensors_in
 from ..layers import BatchChannelNorm
 from ..layers.ws_conv import _WSConv
 from .kinds import BATCH_NORMS, conv_kind, norm_kind
@@ -239,11 +240,6 @@ def largest_difference(expected: Any, found: Any) -> tuple[float, float]:
     values = torch.cat([exact(a).abs().flatten() for a, _ in pairs])
     # Unlike Python's, torch's max is nan if any of them is.
     return float(differences.max()), float(values.max())
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """Every tensor in nested tuples, lists and dicts."""
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def in_float64(value: Any) -> Any:
