@@ -76,9 +76,10 @@ def test_stock_packages_stop_the_set_up_even_where_nothing_imports(tmp_path):
 
 
 def make(target, environment):
-    """The commands make would run."""
+    """The commands make would run, asked by a newcomer: without the flags of a make that runs these tests."""
     command = ['make', '--dry-run', '--no-print-directory', target, f'ENV={environment}']
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    ours = {name: value for name, value in os.environ.items() if name not in ('MAKEFLAGS', 'MFLAGS', 'MAKELEVEL')}
+    done = subprocess.run(command, cwd=ROOT, env=ours, capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
