@@ -31,7 +31,7 @@ SYNC_BN_ON_CPU = (
 def clear(monkeypatch):
     for name in [n for n in os.environ if n.startswith('SLURM_')]:
         monkeypatch.delenv(name)
-    for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT'):
+    for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
         monkeypatch.setenv(name, '')
         monkeypatch.delenv(name)
 

@@ -112,6 +112,8 @@ def test_the_hook_looks_at_both_loaders_of_a_runner(monkeypatch):
     )
     monkeypatch.setattr(preflight, 'available_memory', lambda: None)
     monkeypatch.setattr(preflight, 'free_shared_memory', lambda: shm(40 * MIB))
+    # A shell that Slurm gave out for eight tasks, in which one process trains.
+    monkeypatch.setenv('SLURM_NTASKS_PER_NODE', '8')
     Preflight().before_train(runner)
     (line,) = said
     assert re.search(r'need 39 MiB .* \(train: 2 workers x 2 batches of 6 MiB; val: 1 workers x 2 batches of 3 M', line)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from wsbcn_mm.engine.slurm import first_host, ports_of, slurm_to_torchrun, tasks_of_srun
+from wsbcn_mm.engine.slurm import first_host, ports_of, slurm_to_torchrun, tasks_of_node, tasks_of_srun
 
 SRUN = {
     'SLURM_PROCID': '9',
@@ -43,6 +43,7 @@ def test_srun_variables_become_those_of_torchrun():
         'RANK': '9',
         'WORLD_SIZE': '16',
         'LOCAL_RANK': '1',
+        'LOCAL_WORLD_SIZE': '1',
         'MASTER_ADDR': 'gpu03',
         'MASTER_PORT': str(10000 + 32 * 421337 % 20000),
     }
@@ -100,3 +101,24 @@ def test_candidate_ports_differ_and_the_first_is_the_derived_one():
 )
 def test_only_a_step_of_srun_has_tasks(changed, tasks):
     assert tasks_of_srun(SRUN | changed) == tasks
+
+
+def test_a_step_of_some_of_the_jobs_tasks_is_a_world_of_its_own():
+    step = SRUN | {'SLURM_STEP_ID': '0', 'SLURM_STEP_NUM_TASKS': '12'}
+    assert slurm_to_torchrun(step)['WORLD_SIZE'] == str(tasks_of_srun(step)) == '12'
+
+
+@pytest.mark.parametrize(
+    ('changed', 'tasks'),
+    [
+        ({}, 1),
+        (dict(SLURM_TASKS_PER_NODE='8'), 8),
+        (dict(SLURM_TASKS_PER_NODE='4(x2)', SLURM_NODEID='1'), 4),
+        (dict(SLURM_TASKS_PER_NODE='4(x2),1,3(x2)', SLURM_NODEID='2'), 1),
+        (dict(SLURM_TASKS_PER_NODE='4(x2),1,3(x2)', SLURM_NODEID='4'), 3),
+        (dict(SLURM_TASKS_PER_NODE='8(x2)', SLURM_STEP_TASKS_PER_NODE='2(x2)'), 2),
+    ],
+)
+def test_the_tasks_of_a_node(changed, tasks):
+    assert tasks_of_node(SRUN | changed) == tasks
+    assert slurm_to_torchrun(SRUN | changed)['LOCAL_WORLD_SIZE'] == str(tasks)

@@ -8,9 +8,10 @@ import torch
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.logging import print_log
+from torch.distributed.constants import default_pg_timeout
 
 from .config_tree import dicts_in
-from .rendezvous import find_store, open_store
+from .rendezvous import find_store, open_store, same_world
 from .slurm import job_and_step, ports_of, slurm_to_torchrun, tasks_of_srun
 
 LAUNCHERS = ('auto', 'none', 'pytorch', 'slurm')
@@ -129,7 +130,7 @@ def check_torchrun(environ: Mapping[str, str]) -> None:
             f"launcher='pytorch' needs the variables that torchrun sets; missing: {', '.join(missing)}. Start with "
             'tools/dist_train.sh'
         )
-    for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'):
+    for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_PORT'):
         if not environ[name].isdecimal():
             raise ValueError(f'{name}={environ[name]!r} is no number from 0 on: torchrun would have set one')
     rank, world_size = int(environ['RANK']), int(environ['WORLD_SIZE'])
@@ -172,7 +173,13 @@ def start_process_group(cfg: Config, on_gpu: bool) -> None:
         backend = 'gloo'
     if on_gpu:
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+    store = None
+    if not dist.is_torchelastic_launched():  # torchrun has told all its processes the same
+        rank, world_size, port = (int(os.environ[name]) for name in ('RANK', 'WORLD_SIZE', 'MASTER_PORT'))
+        timeout = settings.get('timeout', default_pg_timeout)
+        store = same_world(os.environ['MASTER_ADDR'], port, rank, world_size, timeout)
     dist.init_process_group(backend, **settings)
+    del store
 
 
 def refuse_sync_batch_norm(cfg: Config) -> None:

@@ -1,12 +1,13 @@
-"""Agree on a free port among ranks with nobody above them to choose one, as torchrun's agent does for its workers."""
+"""Agree on a free port, and on how many there are, among ranks without an agent above them such as torchrun's."""
 
 import socket
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import timedelta
 from threading import Thread
 
-from torch.distributed import TCPStore
+from torch.distributed import DistNetworkError, DistStoreError, TCPStore
 
 PATIENCE = 2.0
 """Seconds for one question and its answer."""
@@ -75,3 +76,42 @@ def find_store(host: str, ports: Sequence[int], job: str, rank: int, *, timeout:
         time.sleep(0.1)
     listed = ', '.join(map(str, ports))
     raise ValueError(f'rank 0 of job {job} is at none of the ports {listed} of {host}: is it running?')
+
+
+def same_world(host: str, port: int, rank: int, world_size: int, timeout: timedelta) -> TCPStore:
+    """Let ranks whose environment was set by hand tell each other how many they take themselves to be.
+
+    torch would let those that disagree wait for each other until `timeout`, and then name a key of its store.
+
+    Args:
+        host, port: Where rank 0 listens.
+        rank, world_size: As this rank knows them.
+        timeout: How long to wait for the others.
+
+    Returns:
+        The store, to be kept until the process group is there.
+
+    Raises:
+        ValueError: If rank 0 cannot listen, or a rank is missing, ends, or has another `world_size`.
+    """
+    try:
+        store = TCPStore(host, port, is_master=rank == 0, timeout=timeout, wait_for_workers=False, multi_tenant=True)
+        store.set(f'WORLD_SIZE of rank {rank}', str(world_size))
+    except DistNetworkError as error:
+        what = 'rank 0 cannot listen at it, set it to a free one' if rank == 0 else 'rank 0 is not there'
+        raise ValueError(f'MASTER_ADDR={host}, MASTER_PORT={port}: {what} ({error})') from None
+    for other in range(1, world_size) if rank == 0 else [0]:
+        try:
+            theirs = int(store.get(f'WORLD_SIZE of rank {other}'))
+        except DistStoreError:
+            raise ValueError(
+                f'rank {other} of WORLD_SIZE={world_size} did not come to {host}:{port} in {timeout}: is it running?'
+            ) from None
+        except DistNetworkError:
+            raise ValueError(f'rank {other} ended before the others came: it says why') from None
+        if theirs != world_size:
+            raise ValueError(
+                f'rank {rank} has WORLD_SIZE={world_size}, rank {other} has WORLD_SIZE={theirs}: start all processes '
+                'of a run with the same (torchrun sets it)'
+            )
+    return store

@@ -37,11 +37,20 @@ def slurm_to_torchrun(environ: Mapping[str, str]) -> dict[str, str]:
         )
     return {
         'RANK': environ['SLURM_PROCID'],
-        'WORLD_SIZE': environ['SLURM_NTASKS'],
+        'WORLD_SIZE': environ.get('SLURM_STEP_NUM_TASKS') or environ['SLURM_NTASKS'],
         'LOCAL_RANK': environ['SLURM_LOCALID'],
+        'LOCAL_WORLD_SIZE': str(tasks_of_node(environ)),
         'MASTER_ADDR': environ.get('MASTER_ADDR', first_host(nodes)),
         'MASTER_PORT': environ.get('MASTER_PORT', str(ports_of(environ)[0])),
     }
+
+
+def tasks_of_node(environ: Mapping[str, str]) -> int:
+    """Tasks of this step on this node, by a list such as '4(x2),1': 4 on each of two nodes, 1 on the third."""
+    listed = environ.get('SLURM_STEP_TASKS_PER_NODE') or environ.get('SLURM_TASKS_PER_NODE') or '1'
+    found = re.findall(r'(\d+)(?:\(x(\d+)\))?', listed)
+    tasks = [int(count) for count, nodes in found for _ in range(int(nodes or 1))]
+    return tasks[int(environ.get('SLURM_NODEID') or 0)]
 
 
 def job_and_step(environ: Mapping[str, str]) -> tuple[int, int]:

@@ -89,7 +89,7 @@ def tensors_of(sample: Any) -> list[Tensor]:
 
 def processes_here() -> int:
     """Training processes on this machine, each of which has workers of its own."""
-    return int(os.environ.get('LOCAL_WORLD_SIZE') or os.environ.get('SLURM_NTASKS_PER_NODE') or 1)
+    return int(os.environ.get('LOCAL_WORLD_SIZE') or 1)
 
 
 def check(demands: list[Demand], processes: int, shared: Room | None, memory: Room | None) -> list[str]:
