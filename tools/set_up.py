@@ -1,7 +1,7 @@
 """Install this package and what it needs into the environment whose Python runs this file.
 
 A torch and torchvision that are there already stay as they are; everything else comes in the versions of
-constraints.txt. Ends by importing all of it and saying in one line what is wrong, if anything is.
+constraints.txt. Ends with tools/doctor.py, which imports all of it and says what is wrong, if anything is.
 """
 
 from __future__ import annotations  # so that an older Python gets as far as saying that it is too old
@@ -45,7 +45,7 @@ def main() -> int:
         file.write_text(constraints((ROOT / 'constraints.txt').read_text(), installed_versions()))
         pip = [sys.executable, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check']
         subprocess.run([*pip, '--constraint', str(file), '--editable', f'{ROOT}[test]'], check=True)
-    return subprocess.run([sys.executable, '-m', 'wsbcn_mm.engine.environment'], cwd=ROOT).returncode
+    return subprocess.run([sys.executable, str(ROOT / 'tools' / 'doctor.py')]).returncode
 
 
 if __name__ == '__main__':

@@ -1,11 +1,23 @@
 """What is installed is judged before it is used, and each fault has one line that says what to do."""
 
-import sys
+from importlib import metadata
 
 import pytest
+import torch
 
 from wsbcn_mm.engine import environment
-from wsbcn_mm.engine.environment import import_error, installed_distributions, main, stock_packages_message
+from wsbcn_mm.engine.environment import (
+    MODULES,
+    accelerator,
+    compiler,
+    import_error,
+    installed_distributions,
+    is_accepted,
+    main,
+    repair,
+    requirements,
+    stock_packages_message,
+)
 
 TWO_STOCK = (
     'stock OpenMMLab packages are installed (mmcv-lite, mmengine). They own the same folders as their maintained '
@@ -42,7 +54,7 @@ def test_a_stock_package_on_the_path_stops_the_import(stock, tmp_path, monkeypat
         environment.require_openmmlab()
     assert main() == 1
     printed = capsys.readouterr()
-    assert printed.out == ''
+    assert 'torch' not in printed.out
     assert printed.err.startswith(f'wsbcn_mm: stock OpenMMLab packages are installed ({name}). ')
 
 
@@ -65,16 +77,107 @@ def test_a_torchvision_built_for_another_torch_is_explained(tmp_path, monkeypatc
     )
 
 
-def test_main_prints_every_version_or_every_fault(monkeypatch, capsys):
-    assert main() == 0
-    line = capsys.readouterr().out
-    assert line.startswith('wsbcn_mm: torch ')
-    assert line.count('\n') == 1
-    assert all(f'{name} {sys.modules[name].__version__}' in line for name in ('torchvision', 'mmengine', 'mmseg'))
+def test_what_is_not_installed_is_named_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr(environment, 'find_spec', lambda name: None if name.startswith('mm') else name)
+    tested = environment.tested_versions()
+    with pytest.raises(ImportError) as error:
+        environment.require_openmmlab('video')
+    assert str(error.value) == (
+        'mmengine, mmcv are not installed, which wsbcn_mm.video cannot do without:\n'
+        f'    pip install onedl-mmengine=={tested["onedl-mmengine"]} onedl-mmcv=={tested["onedl-mmcv"]}'
+    )
 
-    monkeypatch.setattr(environment, 'MODULES', ('torch', 'missing_a', 'missing_b'))
+
+def test_the_table_has_every_package_with_its_version(capsys):
+    assert main() == 0
+    printed = capsys.readouterr()
+    rows = {line.split()[0]: line.split() for line in printed.out.splitlines() if line}
+    for name in MODULES.values():
+        assert rows[name][1:3] == [metadata.version(name), environment.tested_versions()[name]]
+        assert rows[name][3].startswith('ok')
+    assert 'accelerator:' in rows
+    assert (
+        f'\ndecoders: decord {metadata.version("decord2")}, PyAV {metadata.version("av")} with FFmpeg ' in printed.out
+    )
+    assert printed.out.endswith('\n\neverything that the recipes need is there\n')
+    assert printed.err == ''
+
+
+def test_what_is_missing_or_too_old_has_one_command_and_what_is_optional_has_none(monkeypatch, capsys):
+    needed = {'torch': ('>=2.11', ''), 'rich': ('>=99', 'video'), 'decord9': ('>=3.4', 'video')}
+    monkeypatch.setattr(
+        environment, 'requirements', lambda: needed | {'onnx9': ('>=1', 'deploy'), 'timm': ('', 'test')}
+    )
+    monkeypatch.setattr(environment, 'tested_versions', lambda: {'rich': '99.1', 'torch': '2.11.7', 'decord9': '3.4.0'})
+    monkeypatch.setattr(environment, 'MODULES', {})
     assert main() == 1
-    assert capsys.readouterr().err.splitlines() == [
-        "wsbcn_mm: missing_a: ModuleNotFoundError: No module named 'missing_a'",
-        "wsbcn_mm: missing_b: ModuleNotFoundError: No module named 'missing_b'",
-    ]
+    printed = capsys.readouterr()
+    verdicts = {line.split()[0]: line.split(maxsplit=3)[3] for line in printed.out.split('\n\n')[1].splitlines()[1:]}
+    assert verdicts == {
+        'torch': 'ok, but not the tested version',
+        'rich': '>=99 is needed',
+        'decord9': 'missing',
+        'onnx9': 'not installed (deploy)',
+        'timm': 'ok',
+    }
+    assert printed.err == (
+        '\nwsbcn_mm: what the recipes need is not all there. To install it:\n'
+        '    pip install rich==99.1 decord9==3.4.0\n'
+    )
+
+
+def test_a_torchvision_that_does_not_import_comes_anew_with_torch(tmp_path, monkeypatch):
+    (tmp_path / 'mixed_again.py').write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(environment, 'MODULES', {'mixed_again': 'torchvision'})
+    tested = environment.tested_versions()
+    assert repair(environment.packages()) == (
+        f'pip install --force-reinstall torch=={tested["torch"]} torchvision=={tested["torchvision"]}'
+    )
+
+
+@pytest.mark.parametrize(
+    ('version', 'bounds', 'accepted'),
+    [
+        ('2.12.0+cu130', '>=2.11', True),
+        ('2.9.1', '>=2.11', False),
+        ('0.11.0', '<0.11,>=0.10.12', False),
+        ('0.10.12', '<0.11,>=0.10.12', True),
+        ('0.17.6', '==0.17.5', False),
+        ('1.0', '', True),
+    ],
+)
+def test_versions_are_compared_as_numbers(version, bounds, accepted):
+    assert is_accepted(version, bounds) is accepted
+
+
+def test_the_requirements_are_those_of_the_package():
+    found = requirements()
+    assert found['torch'] == ('>=2.11', '')
+    assert found['decord2'] == ('>=3.4', 'video')
+    assert found['onnx'][1] == 'deploy'
+    assert set(found) <= set(environment.tested_versions())
+
+
+def test_a_missing_compiler_is_said_and_no_error(monkeypatch, tmp_path):
+    monkeypatch.setenv('WSBCN_MM_CACHE', str(tmp_path))
+    monkeypatch.setenv('CC', 'no-such-compiler')
+    found = compiler()
+    assert found.text.startswith('BCN on CPU is slower, because bcn_c.c cannot be compiled: ')
+    assert "'no-such-compiler'" in found.text
+    assert found.command == 'apt-get install gcc libc6-dev'
+    monkeypatch.setenv('WSBCN_MM_COMPILE', '0')
+    assert compiler() == ('C compiler', 'switched off by WSBCN_MM_COMPILE=0: BCN on CPU is slower', None)
+
+
+def test_the_accelerator_is_named(monkeypatch):
+    if torch.cuda.is_available():
+        assert torch.cuda.get_device_name(0) in accelerator().text
+        monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(environment, 'NVIDIA_DRIVER', environment.PACKAGE / 'gone')
+    assert accelerator() == ('accelerator', 'none: everything runs on CPU', None)
+    monkeypatch.setattr(environment, 'NVIDIA_DRIVER', environment.PACKAGE)
+    monkeypatch.setattr(torch.version, 'cuda', '13.0')
+    assert accelerator().text == 'there is an NVIDIA GPU that torch cannot use: its CUDA 13.0 may need a newer driver'
+    monkeypatch.setattr(torch.version, 'cuda', None)
+    assert accelerator().command.startswith('pip install --force-reinstall torch==')

@@ -17,6 +17,9 @@ from pathlib import Path
 
 FLAGS = ('-O3', '-march=native', '-fopenmp', '-fno-math-errno', '-fno-trapping-math', '-fPIC', '-shared')
 
+# RuntimeError: the user has no home; ValueError: CC has an open quotation mark, or talks in an unknown encoding.
+FAILURES = (OSError, RuntimeError, ValueError, subprocess.SubprocessError)
+
 
 @functools.cache
 def load_library(source: Path) -> ctypes.CDLL | None:
@@ -24,18 +27,27 @@ def load_library(source: Path) -> ctypes.CDLL | None:
     if os.environ.get('WSBCN_MM_COMPILE', '1') == '0':
         return None
     try:
-        compiler = shlex.split(os.environ.get('CC', 'cc'))
-        library = _cache_folder() / f'{source.stem}-{_fingerprint(source, compiler)}.so'
-        if not library.exists():
-            _compile(source, library, compiler)
-        return ctypes.CDLL(str(library))
-    # RuntimeError: the user has no home; ValueError: CC has an open quotation mark, or talks in an unknown encoding.
-    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
-        reason = getattr(error, 'stderr', None) or error
+        return ctypes.CDLL(str(build_library(source)))
+    except FAILURES as error:
         logging.getLogger(__name__).warning(
-            '%s was not compiled, which leaves BCN on CPU to slower operators of torch: %s', source.name, reason
+            '%s was not compiled, which leaves BCN on CPU to slower operators of torch: %s',
+            source.name,
+            getattr(error, 'stderr', None) or error,
         )
         return None
+
+
+def build_library(source: Path) -> Path:
+    """The file of the shared library of `source`, compiled if it is not there yet.
+
+    Raises:
+        One of `FAILURES`: If there is no compiler, or the compiler or the folder refuses.
+    """
+    compiler = shlex.split(os.environ.get('CC', 'cc'))
+    library = _cache_folder() / f'{source.stem}-{_fingerprint(source, compiler)}.so'
+    if not library.exists():
+        _compile(source, library, compiler)
+    return library
 
 
 def _cache_folder() -> Path:

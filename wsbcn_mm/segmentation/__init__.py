@@ -7,7 +7,7 @@ name.
 # ruff: noqa: E402 - the environment is judged before anything of mmseg is imported
 from ..engine.environment import require_openmmlab
 
-require_openmmlab()
+require_openmmlab('segmentation')
 
 from ..engine import hooks as _hooks  # noqa: F401
 from ..engine import mixed_precision as _mixed_precision  # noqa: F401

@@ -3,6 +3,11 @@
 Importing this package registers them with mmengine, and the hooks and wrappers of `wsbcn_mm.engine` that recipes name.
 """
 
+# ruff: noqa: E402 - the environment is judged before anything of mmengine is imported
+from ..engine.environment import require_openmmlab
+
+require_openmmlab('video')
+
 from ..engine import hooks as _hooks  # noqa: F401
 from ..engine import mixed_precision as _mixed_precision  # noqa: F401
 from ..engine import seeded_samples as _seeded_samples  # noqa: F401
