@@ -41,15 +41,16 @@ def test_equals_decoding_from_the_start(
     path = str(moving_clip(tmp_path / name, codec, options))
     with av.open(path) as container:
         assert {av.video.frame.PictureType(frame.pict_type).name for frame in container.decode(video=0)} == kinds
-    packets = readers._list_packets(path)
-    assert packets.are_frames
-    whole = readers._read_from_start(path, set(range(NUM_FRAMES)))
+    whole = dict(readers._read_from_start(path, set(range(NUM_FRAMES))))
     assert len(whole) == NUM_FRAMES
     rng = np.random.default_rng(0)
     choices = [set(range(start, start + 21, 2)) for start in (0, 17, 49)]
     choices += [{NUM_FRAMES - 1}, {0}, *(set(rng.integers(0, NUM_FRAMES, 8).tolist()) for _ in range(6))]
-    for wanted in choices:
-        found = readers._read_needed(path, packets, wanted)
-        assert set(found) == wanted
-        for number in wanted:
-            np.testing.assert_array_equal(found[number], whole[number])
+    with av.open(path) as container:
+        packets = readers._list_packets(path, container)
+        assert packets.are_frames
+        for wanted in choices:
+            found = dict(readers._read_needed(container, packets, wanted))
+            assert set(found) == wanted
+            for number in wanted:
+                np.testing.assert_array_equal(found[number], whole[number])

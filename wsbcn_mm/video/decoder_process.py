@@ -24,6 +24,13 @@ import torch
 from torch import Tensor
 
 PROGRAM = Path(__file__).with_name('decoder')
+ENVIRONMENT = {
+    'OPENBLAS_NUM_THREADS': '1',
+    'OMP_NUM_THREADS': '1',
+    # Have glibc keep freed frames for the next ones: fresh pages take longer than what is done with them.
+    'MALLOC_MMAP_THRESHOLD_': str(1 << 30),
+    'MALLOC_TRIM_THRESHOLD_': str(1 << 30),
+}
 FILES_PER_PROCESS = 2000
 SECONDS_TO_START = 120.0
 _LOCAL = threading.local()
@@ -136,7 +143,7 @@ class DecoderProcess:
             stdout=subprocess.DEVNULL,
             stderr=self._log,
             pass_fds=[other.fileno(), self._memory],
-            env={**os.environ, 'OPENBLAS_NUM_THREADS': '1', 'OMP_NUM_THREADS': '1'},
+            env={**os.environ, **ENVIRONMENT},
         )
         other.close()
         self.pid = self._process.pid

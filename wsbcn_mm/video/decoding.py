@@ -14,9 +14,11 @@ in time. Images in a folder have no lying container: they are always decoded her
 import os
 import re
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -147,7 +149,16 @@ def check_deadline(deadline: float | None) -> None:
 
 def _open_here(path: str, backend: str) -> _Source:
     source = READERS[backend](path)
-    return _Source(source.num_frames, source.fps, lambda indices: torch.from_numpy(source.read(indices)))
+
+    def read(indices: list[int]) -> Tensor:
+        return torch.from_numpy(source.read(indices, _new_array))
+
+    weakref.finalize(read, source.close)
+    return _Source(source.num_frames, source.fps, read)
+
+
+def _new_array(shape: tuple[int, ...]) -> np.ndarray:
+    return np.empty(shape, np.uint8)
 
 
 def _open_elsewhere(path: str, backend: str, deadline: float, complaints: list[str]) -> _Source:

@@ -11,6 +11,7 @@ Complaints are the lines that the decoding libraries wrote meanwhile: what they 
 """
 
 import ctypes
+import math
 import mmap
 import os
 import re
@@ -53,14 +54,14 @@ def main(connection: Connection, memory: int, parent: int) -> None:
                 value = tuple(readers.verify(path))
             else:
                 if what == 'open' or source[0] != (backend, path):
+                    if source[1]:
+                        source[1].close()
                     source = (None, None)
                     source = ((backend, path), readers.READERS[backend](path))
                 if what == 'open':
                     value = (source[1].num_frames, source[1].fps)
                 else:
-                    frames = source[1].read(indices)
-                    shared.write(frames)
-                    value = frames.shape
+                    value = source[1].read(indices, shared.array).shape
         except Exception as problem:
             error = readers.reason(problem)
         connection.send((value, error, complaints()))
@@ -110,11 +111,13 @@ class Shared:
         self._memory = memory
         self._bytes = np.empty(0, np.uint8)
 
-    def write(self, array: np.ndarray) -> None:
-        if self._bytes.size < array.nbytes:
-            os.ftruncate(self._memory, array.nbytes)
-            self._bytes = np.frombuffer(mmap.mmap(self._memory, array.nbytes), np.uint8)
-        self._bytes[: array.nbytes] = array.ravel()
+    def array(self, shape: tuple[int, ...]) -> np.ndarray:
+        """An array of uint8 at its start; the next one takes its place."""
+        size = math.prod(shape)
+        if self._bytes.size < size:
+            os.ftruncate(self._memory, size)
+            self._bytes = np.frombuffer(mmap.mmap(self._memory, size), np.uint8)
+        return self._bytes[:size].reshape(shape)
 
 
 if __name__ == '__main__':

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,18 +19,24 @@ ROTATIONS: dict[int, tuple[str, ...]] = {0: (), 90: ('cclock',), 180: ('clock', 
 """Filters that turn a frame counter-clockwise by so many degrees."""
 
 
+NewArray = Callable[[tuple[int, ...]], np.ndarray]
+"""Memory for an array of uint8 of a shape."""
+
+
 class Source(NamedTuple):
     """An open video.
 
     Attributes:
         num_frames: frames that the container says will be shown.
         fps: frames per second; None where the source does not say.
-        read: frame numbers, at least one and all in range, to (T, H, W, 3) uint8 RGB.
+        read: frame numbers, at least one and all in range, to (T, H, W, 3) uint8 RGB in a new array.
+        close: to be called at last.
     """
 
     num_frames: int
     fps: float | None
-    read: Callable[[list[int]], np.ndarray]
+    read: Callable[[list[int], NewArray], np.ndarray]
+    close: Callable[[], None]
 
 
 class Verified(NamedTuple):
@@ -58,53 +64,86 @@ class _Packets(NamedTuple):
     fps: float | None
     are_frames: bool
     times: list[int]  # of the frames, in order, if packets are frames
-    key_times: list[int]
+    keys: dict[int, int]  # times of key frames, and times to seek that are not behind them
 
 
 def open_decord(path: str) -> Source:
     """Open with decord, or with PyAV where decord's frame k would be another one."""
+    import av
     import decord
 
-    packets = _list_packets(path)
+    with av.open(path) as container:
+        packets = _list_packets(path, container)
     if not packets.are_frames:
-        return open_pyav(path, packets)
+        return open_pyav(path)
     # Above this share of the frames decord raises instead of repeating a neighbour of a frame it could not decode.
     reader = decord.VideoReader(path, num_threads=1, fault_tol=1e-9)
     if len(reader) != packets.num_shown:
-        return open_pyav(path, packets)
+        return open_pyav(path)
 
-    def read(indices: list[int]) -> np.ndarray:
+    def read(indices: list[int], new_array: NewArray) -> np.ndarray:
         try:
-            return reader.get_batch(indices).asnumpy()
+            frames = reader.get_batch(indices).asnumpy()
         except decord.DECORDLimitReachedError:
             print(f'decord replaced frames of {path}: read with PyAV', file=sys.stderr)
         except decord.DECORDError as error:
             # decord2 3.4 takes the padded lines of frames 16, 24, 32, 48, 96 or 144 wide for a fourth channel.
             if 'size must exactly match' not in str(error):
                 raise
-        return open_pyav(path, packets).read(indices)
+        else:
+            array = new_array(frames.shape)
+            array[:] = frames
+            return array
+        with closing(open_pyav(path)) as source:
+            return source.read(indices, new_array)
 
-    return Source(packets.num_shown, packets.fps, read)
+    return Source(packets.num_shown, packets.fps, read, lambda: None)
 
 
-def open_pyav(path: str, packets: _Packets | None = None) -> Source:
+def open_pyav(path: str) -> Source:
     """Open with PyAV, which decodes what the wanted frames need, or from the start where packets are not frames."""
-    listed = packets or _list_packets(path)
+    import av
 
-    def read(indices: list[int]) -> np.ndarray:
-        wanted, last = set(indices), max(indices)
-        frames = _read_needed(path, listed, wanted) if listed.are_frames else {}
-        if len(frames) < len(wanted):
-            frames = _read_from_start(path, wanted)
-        if last not in frames:
-            raise ValueError(f'frame {last} of {listed.num_shown} is missing, the file may be truncated')
-        return np.stack([frames[index] for index in indices])
+    with ExitStack() as opened:
+        container = opened.enter_context(av.open(path))
+        packets = _list_packets(path, container)
+        container.streams.video[0].codec_context.thread_count = 1
 
-    return Source(listed.num_shown, listed.fps, read)
+        def read(indices: list[int], new_array: NewArray) -> np.ndarray:
+            wanted, array = set(indices), None
+            if packets.are_frames:
+                array = _collect(_read_needed(container, packets, wanted), indices, new_array)
+            if array is None:
+                array = _collect(_read_from_start(path, wanted), indices, new_array)
+            if array is None:
+                last = max(wanted)
+                raise ValueError(f'frame {last} of {packets.num_shown} is missing, the file may be truncated')
+            return array
+
+        return Source(packets.num_shown, packets.fps, read, opened.pop_all().close)
 
 
-def _read_needed(path: str, packets: _Packets, wanted: set[int]) -> dict[int, np.ndarray]:
-    """Frames by number, decoded from the key frame before the first one on.
+def _collect(frames: Iterator[tuple[int, np.ndarray]], indices: list[int], new_array: NewArray) -> np.ndarray | None:
+    """Numbered frames at the places of their numbers in `indices`; None if one of them does not come."""
+    places: dict[int, list[int]] = {}
+    for place, index in enumerate(indices):
+        places.setdefault(index, []).append(place)
+    array = None
+    for number, frame in frames:
+        if array is None:
+            array = new_array((len(indices), *frame.shape))
+        elif frame.shape != array.shape[1:]:
+            sizes = sorted({frame.shape[:2], array.shape[1:3]})
+            raise ValueError(f'frames of different sizes (height, width): {sizes}')
+        for place in places.pop(number, ()):
+            array[place] = frame
+        if not places:
+            return array
+    return None
+
+
+def _read_needed(container: Any, packets: _Packets, wanted: set[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Numbered frames, decoded from the key frame before the first one on.
 
     Of a file in H.264 the frames in between that no other frame refers to, half of them where there are B frames, are
     not decoded. One thread, so that a packet is decoded before the setting for the next one is made.
@@ -112,41 +151,37 @@ def _read_needed(path: str, packets: _Packets, wanted: set[int]) -> dict[int, np
     import av
 
     number_at = {packets.times[number]: number for number in wanted}
-    start = max((time for time in packets.key_times if time <= min(number_at)), default=None)
-    frames: dict[int, np.ndarray] = {}
-    with av.open(path) as container:
-        stream = container.streams.video[0]
-        decoder = stream.codec_context
-        decoder.thread_count = 1
-        may_skip = decoder.name == 'h264'
-        begun, to_rgb = start is None, None
-        for packet in container.demux(stream):
-            begun = begun or packet.pts == start
-            if not begun:
-                continue
-            if may_skip:
-                decoder.skip_frame = 'DEFAULT' if packet.pts in number_at else 'NONREF'
-            for frame in decoder.decode(packet):
-                if frame.pts in number_at:
-                    to_rgb = to_rgb or _rgb_converter(frame)
-                    frames[number_at[frame.pts]] = to_rgb(frame)
-            if len(frames) == len(wanted):
-                break
-    return frames
+    start = max((time for time in packets.keys if time <= min(number_at)), default=None)
+    if start is None:
+        return
+    stream = container.streams.video[0]
+    try:
+        container.seek(packets.keys[start], stream=stream)
+    except av.FFmpegError:
+        return
+    decoder = stream.codec_context
+    may_skip = decoder.name == 'h264'
+    begun, to_rgb = False, None
+    for packet in container.demux(stream):
+        begun = begun or packet.pts == start
+        if not begun:
+            continue
+        if may_skip:
+            decoder.skip_frame = 'DEFAULT' if packet.pts in number_at else 'NONREF'
+        for frame in decoder.decode(packet):
+            if frame.pts in number_at:
+                to_rgb = to_rgb or _rgb_converter(frame)
+                yield number_at[frame.pts], to_rgb(frame)
 
 
-def _read_from_start(path: str, wanted: set[int]) -> dict[int, np.ndarray]:
-    """Frames by number, by counting what is shown."""
-    frames: dict[int, np.ndarray] = {}
+def _read_from_start(path: str, wanted: set[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Numbered frames, by counting what is shown."""
     with _decoding(path) as shown:
         to_rgb = None
         for number, frame in enumerate(shown):
             if number in wanted:
                 to_rgb = to_rgb or _rgb_converter(frame)
-                frames[number] = to_rgb(frame)
-            if len(frames) == len(wanted):
-                break
-    return frames
+                yield number, to_rgb(frame)
 
 
 def verify(path: str) -> Verified:
@@ -155,7 +190,10 @@ def verify(path: str) -> Verified:
     Raises:
         Exception: whatever PyAV raises for a file that has no first frame.
     """
-    packets = _list_packets(path)
+    import av
+
+    with av.open(path) as container:
+        packets = _list_packets(path, container)
     decoded, error, height, width = 0, None, 0, 0
     with _decoding(path) as shown:
         try:
@@ -180,28 +218,28 @@ def reason(error: Exception) -> str:
     return (text or type(error).__name__).splitlines()[0]
 
 
-def _list_packets(path: str) -> _Packets:
-    import av
-
-    num_shown, are_frames, times, key_times = 0, True, set[int](), list[int]()
-    with av.open(path) as container:
-        if not container.streams.video:
-            raise ValueError('no video stream')
-        stream = container.streams.video[0]
-        _check_not_cut_off(path, stream)
-        fps = float(stream.average_rate) if stream.average_rate else None
-        for packet in container.demux(stream):
-            if not packet.size:
-                continue
-            if packet.is_keyframe and packet.pts is not None:
-                key_times.append(packet.pts)
-            hidden = packet.is_discard
-            num_shown += not hidden
-            # Shown before the key frame that it follows in the file: the sign of an open GOP.
-            leading = packet.pts is not None and bool(key_times) and packet.pts < key_times[-1]
-            are_frames &= not (hidden or leading or packet.pts is None or packet.pts in times)
-            times.add(packet.pts)
-    return _Packets(num_shown, fps, are_frames, sorted(times) if are_frames else [], key_times)
+def _list_packets(path: str, container: Any) -> _Packets:
+    num_shown, are_frames, times, keys = 0, True, set[int](), dict[int, int]()
+    if not container.streams.video:
+        raise ValueError('no video stream')
+    stream = container.streams.video[0]
+    _check_not_cut_off(path, stream)
+    fps = float(stream.average_rate) if stream.average_rate else None
+    last_key = None
+    for packet in container.demux(stream):
+        if not packet.size:
+            continue
+        time = packet.pts
+        if packet.is_keyframe and time is not None:
+            keys[time] = time if packet.dts is None else min(time, packet.dts)
+            last_key = time
+        hidden = packet.is_discard
+        num_shown += not hidden
+        # Shown before the key frame that it follows in the file: the sign of an open GOP.
+        leading = time is not None and last_key is not None and time < last_key
+        are_frames &= not (hidden or leading or time is None or time in times)
+        times.add(time)
+    return _Packets(num_shown, fps, are_frames, sorted(times) if are_frames else [], keys)
 
 
 def _check_not_cut_off(path: str, stream: Any) -> None:
@@ -244,7 +282,7 @@ def _plain_converter() -> Callable[[Any], np.ndarray]:
     reformatter = VideoReformatter()  # keeps its tables from frame to frame
 
     def convert(frame: Any) -> np.ndarray:
-        rgb: np.ndarray = reformatter.reformat(frame, format='rgb24').to_ndarray()
+        rgb: np.ndarray = reformatter.reformat(frame, format='rgb24', threads=1).to_ndarray()
         return rgb
 
     return convert
