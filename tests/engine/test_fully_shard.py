@@ -2,6 +2,7 @@
 
 import os
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -29,14 +30,16 @@ RUNS = {'ddp': None, 'sharded': None, 'resumed': 'sharded/iter_4.pth', 'ddp_resu
 class Images(Dataset):
     """Random images; an odd number, which two ranks cannot share."""
 
-    def __init__(self, length):
-        self.length = length
+    def __init__(self, length, scale=1.0):
+        self.length, self.scale = length, scale
 
     def __len__(self):
         return self.length
 
     def __getitem__(self, index):
-        return dict(inputs=torch.randn(3, 6, 6, generator=torch.Generator().manual_seed(index)) + index / 10)
+        return dict(
+            inputs=torch.randn(3, 6, 6, generator=torch.Generator().manual_seed(index)) * self.scale + index / 10
+        )
 
 
 class Block(nn.Module):
@@ -77,12 +80,12 @@ class Mean(BaseMetric):
         return dict(mean=sum(results))
 
 
-def train(folder, name):
-    resumed = RUNS[name]
+def train(folder, name, scale=1.0):
+    resumed = RUNS.get(name)
     sharded = not name.startswith('ddp')
     loader = dict(
         batch_size=1,
-        dataset=Images(40),
+        dataset=Images(40, scale),
         sampler=dict(type='InfiniteSampler', shuffle=False),
         collate_fn=dict(type='default_collate'),
     )
@@ -106,6 +109,7 @@ def train(folder, name):
         custom_hooks=[
             dict(type='StepStatisticsHook'),
             dict(type='StandardizeOnceHook'),
+            dict(type='StopAtNonFinite'),
             *([dict(type='FullyShardHook')] if sharded else []),
         ],
         log_processor=dict(by_epoch=False),
@@ -132,7 +136,11 @@ def worker(rank, folder):
             f'{folder}/{name}_{rank}.pt',
         )
     dist.barrier()
-    dist.destroy_process_group()
+    # The last run ends for rank 1 alone, in the first iteration, and the other learns of it when that process has gone.
+    try:
+        train(folder, 'bright', scale=1e30 if rank else 1.0)
+    except RuntimeError as error:
+        Path(f'{folder}/bright_{rank}.txt').write_text(f'{type(error).__name__}: {error}')
 
 
 @pytest.fixture(scope='module')
@@ -173,6 +181,13 @@ def test_the_checkpoint_loads_without_shards(folder):
     Toy().load_state_dict(load(folder, 'sharded')['state_dict'], strict=True)
     (best,) = (folder / 'sharded').glob('best_mean_*.pth')
     Toy().load_state_dict(torch.load(best, weights_only=True)['state_dict'], strict=True)
+
+
+def test_a_loss_that_is_no_number_on_one_rank_ends_all_and_asks_no_other_rank_for_its_shards(folder):
+    other, bad = ((folder / f'bright_{rank}.txt').read_text() for rank in range(WORLD))
+    assert re.match(r'NonFiniteError: iteration 1 on rank 1: loss is (nan|inf)\n', bad)
+    assert '\nnot run again: its shards would wait for the other ranks; one process shows the first module\n' in bad
+    assert re.match(r'RuntimeError: .*Connection (closed|reset)', other)
 
 
 def runner_with(*hooks, wrapper=OptimWrapper, accumulation=1):

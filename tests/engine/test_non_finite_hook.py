@@ -122,10 +122,13 @@ def test_a_loss_that_is_no_number_stops_before_it_does_harm_and_says_where_it_co
 
 
 class BadGradient(Hook):
-    """A finite loss in iteration 4 whose gradient is none."""
+    """A finite loss in some iterations, by default in the fourth, whose gradient is none."""
+
+    def __init__(self, iterations=(3,)):
+        self.iterations = iterations
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        runner.model.root = batch_idx == 3
+        runner.model.root = batch_idx in self.iterations
 
 
 @pytest.mark.parametrize('interval', [2, 3])
@@ -171,6 +174,22 @@ def test_overflows_in_a_row_are_not_tolerated_for_ever(tmp_path):
     assert len(re.findall('leaves the step out', log_of(runner))) == 2
 
 
+def test_steps_that_the_scaler_leaves_out_are_not_tolerated_for_ever(tmp_path):
+    """One bad micro-batch of two is enough to lose a step; two good steps begin the count anew."""
+    bad = BadGradient([1, 2, *range(7, 20)])
+    runner = runner_of(tmp_path, iters=20, wrapper=Scaled, hooks=[bad], skipped_steps=2)
+    runner.optim_wrapper['accumulative_counts'] = 2
+    with pytest.raises(NonFiniteError) as error:
+        runner.train()
+    assert str(error.value) == (
+        'iteration 12: the gradient scaler has left out 3 optimizer steps in a row (2 are tolerated), the last at a '
+        'scale of 0.25: there are gradients that are not finite at any. --amp bf16 needs no scaler. The last good '
+        f'checkpoint is {tmp_path / "iter_10.pth"}'
+    )
+    assert str(error.value) in log_of(runner)
+    assert all(tensor.isfinite().all() for tensor in runner.model.state_dict().values())
+
+
 def fake_runner(model, **cfg):
     said = SimpleNamespace(error=lambda text: None)
     return SimpleNamespace(model=model, cfg=cfg, iter=4, logger=said, work_dir='/nowhere', optim_wrapper=None)
@@ -210,6 +229,8 @@ def test_samples_without_a_name():
     assert sample_names(dict(data_samples=[clip, BaseDataElement()])) == ['a.mp4', 'unnamed']
 
 
-def test_a_negative_tolerance_is_refused():
+def test_negative_numbers_are_refused():
     with pytest.raises(ValueError, match=r'^tolerance=-1: a number of iterations, 0 or more, is expected$'):
         StopAtNonFinite(tolerance=-1)
+    with pytest.raises(ValueError, match=r'^skipped_steps=-2: a number of steps, 0 or more, is expected$'):
+        StopAtNonFinite(skipped_steps=-2)

@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from ...diagnostics.non_finite import (
     NormState,
@@ -40,7 +41,9 @@ class StopAtNonFinite(Hook):
 
     Where a gradient scaler is on, as in float16, an overflow of the forward pass is passed over, `tolerance` times in a
     row: its gradients are not finite either, so that the scaler leaves the step out, and running statistics are put
-    back. (Gradients alone that overflow are the scaler's daily business and nothing is said of them.)
+    back. Gradients alone that overflow are the scaler's daily business, and nothing is said of them until it left out
+    `skipped_steps` in a row: by then it has scaled the loss down a millionfold, and would go on for ever. (A fused
+    optimizer hides what the scaler left out.)
 
     No checkpoint is written with weights or statistics that are not finite.
 
@@ -49,26 +52,33 @@ class StopAtNonFinite(Hook):
 
     Args:
         tolerance: Losses in a row that a gradient scaler may pass over.
+        skipped_steps: Optimizer steps in a row that it may leave out.
 
     Raises:
-        NonFiniteError: At such a loss, and instead of such a checkpoint.
-        ValueError: For a negative tolerance.
+        NonFiniteError: At such a loss, after so many steps, and instead of such a checkpoint.
+        ValueError: For a negative number.
     """
 
     priority = 'HIGH'
     """Above StepStatisticsHook, so that what an overflow measured is put back before it is shared."""
 
-    def __init__(self, tolerance: int = 3) -> None:
-        if tolerance < 0:
-            raise ValueError(f'tolerance={tolerance}: a number of iterations, 0 or more, is expected')
+    def __init__(self, tolerance: int = 3, skipped_steps: int = 20) -> None:
+        for name, value, of in (('tolerance', tolerance, 'iterations'), ('skipped_steps', skipped_steps, 'steps')):
+            if value < 0:
+                raise ValueError(f'{name}={value}: a number of {of}, 0 or more, is expected')
         self.tolerance = tolerance
+        self.skipped_steps = skipped_steps
         self._in_a_row = 0
+        self._skipped = 0
         self._batch: Any = None
         self._before: NormState | None = None
         self._overflowed = False
         self._handle: Any = None
+        self._step_handle: Any = None
 
     def before_train(self, runner: Runner) -> None:
+        if scales_gradients(runner):
+            self._step_handle = runner.optim_wrapper.optimizer.register_step_post_hook(self._stepped)
         if runner.cfg.get('compile'):
             return
         model = unwrapped_model(runner)
@@ -92,11 +102,14 @@ class StopAtNonFinite(Hook):
             # Not before the backward pass, which may have kept the statistics and would find them changed.
             self._before.put_back()
         self._overflowed = False
+        if self._step_handle is not None and runner.optim_wrapper.should_update():
+            self._look_at_step(runner)
 
     def after_train(self, runner: Runner) -> None:
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        for handle in (self._handle, self._step_handle):
+            if handle is not None:
+                handle.remove()
+        self._handle = self._step_handle = None
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         state = checkpoint.get('state_dict', {})
@@ -106,6 +119,21 @@ class StopAtNonFinite(Hook):
                 f'the checkpoint of iteration {runner.iter + 1} is not written: {len(bad)} of its {len(state)} entries '
                 f'are not finite (the first: {bad[0]}). {last_checkpoint(runner)}'
             )
+
+    def _stepped(self, *_: Any) -> None:
+        self._skipped = -1
+
+    def _look_at_step(self, runner: Runner) -> None:
+        self._skipped += 1
+        if self._skipped > self.skipped_steps:
+            message = (
+                f'iteration {runner.iter + 1}: the gradient scaler has left out {self._skipped} optimizer steps in a '
+                f'row ({self.skipped_steps} are tolerated), the last at a scale of '
+                f'{runner.optim_wrapper.loss_scaler.get_scale():.3g}: there are gradients that are not finite at any. '
+                f'--amp bf16 needs no scaler. {last_checkpoint(runner)}'
+            )
+            runner.logger.error(message)
+            raise NonFiniteError(message)
 
     def _look_at(self, runner: Runner, losses: dict[str, Tensor], run: Any) -> None:
         if all_finite(losses.values()):
@@ -129,7 +157,8 @@ class StopAtNonFinite(Hook):
         row = f', {self._in_a_row} in a row' if self._in_a_row > 1 else ''
         yield f'iteration {runner.iter + 1}{rank}: {told(losses)}{row}'
         yield f'samples: {", ".join(sample_names(self._batch)) or "unknown"}'
-        bad = state_that_is_not_finite(model)
+        # Whole parameters of a sharded model would have to come from ranks that know nothing of this.
+        bad = [] if is_sharded(model) else state_that_is_not_finite(model)
         weights = [name for name in bad if name in dict(model.named_parameters())]
         if weights:
             yield (
@@ -146,6 +175,9 @@ class StopAtNonFinite(Hook):
     def _first_bad_module(self, model: nn.Module, run: Any) -> Iterator[str]:
         if run is None:
             yield 'the model is compiled: run it without compile to see which module is the first'
+            return
+        if is_sharded(model):
+            yield 'not run again: its shards would wait for the other ranks; one process shows the first module'
             return
         if get_world_size() > 1 and any(waits_for_ranks(module) for module in model.modules()):
             yield 'not run again: its norms would wait for the other ranks; one process shows the first module'
@@ -179,6 +211,11 @@ def scales_gradients(runner: Runner) -> bool:
     """Whether a gradient scaler leaves steps out whose gradients are not finite."""
     scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
     return scaler is not None and scaler.is_enabled()
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the ranks have shares of this model's parameters."""
+    return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
 def waits_for_ranks(module: nn.Module) -> bool:
