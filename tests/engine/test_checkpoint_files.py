@@ -2,11 +2,14 @@
 
 import hashlib
 import re
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from wsbcn_mm.engine.checkpoint_damage import DamagedCheckpointError
 from wsbcn_mm.engine.checkpoint_files import read_checkpoint, sha256, write_checkpoint
 
 STATE = {'conv1.weight': torch.arange(24.0).view(4, 2, 3, 1).transpose(0, 1), 'bn1.bias': torch.ones(4)}
@@ -25,6 +28,26 @@ def test_what_is_written_is_read(name, tmp_path):
     assert all(torch.equal(read.state[key], tensor) for key, tensor in STATE.items())
     assert read.meta == META
     assert read.ignored == []
+
+
+@pytest.mark.parametrize('name', ['weights.pth', 'weights.safetensors'])
+def test_tensors_that_share_memory_are_written(name, tmp_path):
+    shared = torch.arange(6.0)
+    state = {'tied': shared, 'to': shared, 'part': shared[2:4]}
+    write_checkpoint(tmp_path / name, state, {})
+    read = read_checkpoint(tmp_path / name).state
+    assert all(torch.equal(read[key], tensor) for key, tensor in state.items())
+
+
+@pytest.mark.parametrize('name', ['weights.pth', 'weights.safetensors'])
+def test_nothing_is_left_of_a_file_that_could_not_be_written(name, tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr('os.fsync', full)
+    with pytest.raises(OSError, match='No space left on device'):
+        write_checkpoint(tmp_path / name, STATE, META)
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_overwritten(tmp_path):
@@ -64,6 +87,49 @@ def test_a_pickle_that_needs_code_says_so_and_is_read_on_trust(tmp_path):
         'weights alone of it'
     )
     assert read_checkpoint(path, trust=True).ignored == ['args']
+
+
+@pytest.mark.filterwarnings('ignore:.*TorchScript')
+@pytest.mark.parametrize(
+    'save',
+    [torch.save, lambda module, path: torch.save({'model': module}, path), lambda m, f: torch.jit.script(m).save(f)],
+    ids=['module', 'in a dict', 'TorchScript'],
+)
+def test_of_a_whole_module_the_weights_are_taken_on_trust(save, tmp_path):
+    module, path = nn.Linear(2, 3), tmp_path / 'module.pth'
+    save(module, path)
+    with pytest.raises(ValueError, match=rf'^{path} needs code to be read'):
+        read_checkpoint(path)
+    read = read_checkpoint(path, trust=True)
+    assert all(torch.equal(read.state[key], tensor) for key, tensor in module.state_dict().items())
+    assert read.ignored == []
+
+
+def without_zip(path):
+    torch.save(STATE, path, _use_new_zipfile_serialization=False)
+
+
+def other_archive(path):
+    with ZipFile(path, 'w') as archive:
+        archive.writestr('photo.jpg', bytes(1000))
+
+
+@pytest.mark.parametrize(
+    ('name', 'make', 'kept', 'reason'),
+    [
+        ('w.safetensors', lambda path: write_checkpoint(path, STATE, META), 300, 'Error while deserializing header: '),
+        ('w.npz', lambda path: np.savez(path, a=np.ones(1000)), 500, 'File is not a zip file'),
+        ('w.pth', without_zip, 20, 'it ends too soon'),
+        ('w.pth', without_zip, -30, 'unexpected EOF'),
+        ('w.pth', other_archive, None, 'it is an archive, but none of torch.save'),
+    ],
+)
+def test_damage_is_said_of_files_without_checksums_too(name, make, kept, reason, tmp_path):
+    path = tmp_path / name
+    make(path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(DamagedCheckpointError, match=f'^checkpoint {re.escape(str(path))} is damaged: {reason}'):
+        read_checkpoint(path)
 
 
 def test_arrays_of_objects_are_refused(tmp_path):

@@ -330,6 +330,23 @@ def test_a_run_that_was_given_its_batch_keeps_it_on_other_devices(recipe):
     assert recipe.optim_wrapper.optimizer.lr == before.optim_wrapper.optimizer.lr == 0.16
 
 
+@pytest.mark.parametrize('devices', [2, 8])
+def test_a_run_of_the_recipes_factors_that_was_given_its_batch_keeps_its_length(recipe, devices):
+    """`--global-batch 2` on two devices; the recipe has one sample on each, and was tuned for 8."""
+    before = copy.deepcopy(recipe)
+    plan_batch(before, 2, global_batch=2)
+    was = Position(2, 1, 1, 1, before.train_cfg.max_iters, 24, 0)
+    assert was.last_iteration == 400
+    left_behind(recipe, was)
+    if devices == 8:
+        with pytest.raises(ValueError, match=r'^global batch 2 is no multiple of 8 device\(s\) x 1 = 8'):
+            plan_batch_as_before(recipe, devices)
+    else:
+        plan_batch_as_before(recipe, devices)
+        assert recipe.train_cfg.max_iters == 400
+        assert recipe.optim_wrapper.optimizer.lr == before.optim_wrapper.optimizer.lr == 0.02
+
+
 def test_the_batch_is_planned_as_ever_otherwise(recipe):
     left_behind(recipe, position(4, accumulation=2))
     asked, expected = copy.deepcopy(recipe), copy.deepcopy(recipe)
@@ -352,10 +369,31 @@ def test_what_the_checkpoint_to_resume_says_is_found(recipe, trained, tmp_path):
     shutil.copy(f'{trained[0].work_dir}/iter_3.pth', work_dir)
     recipe.load_from = str(work_dir / 'iter_3.pth')
     assert position_to_resume(recipe) == Position(1, 2, 2, 2, 6, 24, 0)
-    (work_dir / 'iter_3.pth').write_bytes(b'nothing')
+    for content in (b'nothing', b''):
+        (work_dir / 'iter_3.pth').write_bytes(content)
+        assert position_to_resume(recipe) is None
+    torch.save(dict(meta=dict(position=Counted())), work_dir / 'iter_3.pth')
     assert position_to_resume(recipe) is None
     recipe.load_from = 'https://example.org/iter_3.pth'
     assert position_to_resume(recipe) is None
+
+
+def test_a_damaged_checkpoint_leaves_the_batch_to_the_one_before(recipe):
+    left_behind(recipe, position(4))
+    for name in ('iter_20.pth', 'last_checkpoint'):
+        (Path(recipe.work_dir) / name).write_bytes(f'{recipe.work_dir}/iter_20.pth'.encode())
+    assert position_to_resume(recipe) == position(4)
+    (Path(recipe.work_dir) / 'last_checkpoint').write_text('s3://runs/iter_20.pth')
+    assert position_to_resume(recipe) is None
+
+
+def test_a_finished_run_says_that_nothing_is_left(trained, tmp_path):
+    file = f'{trained[0].work_dir}/iter_6.pth'
+    resumed, asked = run(tmp_path / 'run', iters=6, accumulation=2, load_from=file, resume=True)
+    said = 'the checkpoint is of iteration 6, and the run has 6: nothing is left to train'
+    assert said in log_of(resumed)
+    assert 'going on' not in log_of(resumed)
+    assert asked == []
 
 
 def gather(rank, folder):

@@ -8,7 +8,10 @@ import re
 import resource
 import time
 from collections import deque
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -22,7 +25,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from wsbcn_mm.engine.atomic_files import write_atomically
-from wsbcn_mm.engine.checkpoint_damage import damage_in
+from wsbcn_mm.engine.checkpoint_damage import checkpoints_to_resume, damage_in
 from wsbcn_mm.engine.checkpoint_files import write_checkpoint
 from wsbcn_mm.engine.hooks.safe_checkpoint import SafeCheckpointHook
 from wsbcn_mm.engine.plain_state import to_plain
@@ -346,6 +349,23 @@ def test_a_run_without_a_whole_checkpoint_does_not_start_anew_by_itself(copied):
         run(copied, 4, resume=True).train()
 
 
+def test_a_run_with_nothing_to_resume_says_that_it_begins(tmp_path):
+    (tmp_path / 'iter_9.pth').mkdir()
+    runner = run(tmp_path, 1, resume=True)
+    runner.train()
+    said = f'there is no checkpoint in {tmp_path} to resume from: the run starts at its beginning'
+    assert said in log_of(runner)
+
+
+def test_those_before_a_damaged_checkpoint_come_before_those_of_a_longer_run(copied):
+    (copied / 'last_checkpoint').write_text(f'{copied}/iter_2.pth')
+    assert [path.name for path in checkpoints_to_resume(copied)] == ['iter_2.pth', 'iter_1.pth', 'iter_3.pth']
+    flip(copied / 'iter_2.pth')
+    runner = run(copied, 3, resume=True)
+    runner.call_hook('before_run')
+    assert find_latest_checkpoint(str(copied)) == f'{copied}/iter_1.pth'
+
+
 @pytest.mark.parametrize('content', [None, '', '/gone/iter_3.pth'])
 def test_a_run_that_was_moved_or_lost_its_last_checkpoint_file_goes_on(content, copied):
     if content is None:
@@ -366,6 +386,32 @@ def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path, small_fil
     clear()
     assert names(tmp_path) == ['file']
     assert (tmp_path / 'file').read_bytes() == b'before'
+
+
+@pytest.fixture
+def address(tmp_path, monkeypatch):
+    """Of a server that has the files of a folder, and of an empty folder of downloads."""
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
+    (tmp_path / 'served').mkdir()
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / 'served'))
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield tmp_path / 'served', f'http://127.0.0.1:{server.server_port}'
+        server.shutdown()
+
+
+def test_what_is_fetched_is_read_as_what_is_here(address, tmp_path):
+    served, url = address
+    torch.save({'state_dict': {'steps': torch.ones(1)}}, served / 'good.pth')
+    torch.save({'code': Harm(os.mkdir, str(tmp_path / 'harmed'))}, served / 'bad.pth')
+    for _ in range(2):  # the second one is not fetched
+        assert CheckpointLoader.load_checkpoint(f'{url}/good.pth?v=1')['state_dict']['steps'].item() == 1
+        (served / 'good.pth').unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=r'hub/checkpoints/bad.pth needs code to be read'):
+        CheckpointLoader.load_checkpoint(f'{url}/bad.pth')
+    assert not (tmp_path / 'harmed').exists()
+    with pytest.raises(OSError, match='404'):
+        CheckpointLoader.load_checkpoint(f'{url}/gone.pth')
 
 
 def test_published_weights_are_loaded(tmp_path):

@@ -2,16 +2,18 @@
 
 import hashlib
 import json
+import struct
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
-from torch import Tensor
+from torch import Tensor, nn
 
 from .atomic_files import write_atomically
 from .checkpoint_damage import DamagedCheckpointError, damage_in
@@ -33,25 +35,29 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> CheckpointFile:
     """Read .pth (and every other name that torch wrote), .safetensors or .npz.
 
     Args:
-        trust: Read a pickle that needs more than tensors and plain data; it can run any code.
+        trust: Read a pickle that needs more than tensors and plain data; it can run any code. Of a module in it the
+            state dict is taken.
 
     Raises:
+        DamagedCheckpointError: If the file is not what was written.
         FileNotFoundError: If there is no such file.
         ImportError: For .safetensors without that package.
-        ValueError: If the file is damaged, a pickle needs code and is not trusted, or no tensors are found.
+        ValueError: If a pickle needs code and is not trusted, or no tensors are found.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'checkpoint {str(path)!r} does not exist')
     if path.suffix == '.npz':
-        with np.load(path, allow_pickle=trust) as arrays:
-            loaded: Any = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        loaded: Any = _read_arrays(path, trust)
     elif path.suffix == '.safetensors':
         loaded = _read_safetensors(path)
     else:
         loaded = read_pickle(path, trust=trust)
+    if isinstance(loaded, nn.Module):
+        loaded = loaded.state_dict()
     weights = loaded
     if isinstance(loaded, dict):
+        loaded = {key: entry.state_dict() if isinstance(entry, nn.Module) else entry for key, entry in loaded.items()}
         weights = next((loaded[key] for key in CONTAINERS if isinstance(loaded.get(key), dict)), loaded)
     state = {key: t for key, t in weights.items() if isinstance(t, Tensor)} if isinstance(weights, dict) else {}
     if not state:
@@ -80,7 +86,12 @@ def read_pickle(path: str | Path, *, trust: bool = False, map_location: Any = 'c
     try:
         with torch.serialization.safe_globals(HARMLESS):
             return torch.load(path, map_location=map_location, weights_only=True)
-    except UnpicklingError as error:
+    except (EOFError, LookupError, RuntimeError, UnpicklingError, ValueError, struct.error) as error:
+        needs_code = isinstance(error, UnpicklingError) or 'TorchScript' in str(error)
+        if not needs_code:
+            if is_zipfile(path):  # whose checksums fit
+                raise
+            raise DamagedCheckpointError(f'checkpoint {path} is damaged: {str(error) or "it ends too soon"}') from None
         if trust:
             return torch.load(path, map_location=map_location, weights_only=False)
         lines = [line.strip() for line in str(error).splitlines()]
@@ -122,12 +133,23 @@ def require_safetensors() -> None:
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
     require_safetensors()
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(path, 'pt') as file:
-        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no iterable
-        said = file.metadata() or {}
+    try:
+        with safe_open(path, 'pt') as file:
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no iterable
+            said = file.metadata() or {}
+    except SafetensorError as error:
+        raise DamagedCheckpointError(f'checkpoint {path} is damaged: {error}') from None
     return {'state_dict': state, 'meta': {key: _from_json(value) for key, value in said.items()}}
+
+
+def _read_arrays(path: Path, trust: bool) -> dict[str, Tensor]:
+    try:
+        with np.load(path, allow_pickle=trust) as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    except (BadZipFile, EOFError) as error:
+        raise DamagedCheckpointError(f'checkpoint {path} is damaged: {error}') from None
 
 
 def _from_json(text: str) -> Any:
@@ -144,19 +166,19 @@ def write_checkpoint(path: str | Path, state: dict[str, Tensor], meta: dict[str,
         FileExistsError: If the file exists already.
     """
     refuse_existing(path)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = {key: tensor.contiguous() for key, tensor in state.items()}
-    if path.suffix == '.safetensors':
+    # By way of memory: a file that torch.save names itself has that name in it, and may be left half-written.
+    if Path(path).suffix == '.safetensors':
         require_safetensors()
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        save_file(state, path, metadata={key: json.dumps(value) for key, value in meta.items()})
+        # Copies: that format has no tensors that share memory, as tied weights do.
+        own = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state.items()}
+        data = save(own, {key: json.dumps(value) for key, value in meta.items()})
     else:
-        # By way of memory: a file that torch.save names itself has that name in it, and may be left half-written.
         buffer = BytesIO()
-        torch.save({'meta': meta, 'state_dict': state}, buffer)
-        write_atomically(path, buffer.getvalue())
+        torch.save({'meta': meta, 'state_dict': {key: tensor.contiguous() for key, tensor in state.items()}}, buffer)
+        data = buffer.getvalue()
+    write_atomically(path, data)
 
 
 def refuse_existing(path: str | Path) -> None:

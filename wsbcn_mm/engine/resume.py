@@ -1,6 +1,7 @@
 """Where a run stands in its data, what batch it has, and how it goes on with other devices."""
 
-from pathlib import Path
+import copy
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
@@ -9,11 +10,14 @@ from mmengine.config import Config
 
 from ..microbatch.batch_plan import EffectiveBatch
 from .batch_plan import COUNTS, accumulation_of, plan_batch
-from .checkpoint_damage import checkpoints_of_a_run
+from .checkpoint_damage import checkpoints_to_resume
 from .checkpoint_files import HARMLESS
 
 KEY = 'position'
 """Entry of a checkpoint's `meta`."""
+
+UNREADABLE = (BadZipFile, EOFError, LookupError, OSError, RuntimeError, TypeError, UnpicklingError, ValueError)
+"""What files raise that are damaged, need code, or are no checkpoints."""
 
 
 class Position(NamedTuple):
@@ -112,24 +116,38 @@ def plan_batch_as_before(
 ) -> list[str]:
     """`plan_batch`, but a run that goes on with other devices and is given no numbers keeps its effective batch."""
     was = position_to_resume(cfg) if global_batch is None and per_device is None else None
-    if was is None or was.devices == devices:
+    if was is None:
         return plan_batch(cfg, devices, global_batch=global_batch, per_device=per_device)
-    if (was.per_device, was.accumulation) == (cfg.train_dataloader.batch_size, accumulation_of(cfg)):
+    factors_of_recipe = (was.per_device, was.accumulation) == (cfg.train_dataloader.batch_size, accumulation_of(cfg))
+    given = factors_of_recipe and has_length_of_its_batch(cfg, was)
+    if was.devices == devices and not given:
+        return plan_batch(cfg, devices)
+    if factors_of_recipe and not given:
         # The recipe ran as it is, whatever it was tuned for: its length and learning rate are not to follow.
         cfg.auto_scale_lr = {**(cfg.get('auto_scale_lr') or {}), 'base_batch_size': was.batch.samples}
     return plan_batch(cfg, devices, global_batch=was.batch.samples, per_device=was.per_device)
 
 
+def has_length_of_its_batch(cfg: Config, was: Position) -> bool:
+    """Whether a run was as long as `--global-batch` makes a recipe, and not as the recipe is."""
+    planned = copy.deepcopy(cfg)
+    try:
+        plan_batch(planned, was.devices, global_batch=was.batch.samples, per_device=was.per_device)
+    except ValueError:
+        return False
+    return planned.train_cfg.get('max_iters') == was.last_iteration != cfg.train_cfg.get('max_iters')
+
+
 def position_to_resume(cfg: Config) -> Position | None:
     """Of the local checkpoint that a config resumes from, where there is one that can be read and has it."""
-    pointer = Path(cfg.work_dir) / 'last_checkpoint'
-    named = cfg.get('load_from') or (pointer.read_text().strip() if pointer.is_file() else '')
-    file = next(iter([named] if named else checkpoints_of_a_run(pointer.parent)), None)
-    if not cfg.get('resume') or file is None or '://' in str(file):
+    if not cfg.get('resume'):
         return None
-    try:
-        with torch.serialization.safe_globals(HARMLESS):
-            meta = torch.load(file, map_location='cpu', mmap=True, weights_only=True)['meta']
-    except (BadZipFile, KeyError, OSError, RuntimeError, ValueError):
-        return None  # SafeCheckpointHook says what is wrong with it.
-    return Position(**meta[KEY]) if KEY in meta else None
+    named = cfg.get('load_from')
+    for file in [named] if named else checkpoints_to_resume(cfg.work_dir):
+        try:
+            with torch.serialization.safe_globals(HARMLESS):
+                meta = torch.load(file, map_location='cpu', mmap=True, weights_only=True)['meta']
+        except UNREADABLE:
+            continue  # SafeCheckpointHook says what is wrong with it.
+        return Position(**meta[KEY]) if KEY in meta else None
+    return None

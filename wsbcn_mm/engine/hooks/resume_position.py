@@ -48,6 +48,12 @@ class ResumePosition(Hook):
     def before_train(self, runner: Runner) -> None:
         if not runner.iter or not isinstance(runner.train_loop, IterBasedTrainLoop):
             return
+        if runner.iter >= runner.max_iters:
+            runner.logger.warning(
+                f'the checkpoint is of iteration {runner.iter:,}, and the run has {runner.max_iters:,}: nothing is '
+                'left to train'
+            )
+            return
         now, was, sampler = position_of(runner), self._loaded, sampler_of(runner)
         if was is not None:
             if was.samples != now.samples:

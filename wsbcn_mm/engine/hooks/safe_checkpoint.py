@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 
 from .. import checkpoint_loading as _checkpoint_loading  # noqa: F401 - what is saved here is loaded by that
 from ..atomic_files import remove_partial_files, write_atomically
-from ..checkpoint_damage import checkpoints_of_a_run, first_whole
+from ..checkpoint_damage import checkpoints_to_resume, first_whole, named_last
 from ..plain_state import history_from_plain, history_to_plain, to_plain
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -28,7 +28,8 @@ class SafeCheckpointHook(CheckpointHook):
     * They have tensors and plain data alone, and load under `torch.load(weights_only=True)`.
     * Where there is no room, the one before stays, an error is logged, and training goes on; if the last one of a run
       could not be written, the run ends with that error.
-    * A run that resumes by itself goes on from the newest checkpoint that is whole, and says which ones are not.
+    * A run that resumes by itself goes on from the checkpoint that `last_checkpoint` names, or the newest one before it
+      that is whole, and says which ones are not.
     * Before rank 0 writes, hooks can bring the other ranks' share of it there: `gather_for_checkpoint(runner)` of every
       hook that has it is called on all ranks.
 
@@ -181,22 +182,20 @@ def best_so_far(runner: Runner) -> dict[str, Any]:
 
 
 def name_a_whole_checkpoint(runner: Runner) -> None:
-    """Have `last_checkpoint`, where the Runner looks for what to resume from, name the newest file that is whole."""
-    pointer = Path(runner.work_dir) / 'last_checkpoint'
-    named = pointer.read_text().strip() if pointer.is_file() else ''
-    if '://' in named:
+    """Have `last_checkpoint`, where the Runner looks for what to resume from, name a file that is whole."""
+    folder, last = runner.work_dir, named_last(runner.work_dir)
+    if '://' in last:
         return
-    last = Path(named) if named else None
-    folders = dict.fromkeys([last.parent, pointer.parent] if last else [pointer.parent])
-    others = [path for folder in folders for path in checkpoints_of_a_run(folder) if path != last]
-    whole, damaged = first_whole(([last] if last and last.is_file() else []) + others)
+    whole, damaged = first_whole(checkpoints_to_resume(folder))
     for path, damage in damaged.items():
         runner.logger.warning(f'checkpoint {path} is damaged: {damage}')
     if whole is None and (damaged or last):
         raise ValueError(
-            f'no checkpoint in {pointer.parent} is whole ({len(damaged)} damaged): there is nothing to resume from. '
+            f'no checkpoint in {folder} is whole ({len(damaged)} damaged): there is nothing to resume from. '
             'To start anew, use another --work-dir or leave --resume out'
         )
-    if whole is not None and whole != last:
+    if whole is None:
+        runner.logger.warning(f'there is no checkpoint in {folder} to resume from: the run starts at its beginning')
+    elif str(whole) != last:
         runner.logger.warning(f'going on from {whole}: {last or "no checkpoint"} was named last')
-        write_atomically(pointer, str(whole).encode())
+        write_atomically(Path(folder) / 'last_checkpoint', str(whole).encode())
