@@ -107,6 +107,45 @@ def test_on_fewer_devices_the_recipes_numbers_hold_and_one_line_says_what_that_m
     assert after == before
 
 
+@pytest.mark.parametrize(
+    ('devices', 'advice'),
+    [
+        (3, 'global batch 16 is no multiple of 3 device(s) x 2 = 6: the nearest are 12 and 18'),
+        (4, '--global-batch 16 keeps what the recipe means'),
+    ],
+)
+def test_what_the_line_advises_can_be_done(devices, advice):
+    line = plan_batch(recipe(VOC), devices)[-1]
+    assert line.startswith(f'effective batch {2 * devices}, the recipe is tuned for 16: learning rate 0.007 stays, ')
+    assert line.endswith(f'; {advice}')
+
+
+@pytest.mark.parametrize(
+    ('changes', 'expected'),
+    [
+        (
+            {'train_cfg.max_iters': 10},
+            'is scheduled for 33100 optimizer steps, and this run has 10: its schedule is',
+        ),
+        (
+            {'optim_wrapper.accumulative_counts': 3},
+            'is scheduled for 33100 optimizer steps, and this run has 11034',
+        ),
+        ({'train_cfg.max_iters': 40_000}, 'and this run has 40000: from step 33100 on it stays as it is'),
+        ({'param_scheduler': [dict(type='LinearLR', end=90_000, by_epoch=False)]}, 'is scheduled for 90000 optimizer'),
+        ({'param_scheduler': [dict(type='LinearLR', end=500, by_epoch=False)]}, None),
+        ({'param_scheduler': [dict(type='MultiStepLR', milestones=[9], by_epoch=False)]}, None),
+    ],
+    ids=['shorter run', 'accumulation', 'longer run', 'long warm-up', 'warm-up alone', 'no end'],
+)
+def test_a_schedule_that_is_not_as_long_as_the_run_is_said(changes, expected):
+    cfg = recipe(VOC)
+    cfg.merge_from_dict(changes)
+    said = [line for line in plan_batch(cfg, 8) if line.startswith('the learning rate is scheduled for ')]
+    assert len(said) == (expected is not None)
+    assert all(expected in line and line.endswith("('end' in param_scheduler)") for line in said)
+
+
 @pytest.mark.parametrize('name', [VOC, VOC_ACCUMULATED])
 def test_a_global_batch_is_accumulated_where_devices_are_few(name):
     cfg = recipe(name)

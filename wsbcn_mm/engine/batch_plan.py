@@ -5,6 +5,7 @@ enable=False)`: the samples of one optimizer step over all devices and micro-bat
 another number of them (`wsbcn_mm.microbatch.batch_plan.LR_RULES`).
 """
 
+import math
 import os
 from fractions import Fraction
 from typing import Any
@@ -36,8 +37,8 @@ def plan_batch(
     (`ParamSchedulerPerStepHook`), all else forward passes, as in mmengine. Epochs stay epochs.
 
     Given none, the recipe's own numbers hold; one line says so if the effective batch is another than they were tuned
-    for. Only `auto_scale_lr.enable=True` lets the learning rate follow there, accumulation included, which
-    mmengine's own scaling leaves out.
+    for, and one if the learning rate's schedule is not as long as the run. Only `auto_scale_lr.enable=True` lets the
+    learning rate follow there, accumulation included, which mmengine's own scaling leaves out.
 
     Args:
         cfg: A recipe. Changed in place; `cfg.batch_plan` then has the numbers of the table as plain data.
@@ -84,8 +85,8 @@ def plan_batch(
     cfg.batch_plan = dict(devices=devices, lr_rule=rule, recipe=recipe, run=run)
     lines = [f'batch plan: effective batch {batch}', *table(recipe, run)]
     if not asked and batch.samples != base:
-        lines.append(difference(base, recipe, run))
-    return lines
+        lines.append(difference(base, devices, recipe, run))
+    return lines + misfit_of_schedule(run)
 
 
 def unread_key(cfg: Config) -> str | None:
@@ -237,7 +238,20 @@ def text(value: Any) -> str:
     return f'{value:g}' if isinstance(value, float) else str(value)
 
 
-def difference(base: int, recipe: dict[str, Any], run: dict[str, Any]) -> str:
+def misfit_of_schedule(run: dict[str, Any]) -> list[str]:
+    """One line on a learning rate whose schedule is longer or shorter than the run; none where it fits."""
+    ends = run.get('schedule_ends_steps', [])
+    last, steps = max([run['warm_up_steps'], *ends]), math.ceil(run.get('optimizer_steps', 0))
+    if not steps or last == steps or (last < steps and not ends):
+        return []
+    consequence = 'its schedule is cut off' if last > steps else f'from step {text(last)} on it stays as it is'
+    return [
+        f'the learning rate is scheduled for {text(last)} optimizer steps, and this run has {steps}: {consequence} '
+        "('end' in param_scheduler)"
+    ]
+
+
+def difference(base: int, devices: int, recipe: dict[str, Any], run: dict[str, Any]) -> str:
     """One line on an effective batch that the recipe was not tuned for."""
     before, now = text(recipe['learning_rate']), text(run['learning_rate'])
     rate = f'{before} stays' if before == now else f'{before} becomes {now}'
@@ -246,7 +260,12 @@ def difference(base: int, recipe: dict[str, Any], run: dict[str, Any]) -> str:
         if 'samples' in run
         else ''
     )
+    try:
+        split_batch(base, devices, run['per_device'])
+        advice = f'--global-batch {base} keeps what the recipe means'
+    except ValueError as error:
+        advice = str(error)
     return (
         f'effective batch {run["effective_batch"]}, the recipe is tuned for {base}: learning rate {rate}{seen}; '
-        f'--global-batch {base} keeps what the recipe means'
+        f'{advice}'
     )
