@@ -75,6 +75,14 @@ def test_a_picture_without_one_8_bit_label_per_pixel_is_refused(tmp_path: Path, 
     )
 
 
+def test_labels_of_another_size_than_the_image_are_refused(tmp_path: Path) -> None:
+    file = saved(tmp_path / 'a.png', [[0, 1, 1], [1, 0, 0]])
+    size = dict(img_path='a.jpg', ori_shape=(2, 3), img_shape=(20, 30))
+    assert load(file, size, label_map={0: 0, 1: 1}).shape == (2, 3)
+    with pytest.raises(ValueError, match=rf'^image a.jpg is 2 x 3 pixels, its label file {file} 3 x 2$'):
+        load(file, size | dict(ori_shape=(3, 2)), label_map={0: 0, 1: 1})
+
+
 def test_a_map_that_contradicts_itself_or_is_missing_is_refused(tmp_path: Path) -> None:
     file = saved(tmp_path / 'a.png', [[0]])
     with pytest.raises(ValueError, match=r'^label map: the values \[0\] have a class and are ignored$'):

@@ -99,6 +99,13 @@ def test_voc_training_joins_voc_and_sbd_and_pads_behind_the_normalisation(voc: P
     assert files == {'2007_000032', '2008_000002'}
 
 
+def test_labels_are_not_stretched_over_an_image_of_another_size(voc: Path) -> None:
+    for folder, name in (('SegmentationClass', '2007_000032'), ('SegmentationClassAug', '2008_000002')):
+        save_palette_png(np.zeros((50, 90), np.uint8), voc / folder / f'{name}.png')
+    with pytest.raises(ValueError, match=r'\.jpg is (90 x 60|80 x 70) pixels, its label file .*\.png 90 x 50$'):
+        next(iter(loader('voc12aug-513x513', 'train', voc)))
+
+
 def test_voc_validation_keeps_the_size_and_scores_it(voc: Path) -> None:
     (batch,) = loader('voc12aug-513x513', 'val', voc)
     out = preprocess(batch, (513, 513), training=False)

@@ -110,7 +110,7 @@ class LoadStrictLabels(BaseTransform):
 
     Raises:
         ValueError: For a map that contradicts itself, and while loading for a value outside it, a picture of colours,
-            a dataset with `reduce_zero_label`, or none of the two maps.
+            labels of another size than the image's file, a dataset with `reduce_zero_label`, or none of the two maps.
     """
 
     def __init__(self, label_map: Mapping[int | str, int] | None = None, ignore: Iterable[int] = ()) -> None:
@@ -131,7 +131,15 @@ class LoadStrictLabels(BaseTransform):
         label_map = self.label_map or results.get('label_map')
         if label_map is None:
             raise ValueError(f'no label map for {file}: give LoadStrictLabels a label_map, such as {{0: 0, 1: 1}}')
-        results['gt_seg_map'] = map_labels(read_label_file(file), label_map, file)
+        raw = read_label_file(file)
+        size = results.get('ori_shape', raw.shape)
+        if raw.shape != size:
+            # A later Resize would stretch the labels over the image.
+            raise ValueError(
+                f'image {results["img_path"]} is {size[1]} x {size[0]} pixels, '
+                f'its label file {file} {raw.shape[1]} x {raw.shape[0]}'
+            )
+        results['gt_seg_map'] = map_labels(raw, label_map, file)
         results['seg_fields'].append('gt_seg_map')
         return results
 
