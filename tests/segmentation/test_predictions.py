@@ -48,6 +48,13 @@ def test_without_label_ids_the_classes_are_written(tmp_path: Path) -> None:
     assert np.asarray(Image.open(tmp_path / 'a.png')).tolist() == [[0, 18]]
 
 
+def test_scores_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
+    broken = sample(np.array([[0, 0]]), 'a.jpg') | dict(seg_logits=dict(data=torch.full((19, 1, 2), torch.nan)))
+    with pytest.raises(ValueError, match=r'^the scores of the prediction for a.jpg are not all finite'):
+        metric(tmp_path).process({}, [broken])
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_images_of_one_name_and_values_that_are_no_class(tmp_path: Path) -> None:
     saving = metric(tmp_path)
     with pytest.raises(ValueError, match=r'a.png has values outside the label map: 19 \(1 pixels\)'):

@@ -13,6 +13,7 @@ from sklearn.metrics import confusion_matrix, fbeta_score, jaccard_score, precis
 
 import wsbcn_mm.segmentation  # noqa: F401
 from wsbcn_mm.segmentation.boundary import boundary_distance, boundary_region
+from wsbcn_mm.segmentation.metrics import require_finite
 
 CLASSES = ('road', 'car', 'sky', 'bus')
 ALL = ['mIoU', 'mDice', 'mFscore']
@@ -214,12 +215,24 @@ def bad(**changes) -> dict:
             bad(gt_sem_seg=None),
             'leftImg8bit/val/a.png has no labels to score it by: tools/test.py --format-only writes predictions',
         ),
+        (
+            bad(seg_logits=dict(data=torch.zeros(4, 4, 4).index_fill(0, torch.tensor([2]), torch.nan))),
+            'the scores of the prediction for leftImg8bit/val/a.png are not all finite: the weights have diverged, or '
+            'the precision is too low for them',
+        ),
         (bad(img_path=None), "a sample has no 'img_path', by which it is counted once: keep it in PackSegInputs"),
     ],
 )
 def test_samples_that_cannot_be_scored_are_refused(given: dict, text: str) -> None:
     with pytest.raises(ValueError, match=f'^{re.escape(text)}$'):
         metric().process({}, [given])
+
+
+@pytest.mark.parametrize('scores', [[torch.inf, -torch.inf], [-torch.inf, 0], [torch.nan, 0]])
+def test_scores_that_are_not_finite_are_found_and_large_ones_are_not(scores: list[float]) -> None:
+    require_finite(torch.full((2, 64, 64), 65504, dtype=torch.float16), 'a.png')
+    with pytest.raises(ValueError, match=r'^the scores of the prediction for a.png are not all finite'):
+        require_finite(torch.tensor(scores, dtype=torch.float16).view(2, 1, 1), 'a.png')
 
 
 def test_unlabelled_sets_and_bad_arguments_are_refused() -> None:

@@ -126,6 +126,20 @@ def test_memory_does_not_grow_with_the_number_of_copies(data, model) -> None:
 
 
 @torch.no_grad()
+def test_scores_that_are_not_finite_in_one_size_are_an_error(data, model, monkeypatch) -> None:
+    cfg = recipe(data)
+    use_tta(cfg, (1.0, 0.5), flip=False)
+    forward = model.encode_decode
+
+    def overflowing(inputs, metas):
+        return forward(inputs, metas) * (torch.nan if inputs.shape[3] < WIDTH else 1)
+
+    monkeypatch.setattr(model, 'encode_decode', overflowing)
+    with pytest.raises(ValueError, match=r'/val/a_leftImg8bit.png are not all finite'):
+        MeanProbability(model).test_step(batch_of(cfg))
+
+
+@torch.no_grad()
 def test_the_wrapper_of_distributed_runs_is_augmented_likewise(data, model) -> None:
     cfg = recipe(data)
     use_tta(cfg, [1.0])

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from mmengine.logging import print_log
 from mmseg.registry import METRICS
 from prettytable import PrettyTable
@@ -39,8 +40,8 @@ class StrictIoUMetric(StreamingMetric):
 
     Raises:
         ValueError: For unknown metrics or a ratio <= 0. While processing, for a label that is neither a class nor
-            `ignore_index` and for a prediction that is no class, naming the file, the values and their pixels, and for
-            samples without labels or path.
+            `ignore_index` and for a prediction that is no class, naming the file, the values and their pixels, for
+            scores that are not finite, and for samples without labels or path.
     """
 
     unit = 'images'
@@ -74,6 +75,8 @@ class StrictIoUMetric(StreamingMetric):
                 raise ValueError(
                     f'{image} has no labels to score it by: tools/test.py --format-only writes predictions'
                 )
+            if 'seg_logits' in sample:
+                require_finite(sample['seg_logits']['data'], image)
             predicted = sample['pred_sem_seg']['data'].squeeze(0)
             truth = sample['gt_sem_seg']['data'].squeeze(0).to(predicted.device)
             counted = truth != self.ignore_index
@@ -151,6 +154,20 @@ class StrictIoUMetric(StreamingMetric):
                 f'predictions for {image} have the values {listed(strange)}: the dataset has the classes 0 to '
                 f"{num_classes - 1}; the model's num_classes is another number"
             )
+
+
+def require_finite(scores: Tensor, image: str) -> None:
+    """Refuse scores from which an argmax would make a class, the first, without a word.
+
+    Raises:
+        ValueError: For scores that are infinite or nan, naming the image.
+    """
+    # A sum needs no second tensor of the size of the scores, and is finite if they are.
+    if not scores.sum(dtype=torch.float64).isfinite():
+        raise ValueError(
+            f'the scores of the prediction for {image} are not all finite: the weights have diverged, or the precision '
+            'is too low for them'
+        )
 
 
 def cells(values: Tensor, form: str) -> list[str]:

@@ -10,6 +10,7 @@ from mmseg.registry import METRICS
 from PIL import Image
 
 from .label_map import LABEL_LOADERS, map_labels
+from .metrics import require_finite
 
 
 @METRICS.register_module()
@@ -24,8 +25,8 @@ class SavePredictions(BaseMetric):
         **kwargs: Those of mmengine's metric.
 
     Raises:
-        ValueError: While processing, for a predicted value that is no class, and at the end, if two images of one name
-            have overwritten each other.
+        ValueError: While processing, for a predicted value that is no class or scores that are not finite, and at the
+            end, if two images of one name have overwritten each other.
     """
 
     default_prefix = None
@@ -38,6 +39,8 @@ class SavePredictions(BaseMetric):
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         raw = self.dataset_meta.get('label_ids') or range(len(self.dataset_meta['classes']))
         for sample in data_samples:
+            if 'seg_logits' in sample:
+                require_finite(sample['seg_logits']['data'], sample['img_path'])
             classes = sample['pred_sem_seg']['data'].squeeze(0).cpu().numpy().astype(np.uint8)
             image = sample['img_path']
             file = self.out_dir / f'{Path(image).stem}.png'

@@ -12,6 +12,7 @@ from mmseg.structures import SegDataSample
 
 from ..engine.config_tree import dicts_in
 from .label_map import LABEL_LOADERS
+from .metrics import require_finite
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """Of the recipe's own test size, with the mirror image of each: mmsegmentation's and DeepLab's usual ones."""
@@ -26,7 +27,11 @@ class MeanProbability(SegTTAModel):
     """
 
     def test_step(self, data: Mapping[str, Sequence[Any]]) -> list[SegDataSample]:
-        """`data` has, for each key, a list over copies of lists over images."""
+        """`data` has, for each key, a list over copies of lists over images.
+
+        Raises:
+            ValueError: For scores that are not finite, naming the image.
+        """
         copies = [dict(zip(data, values, strict=True)) for values in zip(*data.values(), strict=True)]
         samples: list[SegDataSample] = []
         sums: list[torch.Tensor] = []
@@ -34,6 +39,7 @@ class MeanProbability(SegTTAModel):
             found = self.module.test_step(copy)
             probabilities = [as_probabilities(sample.seg_logits.data) for sample in found]
             for sample in found:
+                require_finite(sample.seg_logits.data, sample.img_path)
                 del sample.seg_logits
             if sums:
                 for total, more in zip(sums, probabilities, strict=True):
