@@ -181,6 +181,7 @@ def official_names(labels: dict[int, str]) -> list[str]:
     'labels',
     [
         {
+            50: 'Plugging something into something but pulling it right out as you remove your hand',
             86: 'Pulling something from left to right',
             87: 'Pulling something from right to left',
             93: 'Pushing something from left to right',
@@ -201,7 +202,8 @@ def official_names(labels: dict[int, str]) -> list[str]:
 )
 def test_mirror_labels_of_the_official_lists_are_the_known_pairs(labels):
     mirrored = mirror_labels(official_names(labels))
-    first, second = list(labels)[::2], list(labels)[1::2]
+    turned = [label for label, name in labels.items() if 'right out' not in name]
+    first, second = turned[::2], turned[1::2]
     pairs = {label: other for label, other in enumerate(mirrored) if label != other}
     assert pairs == dict(zip(first + second, second + first, strict=True))
 

@@ -275,8 +275,8 @@ class FlipClip:
 def mirror_labels(classes: Sequence[str]) -> list[int | None]:
     """Label of the mirrored clip for every class, from the words "left" and "right" in the class names.
 
-    A class without them is its own mirror image. A class with them maps to the class whose name has the two words
-    exchanged; None if there is no such class.
+    A class without them is its own mirror image, "pulling it right out" too, where the word is no direction. A class
+    with them maps to the class whose name has the two words exchanged; None if there is no such class.
 
     >>> mirror_labels(['Moving left to right', 'Opening', 'Moving right to left', 'Turning left'])
     [2, 1, 0, None]
@@ -287,7 +287,7 @@ def mirror_labels(classes: Sequence[str]) -> list[int | None]:
 
 def _swap_left_right(name: str) -> str:
     other = {'left': 'right', 'right': 'left', 'Left': 'Right', 'Right': 'Left', 'LEFT': 'RIGHT', 'RIGHT': 'LEFT'}
-    return re.sub(rf'\b({"|".join(other)})\b', lambda match: other[match.group()], name)
+    return re.sub(rf'\b({"|".join(other)})\b(?! out\b)', lambda match: other[match.group()], name)
 
 
 @TRANSFORMS.register_module()
