@@ -27,6 +27,7 @@ def by_list(tree: Path, name: str = 'list.txt', suffix: str = '.jpg') -> list:
 
 
 def test_pairs_in_order(tree: Path) -> None:
+    (tree / 'images/aachen/._aachen1.jpg').touch()
     pairs = by_stem(tree)
     assert [image.name for image, _ in pairs] == ['aachen1.jpg', 'aachen2.jpg', 'bochum1.jpg', 'bochum2.jpg']
     assert [label.name[:-10] for _, label in pairs] == ['aachen1', 'aachen2', 'bochum1', 'bochum2']
@@ -46,6 +47,7 @@ def test_labels_of_another_suffix(tree: Path) -> None:
 
 
 def test_no_images(tree: Path) -> None:
+    (tree / 'images/.DS_Store').touch()
     with pytest.raises(FileNotFoundError) as error:
         by_stem(tree, image_suffix='.png')
     assert str(error.value) == (

@@ -85,8 +85,9 @@ def _by_stem(folder: Path, suffix: str) -> dict[str, Path]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """All files below a folder, also where links lead."""
-    return sorted(Path(at, name) for at, _, names in os.walk(folder, followlinks=True) for name in names)
+    """All files below a folder, also where links lead, but hidden ones: macOS has a `._` file beside each."""
+    found = (Path(at, name) for at, _, names in os.walk(folder, followlinks=True) for name in names)
+    return sorted(file for file in found if not file.name.startswith('.'))
 
 
 def _refuse_duplicates(images: dict[str, Path]) -> None:

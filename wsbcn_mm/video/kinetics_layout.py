@@ -1,7 +1,7 @@
 """Where the videos and annotations of Kinetics-400 are, in the layouts that people have."""
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +10,10 @@ from ..engine.file_names import some
 from .annotations import load_kinetics_csv
 
 CVDF = 'https://github.com/cvdfoundation/kinetics-dataset'
+
+DOWNLOADED = 'k400_targz'
+UNPACKED = 'k400'
+"""Folders that CVDF's scripts make beside each other, the second one for the annotations too."""
 
 SPLITS = {'train': ('train',), 'val': ('val', 'validate', 'validation'), 'test': ('test',)}
 """What folders and annotation files of each split are called."""
@@ -43,11 +47,11 @@ def video_folder(root: Path, split: str) -> Path:
 
 
 def find_videos(root: Path, split: str) -> None:
-    """Make `videos_train` a link to `train` or `videos/train`, where these have the videos."""
+    """Make `videos_train` a link to `train`, `k400/train` or `videos/train`, where these have the videos."""
     wanted = video_folder(root, split)
     if wanted.exists():
         return
-    places = [place / name for name in SPLITS[split] for place in (root, root / 'videos')]
+    places = [place / name for name in SPLITS[split] for place in (root, root / UNPACKED, root / 'videos')]
     there = next((place for place in places if any(_walk(place))), None)
     if there:
         wanted.symlink_to(there.relative_to(root), target_is_directory=True)
@@ -56,30 +60,31 @@ def find_videos(root: Path, split: str) -> None:
 def find_replacements(root: Path) -> None:
     """Have CVDF's replacements below the training videos, if they were unpacked beside them."""
     link = video_folder(root, 'train') / REPLACEMENTS
-    there = next((at for at in (root / 'replacement' / REPLACEMENTS, root / REPLACEMENTS) if at.is_dir()), None)
+    folders = [root / at / REPLACEMENTS for at in ('', 'replacement', f'{UNPACKED}/replacement')]
+    there = next((folder for folder in folders if folder.is_dir()), None)
     if there and link.parent.is_dir() and not link.exists():
         link.symlink_to(there.resolve(), target_is_directory=True)
 
 
 def packed_videos(root: Path, split: str) -> list[Path]:
     """Archives of a split: `train/part_0.tar.gz` and so on, as CVDF's scripts leave them."""
-    places = [base / name for base in (root, root / 'k400_targz') for name in SPLITS[split]]
+    places = [base / name for base in (root, root / DOWNLOADED) for name in SPLITS[split]]
     files = [file for place in places if place.is_dir() for file in sorted(place.iterdir())]
     if split == 'train':
-        files += [root / at / f'{REPLACEMENTS}.tgz' for at in ('', 'replacement', 'k400_targz/replacement')]
+        files += [root / at / f'{REPLACEMENTS}.tgz' for at in ('', 'replacement', f'{DOWNLOADED}/replacement')]
     return [file for file in files if file.name.endswith(PACKED) and file.is_file()]
 
 
 def videos_below(folder: Path) -> set[str]:
-    """Videos below a folder, also where links lead, by their paths below it."""
+    """Videos below a folder, also where links lead, by their paths below it; no hidden ones, such as macOS's `._`."""
     return set(_walk(folder))
 
 
 def annotation_file(root: Path, split: str) -> Path | None:
-    """`train.csv` or `kinetics_train.csv`, in the folder or in `annotations/`."""
+    """`train.csv` or `kinetics_train.csv`, in the folder, in `annotations/` or in `k400/annotations/`."""
     places = [
         root / at / f'{prefix}{name}.csv'
-        for at in ('', 'annotations')
+        for at in ('', 'annotations', f'{UNPACKED}/annotations')
         for prefix in ('', 'kinetics_')
         for name in SPLITS[split]
     ]
@@ -89,11 +94,14 @@ def annotation_file(root: Path, split: str) -> Path | None:
 def clips_by_annotations(file: Path, videos: Set[str]) -> list[NamedClip]:
     """All clips of an annotation file, with the videos that are theirs: `<id>_<start>_<end>.mp4` or `<id>.mp4`.
 
-    A clip without a video gets the first of these names.
+    A clip without a video gets the first of these names. Of a YouTube id that has more than one clip, only videos of
+    the first of these names can be told apart.
 
     Raises:
-        ValueError: for a YouTube id that is annotated twice, or two videos of one clip, with file and line.
+        ValueError: for a clip that is annotated twice, or two videos of one clip, with file and line.
     """
+    annotated = load_kinetics_csv(str(file))
+    clips_of_id = Counter(clip.youtube_id for clip in annotated)
     by_stem: dict[str, list[str]] = defaultdict(list)
     by_id: dict[str, list[str]] = defaultdict(list)
     for path in sorted(videos):
@@ -102,11 +110,11 @@ def clips_by_annotations(file: Path, videos: Set[str]) -> list[NamedClip]:
         by_id[stem[:YOUTUBE_ID]].append(path)
     clips: list[NamedClip] = []
     lines: dict[str, int] = {}
-    for clip in load_kinetics_csv(str(file)):
-        if clip.youtube_id in lines:
-            raise ValueError(f'{file}:{clip.line}: {clip.youtube_id} is in line {lines[clip.youtube_id]} already')
-        lines[clip.youtube_id] = clip.line
-        candidates = by_id[clip.youtube_id]
+    for clip in annotated:
+        if clip.stem in lines:
+            raise ValueError(f'{file}:{clip.line}: {clip.stem} is in line {lines[clip.stem]} already')
+        lines[clip.stem] = clip.line
+        candidates = by_stem[clip.stem] if clips_of_id[clip.youtube_id] > 1 else by_id[clip.youtube_id]
         better = [path for path in candidates if REPLACEMENTS in path] or by_stem[clip.stem] or candidates
         if len(better) > 1:
             raise ValueError(f'{file}:{clip.line}: {len(better)} videos are {clip.stem}: {some(better)}')
@@ -128,4 +136,5 @@ def clips_by_folders(folder: Path, videos: Set[str]) -> list[NamedClip]:
 def _walk(folder: Path) -> Iterator[str]:
     for at, _, names in os.walk(folder, followlinks=True):
         below = Path(at).relative_to(folder)
-        yield from (str(below / name) for name in names if name.lower().endswith(VIDEOS))
+        videos = (name for name in names if name.lower().endswith(VIDEOS) and not name.startswith('.'))
+        yield from (str(below / name) for name in videos)
