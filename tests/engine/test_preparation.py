@@ -25,6 +25,8 @@ def test_a_report_shows_the_first_problems_and_where_all_are():
         (['a file is missing'], 1, 'not complete'),
         (FileNotFoundError('missing: [train]'), 1, 'FileNotFoundError: missing: [train]'),
         (ValueError('list.txt:3: no label'), 1, 'ValueError: list.txt:3: no label'),
+        (OSError(28, 'No space left'), 1, 'OSError: [Errno 28] No space left: data'),
+        (OSError(30, 'Read-only', 'b/m.csv'), 1, "OSError: [Errno 30] Read-only: 'b/m.csv'"),
     ],
 )
 def test_the_exit_code_says_whether_all_is_well(outcome, code, line, capsys):

@@ -58,12 +58,11 @@ def test_the_manifest_has_files_sizes_values_and_counts(tree: Path) -> None:
 def test_archives_are_unpacked_once_and_a_second_run_changes_nothing(tree: Path) -> None:
     pack(tree)
     assert prepare(tree)[0] == []
-    manifest, images = (tree / 'manifest.json').read_text(), sorted(tree.rglob('*_leftImg8bit.png'))
-    before = [image.stat().st_mtime_ns for image in images]
+    images = sorted(tree.rglob('*_leftImg8bit.png'))
     assert len(images) == 8
+    before = {path: path.stat().st_mtime_ns for path in tree.rglob('*')}
     assert prepare(tree)[0] == []
-    assert (tree / 'manifest.json').read_text() == manifest
-    assert [image.stat().st_mtime_ns for image in images] == before
+    assert {path: path.stat().st_mtime_ns for path in tree.rglob('*')} == before
     images[0].write_bytes(b'half of i')
     assert prepare(tree)[0] == []
     assert Image.open(images[0]).size == SIZE[::-1]
@@ -72,10 +71,12 @@ def test_archives_are_unpacked_once_and_a_second_run_changes_nothing(tree: Path)
 def test_missing_and_damaged_archives_are_named(tree: Path) -> None:
     pack(tree)
     (tree / 'gtFine_trainvaltest.zip').unlink()
+    (tree / 'gtFine_trainval').mkdir()
     with pytest.raises(FileNotFoundError) as error:
         prepare(tree)
     assert str(error.value) == (
-        f'missing: {tree}/gtFine/ or {tree}/gtFine_trainvaltest.zip. Download leftImg8bit_trainvaltest.zip and '
+        f'missing: {tree}/gtFine/ or {tree}/gtFine_trainvaltest.zip; nearest existing name: {tree}/gtFine_trainval. '
+        'Download leftImg8bit_trainvaltest.zip and '
         f'gtFine_trainvaltest.zip from https://www.cityscapes-dataset.com/downloads and put them into {tree}'
     )
     (tree / 'gtFine_trainvaltest.zip').write_bytes(b'<html>log in first</html>')
@@ -96,6 +97,8 @@ def test_everything_wrong_is_listed_and_in_the_manifest(tree: Path) -> None:
     shutil.copy(str(labels[1]).replace('labelIds', 'color'), labels[1])
     Image.fromarray(raw[:6] % 34).save(labels[2])
     labels[3].write_bytes(b'')
+    half = tree / 'leftImg8bit/val/lindau/lindau_000001_000019_leftImg8bit.png'
+    half.write_bytes(half.read_bytes()[:400])
     problems, printed = prepare(tree, PUBLISHED)
     assert problems[0] == 'train: 4 samples, 2975 are published'
     assert problems[1].startswith(f'label file {labels[0]} has values outside the label map: 77 (5 pixels). Classes')
@@ -103,7 +106,9 @@ def test_everything_wrong_is_listed_and_in_the_manifest(tree: Path) -> None:
     image = 'leftImg8bit/train/bochum/bochum_000000_000019_leftImg8bit.png'
     assert problems[3] == f'image {image} is 24 x 12 pixels, its label file 24 x 6'
     assert problems[4].startswith(f'label file {labels[3]} cannot be read: ')
-    assert problems[5:] == ['val: 2 samples, 500 are published', 'test: 2 samples, 1525 are published']
+    assert problems[5] == 'val: 2 samples, 500 are published'
+    assert problems[6].startswith(f'image {half} is damaged: ')
+    assert problems[7:] == ['test: 2 samples, 1525 are published']
     assert json.loads((tree / 'manifest.json').read_text())['problems'] == problems
     assert all(f'wrong: {line}' in printed for line in problems)
 

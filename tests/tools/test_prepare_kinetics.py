@@ -111,17 +111,14 @@ def test_archives_become_a_set_that_the_recipes_read(tmp_path: Path, probed: lis
     assert (dataset.metainfo['num_annotated'], dataset.metainfo['num_missing']) == (4, 1)
     assert [dataset.get_data_info(2)[name] for name in ('label', 'size')] == [2, (36, 64)]
 
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*') if path.name != 'manifest.csv'}
-    manifest = (tmp_path / 'manifest.csv').read_bytes()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')}
     assert sorted(probed) == ['-', 'A', 'B', 'C', 'E']
     probed.clear()
     again, printed_again = prepare(tmp_path)
     assert again == []
     assert printed_again.partition('3 classes')[2] == printed.partition('3 classes')[2]
     assert probed == []
-    assert (tmp_path / 'manifest.csv').read_bytes() == manifest
-    files = [path for path in before if path.is_file()]
-    assert {path: path.stat().st_mtime_ns for path in files} == {path: before[path] for path in files}
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')} == before
 
 
 def test_what_was_unpacked_by_cvdfs_scripts_is_linked(tmp_path: Path) -> None:
@@ -136,8 +133,24 @@ def test_what_was_unpacked_by_cvdfs_scripts_is_linked(tmp_path: Path) -> None:
     assert frames == [6, 6, 9, 6, 6, 6]
 
 
+@pytest.mark.parametrize('unpacked', [False, True])
+def test_the_two_folders_of_cvdfs_scripts_are_read_from_beside(tmp_path: Path, unpacked: bool) -> None:
+    kinetics_archives(tmp_path / 'k400_targz')
+    shutil.move(tmp_path / 'k400_targz/annotations', tmp_path / 'k400/annotations')
+    replacement = tmp_path / 'k400_targz/replacement'
+    replacement.mkdir()
+    shutil.move(tmp_path / 'k400_targz/replacement_for_corrupted_k400.tgz', replacement)
+    if unpacked:
+        for packed in (*tmp_path.glob('k400_targz/*/*.tar.gz'), *replacement.iterdir()):
+            shutil.unpack_archive(packed, tmp_path / 'k400' / packed.parent.name, 'gztar')
+        shutil.rmtree(tmp_path / 'k400_targz')
+    assert prepare(tmp_path)[0] == []
+    assert [row.frames for row in load_manifest(tmp_path / 'manifest.csv')] == [6, 6, 9, 0, 6, 6]
+
+
 def test_folders_of_classes_need_no_annotations_and_may_grow(tmp_path: Path, probed: list[str]) -> None:
     class_folders(tmp_path)
+    (tmp_path / 'train/zumba/._AAAAAAAAAAA_000007_000017.mp4').write_bytes(b'attributes that macOS keeps')
     assert prepare(tmp_path)[0] == []
     assert lines_of(tmp_path, 'val') == [
         'air_drumming/EEEEEEEEEEE_000007_000017.mp4 0',
@@ -223,9 +236,24 @@ def test_unknown_classes_and_clips_that_are_there_twice_are_errors(tmp_path: Pat
         prepare(tmp_path)
     copy.unlink()
     with (tmp_path / 'train.csv').open('a') as file:
-        file.write('zumba,BBBBBBBBBBB,8,18,train,0\n')
-    with pytest.raises(ValueError, match=r'train.csv:6: BBBBBBBBBBB is in line 3 already$'):
+        file.write('zumba,BBBBBBBBBBB,7,17,train,0\n')
+    with pytest.raises(ValueError, match=r'train.csv:6: BBBBBBBBBBB_000007_000017 is in line 3 already$'):
         prepare(tmp_path)
+
+
+def test_two_clips_of_one_video_are_told_apart_by_their_times(tmp_path: Path) -> None:
+    class_folders(tmp_path)
+    write_kinetics_annotations(tmp_path)
+    with (tmp_path / 'train.csv').open('a') as file:
+        file.write('zumba,BBBBBBBBBBB,8,18,train,0\n')
+    assert prepare(tmp_path)[0] == []
+    assert lines_of(tmp_path, 'train')[1::3] == [
+        'air_drumming/BBBBBBBBBBB_000007_000017.mp4 0',
+        'BBBBBBBBBBB_000008_000018.mp4 2',
+    ]
+    write_files(tmp_path, {'train/zumba/BBBBBBBBBBB_000008_000018.mp4': clip_bytes()})
+    prepare(tmp_path)
+    assert lines_of(tmp_path, 'train')[-1] == 'zumba/BBBBBBBBBBB_000008_000018.mp4 2'
 
 
 def test_videos_of_two_splits_are_wrong(tmp_path: Path) -> None:

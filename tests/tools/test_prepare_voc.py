@@ -79,7 +79,9 @@ def test_archives_are_unpacked_once_and_sbd_is_not_needed_again(tree: Path) -> N
     pack(tree)
     assert prepare(tree)[0] == []
     manifest = (voc(tree) / 'manifest.json').read_text()
+    before = {path: path.stat().st_mtime_ns for path in tree.rglob('*')}
     assert prepare(tree)[0] == []
+    assert {path: path.stat().st_mtime_ns for path in tree.rglob('*')} == before
     (tree / SBD_ARCHIVE).unlink()
     shutil.rmtree(tree / 'benchmark_RELEASE')
     assert prepare(tree)[0] == []
@@ -87,14 +89,19 @@ def test_archives_are_unpacked_once_and_sbd_is_not_needed_again(tree: Path) -> N
 
 
 def test_missing_pieces_are_named_with_their_places(tree: Path) -> None:
-    shutil.move(tree / 'benchmark_RELEASE', tree / 'elsewhere')
+    shutil.move(tree / 'benchmark_RELEASE', tree / 'benchmark/elsewhere')
     with pytest.raises(FileNotFoundError) as error:
         prepare(tree)
     assert str(error.value) == (
         f'missing: {tree}/benchmark_RELEASE/dataset/ or {tree}/benchmark.tgz, '
-        'from http://home.bharathh.info/pubs/codes/SBD/download.html'
+        'from http://home.bharathh.info/pubs/codes/SBD/download.html, or what is made of it: '
+        f'{voc(tree)}/ImageSets/Segmentation/aug.txt and {voc(tree)}/SegmentationClassAug; '
+        f'nearest existing name: {tree}/benchmark'
     )
-    shutil.move(tree / 'elsewhere', tree / 'benchmark_RELEASE')
+    (voc(tree) / 'SegmentationClassAug').mkdir()
+    with pytest.raises(FileNotFoundError, match=r'what is made of it: [^ ]*/aug.txt; nearest existing name: '):
+        prepare(tree)
+    shutil.move(tree / 'benchmark/elsewhere', tree / 'benchmark_RELEASE')
     labels = tree / 'benchmark_RELEASE' / 'dataset' / 'cls'
     (labels / '2008_000002.mat').unlink()
     with pytest.raises(FileNotFoundError, match=r"^SBD's lists name 2 label files; missing: .*/2008_000002.mat; "):
@@ -105,6 +112,24 @@ def test_missing_pieces_are_named_with_their_places(tree: Path) -> None:
     (voc(tree) / 'ImageSets/Segmentation/val.txt').rename(voc(tree) / 'ImageSets/Segmentation/valid.txt')
     with pytest.raises(FileNotFoundError, match=r'/val.txt does not exist; nearest existing name: .*/valid.txt$'):
         prepare(tree)
+
+
+def test_labels_made_elsewhere_are_read_and_must_not_hold_validation_images(tree: Path) -> None:
+    shutil.rmtree(tree / 'benchmark_RELEASE')
+    labels = voc(tree) / 'SegmentationClassAug'
+    labels.mkdir()
+    for name in ('2007_000039', '2009_000001'):
+        Image.fromarray(voc_label(0)).save(labels / f'{name}.png')
+    (voc(tree) / 'ImageSets/Segmentation/aug.txt').write_text('2009_000001\n2007_000039\n')
+    problem = '1 images are in two splits: JPEGImages/2007_000039.jpg (val and aug)'
+    assert prepare(tree)[0] == [problem]
+    assert json.loads((voc(tree) / 'manifest.json').read_text())['problems'] == [problem]
+
+
+def test_sbd_is_found_where_mmsegmentations_guide_puts_it(tree: Path) -> None:
+    shutil.move(tree / 'benchmark_RELEASE', tree / 'VOCdevkit/VOCaug')
+    assert prepare(tree)[0] == []
+    assert len(list((voc(tree) / 'SegmentationClassAug').iterdir())) == 2
 
 
 def test_a_truncated_archive_is_named(tree: Path) -> None:

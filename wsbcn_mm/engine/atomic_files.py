@@ -37,6 +37,19 @@ def write_atomically(path: str | Path, data: bytes) -> None:
         os.close(folder)
 
 
+def update_atomically(path: str | Path, data: bytes) -> bool:
+    """`write_atomically`, unless the file has these bytes already: a prepared folder may be read-only.
+
+    Returns:
+        Whether it was written.
+    """
+    path = Path(path)
+    if path.is_file() and path.read_bytes() == data:
+        return False
+    write_atomically(path, data)
+    return True
+
+
 def remove_partial_files(folder: str | Path) -> list[Path]:
     """Remove what killed processes left half-written in a folder; gives their paths."""
     left = sorted(Path(folder).glob(f'.*{PARTIAL}'))

@@ -15,7 +15,9 @@ def exit_code_of(prepare: Callable[[Path, Console], list[str]], root: Path) -> i
     try:
         problems = prepare(root, console)
     except (OSError, ValueError) as error:
-        console.print(f'{type(error).__name__}: {error}', highlight=False, markup=False, soft_wrap=True)
+        # A full disk has no name of its own.
+        place = f': {root}' if isinstance(error, OSError) and error.errno and not error.filename else ''
+        console.print(f'{type(error).__name__}: {error}{place}', highlight=False, markup=False, soft_wrap=True)
         return 1
     console.print('not complete' if problems else 'complete', highlight=False)
     return int(bool(problems))

@@ -1,19 +1,21 @@
 """What a segmentation data set on disk is: every file with its sizes, every label value with its pixels, every count.
 
-The manifest is a plain dict, written as JSON beside the data; what was read once is read again only if its size or its
-time of change differ.
+The manifest is a plain dict, written as JSON beside the data; what was read once, to its end, is read again only if its
+size or its time of change differ.
 """
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from rich.console import Console
 
+from ..engine.atomic_files import update_atomically
+from ..engine.file_names import some
 from ..engine.preparation import print_report, progress_bar
+from .image_files import read_image
 from .label_map import outside, read_label_file
 from .pairs import Pair
 
@@ -70,10 +72,9 @@ def write_manifest(
                 wrong.insert(0, f'{split}: {len(files)} samples, {published[split]} are published')
             splits[split] = _summary(files) | dict(published=published[split], files=files)
             problems += wrong
+    problems += _in_two_splits(splits)
     content = dict(problems=problems, splits=splits)
-    partial = root / f'{MANIFEST}.partial'
-    partial.write_text(json.dumps(content, indent=1) + '\n')
-    partial.replace(root / MANIFEST)
+    update_atomically(root / MANIFEST, f'{json.dumps(content, indent=1)}\n'.encode())
     return problems
 
 
@@ -99,10 +100,9 @@ def _entry(root: Path, pair: Pair, known: Mapping[str, dict]) -> dict:
         return before
     entry: dict = dict(image=image, label=label, stamps=stamps, size=None, label_size=None, pixels={}, unreadable=[])
     try:
-        with Image.open(pair.image) as picture:
-            entry['size'] = list(picture.size)
+        entry['size'] = list(read_image(pair.image).shape[1::-1])
     except OSError as error:
-        entry['unreadable'].append(f'image {image} cannot be read: {error}')
+        entry['unreadable'].append(str(error))
     if pair.label:
         try:
             raw = read_label_file(pair.label)
@@ -128,6 +128,15 @@ def _problems(root: Path, entry: dict, label_map: Mapping[int, int] | None) -> l
         pixels = {int(value): count for value, count in entry['pixels'].items()}
         lines += filter(None, [outside(pixels, label_map, root / (entry['label'] or ''))])
     return lines
+
+
+def _in_two_splits(splits: Mapping[str, dict]) -> list[str]:
+    where = defaultdict(list)
+    for split, found in splits.items():
+        for entry in found['files']:
+            where[entry['image']].append(split)
+    shared = [f'{image} ({" and ".join(names)})' for image, names in where.items() if len(names) > 1]
+    return [f'{len(shared)} images are in two splits: {some(shared)}'] if shared else []
 
 
 def _summary(files: Sequence[dict]) -> dict:

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ..engine.archives import unpack
+from ..engine.file_names import nearest
 from ..engine.preparation import progress_bar
 from .cityscapes import IMAGE_SUFFIX, LABEL_MAPS, LABEL_SUFFIX, SPLITS
 from .inventory import report, write_manifest
@@ -35,15 +36,16 @@ def prepare_cityscapes(root: Path, console: Console, published: Mapping[str, int
         FileNotFoundError: If neither a folder nor its archive is there, or images have no labels.
         ValueError: For labels without images, images of one name, or an archive that is none.
     """
-    absent = [
-        f'{root / folder}/ or {root / archive}'
+    absent = {
+        root / folder: f'{root / folder}/ or {root / archive}'
         for folder, archive in ARCHIVES.items()
         if not (root / folder).is_dir() and not (root / archive).is_file()
-    ]
+    }
     if absent:
         raise FileNotFoundError(
-            f'missing: {"; ".join(absent)}. Download {" and ".join(ARCHIVES.values())} from '
-            f'https://www.cityscapes-dataset.com/downloads and put them into {root}'
+            f'missing: {"; ".join(absent.values())}; {nearest(next(iter(absent)))}. Download '
+            f'{" and ".join(ARCHIVES.values())} from https://www.cityscapes-dataset.com/downloads and put them into '
+            f'{root}'
         )
     with progress_bar(console) as progress:
         for folder, archive in ARCHIVES.items():

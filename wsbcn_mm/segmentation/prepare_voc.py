@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ..engine.archives import unpack
+from ..engine.atomic_files import update_atomically
 from ..engine.file_names import missing, nearest
 from ..engine.preparation import progress_bar
 from .inventory import report, write_manifest
@@ -29,6 +30,8 @@ VOC_PARTS = tuple(
 SBD_PARTS = tuple(f'benchmark_RELEASE/dataset/{part}' for part in ('cls/', 'train.txt', 'val.txt'))
 VOC_ARCHIVE = 'VOCtrainval_11-May-2012.tar'
 SBD_ARCHIVE = 'benchmark.tgz'
+SBD_FOLDERS = ('benchmark_RELEASE/dataset', 'VOCdevkit/VOCaug/dataset')
+"""What the archive unpacks to, and where mmsegmentation's guide puts it."""
 BORDER_COLOUR = (224, 224, 192)
 
 
@@ -50,16 +53,21 @@ def prepare_voc(root: Path, console: Console, published: Mapping[str, int] = PUB
         FileNotFoundError: If VOC, SBD or files of them are missing, saying where they belong.
         ValueError: For a damaged list, `.mat` file or archive.
     """
-    voc, sbd = root / 'VOCdevkit' / 'VOC2012', root / 'benchmark_RELEASE' / 'dataset'
+    voc = root / 'VOCdevkit' / 'VOC2012'
+    sbd = next((root / folder for folder in SBD_FOLDERS if (root / folder).is_dir()), root / SBD_FOLDERS[0])
     aug_list, aug_labels = voc / 'ImageSets' / 'Segmentation' / 'aug.txt', voc / 'SegmentationClassAug'
     converted = aug_list.is_file() and aug_labels.is_dir()
-    absent = []
+    absent = {}
     if not voc.is_dir() and not (root / VOC_ARCHIVE).is_file():
-        absent.append(f'{voc}/ or {root / VOC_ARCHIVE}, from http://host.robots.ox.ac.uk/pascal/VOC/voc2012/')
+        absent[voc] = f'{voc}/ or {root / VOC_ARCHIVE}, from http://host.robots.ox.ac.uk/pascal/VOC/voc2012/'
     if not converted and not sbd.is_dir() and not (root / SBD_ARCHIVE).is_file():
-        absent.append(f'{sbd}/ or {root / SBD_ARCHIVE}, from http://home.bharathh.info/pubs/codes/SBD/download.html')
+        lacking = [str(made) for made in (aug_list, aug_labels) if not made.exists()]
+        absent[sbd] = (
+            f'{sbd}/ or {root / SBD_ARCHIVE}, from http://home.bharathh.info/pubs/codes/SBD/download.html, '
+            f'or what is made of it: {" and ".join(lacking)}'
+        )
     if absent:
-        raise FileNotFoundError(f'missing: {"; ".join(absent)}')
+        raise FileNotFoundError(f'missing: {"; ".join(absent.values())}; {nearest(next(iter(absent)))}')
     with progress_bar(console) as progress:
         if (root / VOC_ARCHIVE).is_file():
             unpack(root / VOC_ARCHIVE, root, VOC_PARTS, progress)
@@ -70,7 +78,7 @@ def prepare_voc(root: Path, console: Console, published: Mapping[str, int] = PUB
             own = {name for split in ('train', 'val') for name in read_names(lists / f'{split}.txt')}
             names = sorted({name for split in ('train', 'val') for name in read_names(sbd / f'{split}.txt')} - own)
             convert_sbd_labels(sbd / 'cls', names, aug_labels, progress)
-            aug_list.write_text(''.join(f'{name}\n' for name in names))
+            update_atomically(aug_list, ''.join(f'{name}\n' for name in names).encode())
     pairs = {
         split: pair_by_list(lists / f'{split}.txt', voc / 'JPEGImages', '.jpg', voc / folder, '.png')
         for split, folder in LABEL_FOLDERS.items()

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from ..engine.atomic_files import write_atomically
+from ..engine.atomic_files import update_atomically
 
 Number = TypeVar('Number', int, float)
 
@@ -82,7 +82,7 @@ def load_manifest(file: str | Path) -> list[ManifestRow]:
 
 
 def save_manifest(file: str | Path, rows: Iterable[ManifestRow]) -> None:
-    """Write a manifest, whole or not at all.
+    """Write a manifest, whole or not at all; one that is there already, with these rows, is left alone.
 
     Raises:
         OSError: if it cannot be written; the one that was there stays.
@@ -91,7 +91,7 @@ def save_manifest(file: str | Path, rows: Iterable[ManifestRow]) -> None:
     writer = csv.writer(text, lineterminator='\n')
     writer.writerow(ManifestRow._fields)
     writer.writerows(rows)
-    write_atomically(file, text.getvalue().encode('utf-8', 'surrogateescape'))
+    update_atomically(file, text.getvalue().encode('utf-8', 'surrogateescape'))
 
 
 def _row(fields: list[str]) -> ManifestRow:

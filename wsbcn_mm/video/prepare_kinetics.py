@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ..engine.archives import unpack
-from ..engine.atomic_files import write_atomically
+from ..engine.atomic_files import update_atomically, write_atomically
 from ..engine.checkpoint_files import sha256
 from ..engine.file_names import nearest, some
 from ..engine.preparation import print_report, progress_bar
@@ -207,6 +207,5 @@ def _own(root: Path) -> dict[str, str]:
 
 def _write_own(root: Path, name: str, lines: Sequence[str]) -> None:
     content = ''.join(f'{line}\n' for line in lines).encode()
-    if not (root / name).is_file() or (root / name).read_bytes() != content:
-        write_atomically(root / name, content)
+    if update_atomically(root / name, content):
         write_atomically(root / OWN, json.dumps(_own(root) | {name: sha256(root / name)}, indent=1).encode())
