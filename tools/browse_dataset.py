@@ -7,6 +7,7 @@ frames under their class.
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 TASKS = {'mmseg': 'segmentation', 'mmengine': 'video'}
@@ -34,9 +35,12 @@ def main() -> None:
     from wsbcn_mm.engine import recipe
     from wsbcn_mm.engine.browsing import browse
 
-    cfg = recipe.load_recipe(args.config, options=args.cfg_options)
-    for file in browse(cfg, drawing_of(cfg), args.split, args.number, args.out, args.seed):
-        print(file)
+    try:
+        cfg = recipe.load_recipe(args.config, options=args.cfg_options)
+        for file in browse(cfg, drawing_of(cfg), args.split, args.number, args.out, args.seed):
+            print(file)
+    except (OSError, ValueError) as error:
+        sys.exit(f'{type(error).__name__}: {error}; docs/data.md has what each data set needs and where')
 
 
 def drawing_of(cfg):

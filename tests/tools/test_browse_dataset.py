@@ -1,6 +1,7 @@
 """Sheets of the demo's data, and of small trees in the form of every real data set."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -120,9 +121,35 @@ def test_real_forms(build, name: str, split: str, tmp_path: Path, capsys: pytest
     assert len(np.unique(page.reshape(-1, 3), axis=0)) > 100
 
 
+@pytest.mark.parametrize(
+    ('name', 'text'),
+    [
+        (
+            'deeplabv3/deeplabv3_r50-d8_bcn-ws_8xb1-acc1-80k_cityscapes-769x769.py',
+            'FileNotFoundError: data/cityscapes/leftImg8bit/train does not exist; nearest existing folder: ., which is '
+            'empty; ',
+        ),
+        (
+            'deeplabv3/deeplabv3_r101-d16_bcn-ws_8xb2-acc1-33k_voc12aug-513x513.py',
+            'FileNotFoundError: data/VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt does not exist; nearest ',
+        ),
+        (
+            'resnet3d/slowonly-r50_bcn-ws_8xb1-acc8-67k_sthv1-8seg-224x224.py',
+            "FileNotFoundError: [Errno 2] No such file or directory: 'data/sthv1/something-something-v1-labels.csv'; ",
+        ),
+        ('resnet3d/r3d-19.py', "FileNotFoundError: recipe '"),
+    ],
+)
+def test_missing_data_are_named_in_one_line(name: str, text: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=f'^{re.escape(text)}[^\n]*docs/data.md has what each data set needs and wh'):
+        run_tool('browse_dataset.py', ROOT / 'configs' / name, '--out', tmp_path / 'sheets')
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_recipe_of_neither_task_is_refused(tmp_path: Path) -> None:
     other = tmp_path / 'other.py'
     other.write_text("default_scope = 'mmdet'\n")
-    text = r"^default_scope='mmdet' has no pictures: recipes of mmseg and mmengine have$"
-    with pytest.raises(ValueError, match=text):
+    text = r"^ValueError: default_scope='mmdet' has no pictures: recipes of mmseg and mmengine have; docs/data.md "
+    with pytest.raises(SystemExit, match=text):
         run_tool('browse_dataset.py', other, '--out', tmp_path)
