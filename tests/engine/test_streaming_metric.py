@@ -90,7 +90,7 @@ def worker(rank: int, folder: str) -> None:
             store = f'file://{folder}/store{world}'
             dist.init_process_group('gloo', init_method=store, rank=rank, world_size=world)
             results = {
-                (task, size): evaluate(task, size, out_dir=f'{folder}/{world}/{task}{size}')
+                (task, size): evaluate(task, size, batch=1 + rank, out_dir=f'{folder}/{world}/{task}{size}')
                 for task in METRICS
                 for size in (*SIZES, FEWER_THAN_RANKS)
             }
