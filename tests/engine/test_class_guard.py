@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.dataset import BaseDataset
 from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
@@ -161,3 +162,18 @@ def test_weights_loaded_before_the_data_are_compared_before_the_test(trained, tm
     runner.load_checkpoint(trained)
     with pytest.raises(ValueError, match=r"class 1 is 'wall' in the checkpoint and 'fence' in the data"):
         runner.test()
+
+
+def test_weights_loaded_without_data_are_compared_with_the_recipes_test_set(trained, tmp_path):
+    dataset = {'type': BaseDataset, 'ann_file': 'gone.json', 'metainfo': {'classes': ('road', 'fence', 'wall')}}
+    with pytest.raises(
+        ValueError, match=r"class 1 is 'wall' in the checkpoint and 'fence' in the data\. .*: --cfg-options allow_class"
+    ):
+        run(tmp_path / 'other', CLASSES, test_dataloader={'dataset': dataset}).load_checkpoint(trained)
+    dataset['metainfo']['classes'] = CLASSES
+    runner = run(tmp_path / 'same', CLASSES, test_dataloader={'dataset': dataset})
+    runner.load_checkpoint(trained)
+    assert 'the checkpoint has the classes of the data: 3 classes' in log_of(runner)
+    runner = run(tmp_path / 'unknown', CLASSES, test_dataloader={'dataset': {'type': 'Nowhere'}})
+    runner.load_checkpoint(trained)
+    assert 'class names are not compared yet, the test set cannot be made: ' in log_of(runner)

@@ -117,6 +117,16 @@ def test_a_file_that_is_not_the_model_ends_with_an_error(checkpoints, tiny_data,
     assert all(one['difference'] > 0.5 for one in report['comparisons']['torchscript'])
 
 
+def test_a_checkpoint_of_other_classes_is_refused(checkpoints, tiny_data, tmp_path):
+    content = torch.load(checkpoints / 'video.pth', weights_only=True)
+    content['meta']['dataset_meta'] = {'classes': tuple('abcdefgh')}
+    torch.save(content, tmp_path / 'video.pth')
+    with pytest.raises(
+        ValueError, match=r"another class list .*: class 0 is 'a' in the checkpoint and '.*' in the data\."
+    ):
+        export('video', tmp_path, tiny_data, tmp_path / 'work')
+
+
 def test_bad_command_lines_stop_before_anything_is_built(checkpoints, tiny_data, tmp_path, monkeypatch, capsys):
     work_dir = tmp_path / 'work'
     with pytest.raises(SystemExit):

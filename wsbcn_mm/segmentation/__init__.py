@@ -5,9 +5,15 @@ name.
 """
 
 # ruff: noqa: E402 - the environment is judged before anything of mmseg is imported
+import warnings
+
 from ..engine.environment import require_openmmlab
 
 require_openmmlab('segmentation')
+with warnings.catch_warnings():
+    # Its advice to install another mmcv is for compiled operators, which nothing here uses.
+    warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
+    import mmseg.models as _models  # noqa: F401
 
 from ..engine import hooks as _hooks  # noqa: F401
 from ..engine import mixed_precision as _mixed_precision  # noqa: F401

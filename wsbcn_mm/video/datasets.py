@@ -88,6 +88,8 @@ class ClipDataset(BaseDataset):
         self.on_bad = on_bad
         self.max_bad = max_bad
         self._by_label: dict[int, list[int]] = {}
+        if self.class_file is not None:
+            kwargs['metainfo'] = {**(kwargs.get('metainfo') or {}), 'classes': load_classes(self.class_file)}
         super().__init__(
             ann_file=ann_file,
             data_root=data_root,
@@ -114,8 +116,6 @@ class ClipDataset(BaseDataset):
     def full_init(self) -> None:
         if self._fully_initialized:
             return
-        if self.class_file is not None:
-            self._metainfo['classes'] = load_classes(self.class_file)
         self._mirrored = mirror_labels(self.classes) if self.classes else None
         if self._mirrored and self._mirrored != list(range(len(self._mirrored))):
             self._refuse_plain_flip(self.pipeline)
