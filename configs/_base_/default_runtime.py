@@ -28,5 +28,6 @@ custom_hooks = [
 activation_memory = 'all'  # 'save_conv' and 'full_checkpoint' keep less: docs/memory.md
 randomness = dict(seed=0)  # deterministic=True repeats runs to the last bit, slower: docs/guards.md
 log_level = 'INFO'
+visualizer = dict(type='Visualizer', vis_backends=[dict(type='ScalarLog')])  # survives a full disk
 load_from = None
 resume = False

@@ -1,5 +1,6 @@
 """Checkpoints under kills, full disks and damage: real Runners, real files, real signals."""
 
+import json
 import multiprocessing
 import os
 import pickle
@@ -16,6 +17,7 @@ from threading import Thread
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
@@ -29,6 +31,7 @@ from wsbcn_mm.engine.checkpoint_damage import checkpoints_to_resume, damage_in
 from wsbcn_mm.engine.checkpoint_files import write_checkpoint
 from wsbcn_mm.engine.hooks.safe_checkpoint import SafeCheckpointHook
 from wsbcn_mm.engine.plain_state import to_plain
+from wsbcn_mm.engine.scalar_log import ScalarLog
 
 KILLS = 25
 
@@ -188,6 +191,22 @@ def test_a_full_disk_is_survived(tmp_path, small_files):
     assert names(tmp_path) == ['iter_4.pth', 'last_checkpoint']
     checkpoint = torch.load(tmp_path / 'iter_4.pth', weights_only=True)
     assert checkpoint['message_hub']['runtime_info']['keep_ckpt_ids'] == [4]
+
+
+def test_the_log_of_scalars_survives_a_full_disk(tmp_path, small_files):
+    log = ScalarLog(save_dir=str(tmp_path))
+    log.add_scalars(dict(loss=1.0), step=1, file_path='run.json')
+    size, (_, most) = (tmp_path / 'scalars.json').stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 5, most))
+    for step in (2, 3):
+        log.add_scalars(dict(loss=2.0), step=step)
+    _, clear = small_files
+    clear()
+    log.add_scalar('loss', 4.0, step=4)
+    lines = (tmp_path / 'scalars.json').read_text().splitlines()
+    assert [json.loads(line)['step'] for line in lines] == [1, 4]
+    runtime = Config.fromfile(Path(__file__).parents[2] / 'configs' / '_base_' / 'default_runtime.py')
+    assert runtime.visualizer.vis_backends == [dict(type='ScalarLog')]
 
 
 def test_a_run_whose_last_checkpoint_is_not_on_the_disk_ends_with_an_error(tmp_path, small_files):

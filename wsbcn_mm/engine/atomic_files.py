@@ -1,9 +1,13 @@
 """Files that are there whole or not at all, whatever stops the process or fills the disk."""
 
+import errno
 import os
 from pathlib import Path
 
 from mmengine.fileio import LocalBackend, register_backend
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A full disk, a used-up quota, a limit on the size of files."""
 
 PARTIAL = '.partial'
 """Suffix of a file that is being written, and of what is left of it where the process was killed."""

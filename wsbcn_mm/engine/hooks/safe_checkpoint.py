@@ -1,6 +1,5 @@
 """Save checkpoints that are whole, plain and never the last of their kind to be removed."""
 
-import errno
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,10 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from .. import checkpoint_loading as _checkpoint_loading  # noqa: F401 - what is saved here is loaded by that
-from ..atomic_files import remove_partial_files, write_atomically
+from .. import scalar_log as _scalar_log  # noqa: F401 - recipes name it
+from ..atomic_files import NO_ROOM, remove_partial_files, write_atomically
 from ..checkpoint_damage import checkpoints_to_resume, first_whole, named_last
 from ..plain_state import history_from_plain, history_to_plain, to_plain
-
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""A full disk, a used-up quota, a limit on the size of files."""
 
 
 @HOOKS.register_module()
