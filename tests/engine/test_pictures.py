@@ -70,4 +70,5 @@ def test_normalisation_is_undone() -> None:
     bytes_ = torch.randint(0, 256, (3, 5, 6), dtype=torch.uint8)
     fed = (bytes_.float() - preprocessor.mean) / preprocessor.std
     assert torch.equal(denormalised(fed, preprocessor), bytes_)
+    assert torch.equal(denormalised(bytes_, preprocessor), bytes_)
     assert torch.equal(denormalised(bytes_.float(), SimpleNamespace()), bytes_)

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mmengine.config import Config
+from mmengine.registry import DATASETS
 from PIL import Image
 
 from tests.segmentation.small_trees import cityscapes_tree
 from tests.tools.tiny_runs import FOLDERS, ROOT, recipe, run_tool
 from tests.video.clip_files import write_clip, write_frames
-from wsbcn_mm.engine.pictures import LINE_HEIGHT, MARGIN
+from wsbcn_mm.engine.pictures import GAP, LINE_HEIGHT, MARGIN
 
 
 def cityscapes(root: Path) -> None:
@@ -90,6 +92,23 @@ def test_what_is_drawn_is_what_the_files_have(
     times = 784 // (2 * 64 + 4)
     drawn = page[MARGIN + 2 * LINE_HEIGHT :, MARGIN:][: 64 * times : times, : 64 * times : times]
     np.testing.assert_array_equal(drawn, image)
+
+
+def test_frames_of_a_test_are_drawn_as_they_are(
+    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model normalises them itself."""
+    changed = dict(data_root=f'{tiny_data}/video/', indices=1)
+    options = [f'val_dataloader.dataset.{name}={value}' for name, value in changed.items()]
+    (page,) = sheets(capsys, recipe('video'), '--out', tmp_path, '--split', 'val', '--cfg-options', *options)
+    (clip,) = DATASETS.build(Config.fromfile(recipe('video')).val_dataloader.dataset | changed)
+    frames = clip['inputs'][0].permute(1, 2, 3, 0).numpy()
+    assert frames.shape == (8, 40, 40, 3)
+    times = 1568 // (8 * 40 + 7 * GAP)
+    drawn = page[MARGIN + 2 * LINE_HEIGHT :, MARGIN:][: 40 * times : times, ::times]
+    for number, frame in enumerate(frames):
+        left = number * (40 + GAP)
+        np.testing.assert_array_equal(drawn[:, left : left + 40], frame)
 
 
 @pytest.mark.parametrize('split', ['train', 'val'])

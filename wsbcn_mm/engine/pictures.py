@@ -95,9 +95,11 @@ def denormalised(inputs: Tensor, preprocessor: Any) -> Tensor:
     """What a model is fed, (3, ...), back in bytes.
 
     Args:
-        inputs: One sample of the preprocessor's output.
+        inputs: One sample of the preprocessor's output; bytes, which the model normalises itself, stay as they are.
         preprocessor: Has `mean` and `std` of the shape (3, 1, ...), unless it does not normalise.
     """
+    if inputs.dtype == torch.uint8:
+        return inputs
     if hasattr(preprocessor, 'mean'):
         inputs = inputs * preprocessor.std + preprocessor.mean
     return inputs.round().clamp(0, 255).to(torch.uint8)
