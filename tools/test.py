@@ -57,6 +57,7 @@ def main() -> None:
 
     from wsbcn_mm.engine import recipe
     from wsbcn_mm.engine.launch import prepare_launch
+    from wsbcn_mm.engine.out_of_memory import explaining_out_of_memory
 
     cfg = recipe.load_recipe(args.config, work_dir=args.work_dir, options=args.cfg_options)
     recipe.load_checkpoint_into(cfg, args.checkpoint)
@@ -83,7 +84,8 @@ def main() -> None:
     # that the checkpoint lacks, and evaluate random ones.
     _ = runner.test_dataloader
     runner.load_checkpoint(args.checkpoint, strict=True)
-    metrics = runner.test()
+    with explaining_out_of_memory(cfg, args.config):
+        metrics = runner.test()
     if is_main_process():
         file = Path(cfg.work_dir) / 'metrics.json'
         file.write_text(json.dumps(metrics, indent=2, default=float) + '\n')

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.evaluator import Evaluator
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader
 
-from tests.engine.toy_runs import Toy, runner_of
+from tests.engine.toy_runs import Outputs, Points, Toy, runner_of
 from wsbcn_mm.engine import out_of_memory
 from wsbcn_mm.engine.out_of_memory import advice, explaining_out_of_memory, is_out_of_memory, stage_of
 from wsbcn_mm.engine.recipe_memory import RecipeMemory
@@ -42,7 +44,8 @@ class Greedy(nn.Module):
     def forward(self, x):
         if self.when == 'recomputation':
             return checkpoint(self.twice, x, use_reentrant=False)
-        return RunsOut.apply(x, 'forward' if self.when == 'validation' and not self.training else self.when)
+        evaluates = self.when in ('validation', 'test') and not self.training
+        return RunsOut.apply(x, 'forward' if evaluates else self.when)
 
     def twice(self, x):
         self.calls += 1
@@ -63,17 +66,19 @@ class GreedyStep(torch.optim.SGD):
         ('recomputation', 'training, backward pass, recomputation of net.3'),
         ('step', 'training, optimizer step'),
         ('validation', 'validation, forward pass of net.3'),
+        ('test', 'the test, forward pass of net.3'),
     ],
 )
 def test_the_stage_is_read_from_where_the_error_came_from(when, stage, tmp_path, monkeypatch):
     monkeypatch.setattr(out_of_memory, 'advice', lambda cfg, recipe, where, available: ['(advice)'])
     model = Toy()
     model.net[3] = nn.Sequential(model.net[3], Greedy(when))
-    runner = runner_of(tmp_path, model, iters=2, val_interval=1)
+    test = dict(test_dataloader=DataLoader(Points()), test_cfg=dict(), test_evaluator=Evaluator(Outputs(model)))
+    runner = runner_of(tmp_path, model, iters=2, val_interval=1, **test)
     if when == 'step':
         runner.optim_wrapper = dict(optimizer=dict(type=GreedyStep, lr=0.1))
     with pytest.raises((torch.OutOfMemoryError, RuntimeError)) as error, explaining_out_of_memory(Config(), 'a.py'):
-        runner.train()
+        runner.test() if when == 'test' else runner.train()
     stage = stage.replace('net.3', 'net.3.1')
     text = str(error.value)
     assert text.endswith(f'\n\nOut of memory in {stage}.\n(advice)')
@@ -88,6 +93,28 @@ def test_other_errors_are_left_alone():
     assert is_out_of_memory(RuntimeError('CUDA error: out of memory'))
     assert not is_out_of_memory(RuntimeError('nothing of the kind'))
     assert stage_of(None) == 'the start, before the first iteration'
+
+
+def test_an_array_of_numpy_that_finds_no_memory_is_explained_too(monkeypatch):
+    """Its error is a MemoryError that cannot be made from a text."""
+    monkeypatch.setattr(out_of_memory, 'advice', lambda cfg, recipe, where, available: ['(advice)'])
+    with pytest.raises(MemoryError) as error, explaining_out_of_memory(Config(), 'a.py'):
+        np.empty(2**57)
+    first, _, where, advised = str(error.value).splitlines()
+    assert first.startswith('Unable to allocate 1.00 EiB ')
+    assert (where, advised) == ('Out of memory in the start, before the first iteration.', '(advice)')
+
+
+def test_memory_of_the_host_is_told_from_that_of_the_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '0')  # for mmengine's logger
+    refused = pytest.raises(RuntimeError, match="can't allocate memory")
+    with refused as error, explaining_out_of_memory(Config(), 'a.py'):
+        torch.empty(2**60, dtype=torch.uint8)
+    assert str(error.value).splitlines()[-1] == (
+        "It is the host's memory and not the GPU's: fewer workers, or fewer batches of each (num_workers and "
+        'prefetch_factor of the loaders)'
+    )
 
 
 def needs(mebibytes):
@@ -164,3 +191,15 @@ def test_an_evaluation_has_other_ways():
     assert list(advice(clips, 'a.py', 'the test, forward pass of head', lambda: 1))[2] == (
         '  2. --cfg-options model.max_test_views=1: one view at a time'
     )
+    clips.model.max_test_views = 1
+    clips.test_dataloader.batch_size = 1
+    (line,) = advice(clips, 'a.py', 'the test, forward pass of head', lambda: 1)
+    assert line == 'It runs one sample at a time already: evaluate smaller inputs.'
+    augmented = dict(
+        default_scope='mmseg',
+        model=dict(test_cfg=dict(mode='slide')),
+        custom_hooks=[dict(type='PrepareTTAHook')],
+    )
+    assert list(advice(Config(augmented), 'a.py', 'the test, forward pass of decode_head', lambda: 1))[1:] == [
+        '  1. --tta with smaller scales, of which the largest counts'
+    ]

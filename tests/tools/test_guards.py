@@ -22,12 +22,13 @@ def _torch_as_it_was():
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
 
 
+@pytest.mark.parametrize('task', ['segmentation', 'video'])
 @pytest.mark.usefixtures('_torch_as_it_was')
-def test_deterministic_runs_are_the_same_to_the_last_bit(tiny_data, tmp_path, monkeypatch):
+def test_deterministic_runs_are_the_same_to_the_last_bit(task, tiny_data, tmp_path, monkeypatch):
     monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
-    ask = options('segmentation', tiny_data, 4, 'randomness.deterministic=True', 'default_hooks.checkpoint.interval=4')
+    ask = options(task, tiny_data, 4, 'randomness.deterministic=True', 'default_hooks.checkpoint.interval=4')
     for name in ('first', 'second'):
-        run_tool('train.py', recipe('segmentation'), '--work-dir', tmp_path / name, *ask)
+        run_tool('train.py', recipe(task), '--work-dir', tmp_path / name, *ask)
     (log,) = logs(tmp_path / 'first')
     assert 'deterministic: bilinear interpolation goes backward by matrix products' in log
     first, second = (checkpoint(tmp_path / name / 'iter_4.pth') for name in ('first', 'second'))
@@ -66,7 +67,7 @@ def test_a_run_out_of_memory_says_where_and_names_three_ways_in_order(tiny_data,
     with pytest.raises(torch.OutOfMemoryError) as error:
         run_tool('train.py', recipe('video'), '--work-dir', tmp_path, *options('video', tiny_data, 2))
     (log,) = logs(tmp_path)
-    assert 'out of memory in training, forward pass of head; planning what would fit' in log
+    assert 'out of memory in training, forward pass of head\n' in log
     lines = str(error.value).splitlines()
     assert lines[0] == 'CUDA out of memory. Tried to allocate 2.00 GiB'
     assert lines[2] == 'Out of memory in training, forward pass of head.'
@@ -76,3 +77,20 @@ def test_a_run_out_of_memory_says_where_and_names_three_ways_in_order(tiny_data,
         '--cfg-options activation_memory=save_conv',
     ]
     assert lines[8].startswith('All of them: python tools/plan_memory.py ')
+
+
+def test_a_test_out_of_memory_says_where_and_what_needs_less(tiny_data, tmp_path, monkeypatch):
+    ask = options('video', tiny_data, 2, 'model.max_test_views=2')
+    run_tool('train.py', recipe('video'), '--work-dir', tmp_path, *ask)
+
+    def forward(self, features):
+        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
+
+    monkeypatch.setattr(ClipHead, 'forward', forward)
+    with pytest.raises(torch.OutOfMemoryError) as error:
+        run_tool('test.py', recipe('video'), tmp_path / 'iter_2.pth', '--work-dir', tmp_path / 'test', *ask)
+    assert str(error.value).splitlines()[2:] == [
+        'Out of memory in the test, forward pass of head.',
+        'An evaluation needs less with, in this order:',
+        '  1. --cfg-options model.max_test_views=1: one view at a time',
+    ]

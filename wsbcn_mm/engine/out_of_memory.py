@@ -1,4 +1,4 @@
-"""When memory runs out in training, say in which stage, and what would fit."""
+"""When memory runs out, say in which stage, and what would fit."""
 
 import traceback
 from collections.abc import Callable, Iterator
@@ -22,7 +22,9 @@ from .recipe_memory import RecipeMemory, plan_recipe
 RESERVE = 2**29
 """Bytes left to convolutions inside themselves and to fragmentation, which no plan knows."""
 OPTIONS = 3
-SIGNS = ("can't allocate memory", 'out of memory', 'CUBLAS_STATUS_ALLOC_FAILED')
+OF_HOST = "can't allocate memory"
+SIGNS = (OF_HOST, 'out of memory', 'CUBLAS_STATUS_ALLOC_FAILED')
+KINDS = (torch.OutOfMemoryError, MemoryError, RuntimeError)
 
 
 @contextmanager
@@ -39,22 +41,35 @@ def explaining_out_of_memory(
         available: Bytes that a process of this run can have; by default what the device says.
 
     Raises:
-        The same type of error, with the longer text.
+        torch.OutOfMemoryError, MemoryError, RuntimeError: The one of these that the error was, with the longer text.
     """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+    except KINDS as error:
         if not is_out_of_memory(error):
             raise
         where = stage_of(error.__traceback__)
-        print_log(f'out of memory in {where}; planning what would fit takes up to two minutes', logger='current')
-        lines = [f'{error}', '', f'Out of memory in {where}.', *advice(cfg, recipe, where, available or device_memory)]
-        raise type(error)('\n'.join(lines)).with_traceback(error.__traceback__) from None
+        print_log(f'out of memory in {where}', logger='current')
+        lines = [f'{error}', '', f'Out of memory in {where}.']
+        if torch.cuda.is_available() and of_host(error):
+            lines.append(
+                "It is the host's memory and not the GPU's: fewer workers, or fewer batches of each (num_workers and "
+                'prefetch_factor of the loaders)'
+            )
+        else:
+            lines += advice(cfg, recipe, where, available or device_memory)
+        kind = next(kind for kind in KINDS if isinstance(error, kind))  # numpy's own takes no text
+        raise kind('\n'.join(lines)).with_traceback(error.__traceback__) from None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on a GPU or on the host."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(sign in str(error) for sign in SIGNS)
+
+
+def of_host(error: BaseException) -> bool:
+    """Whether an allocation failed on the host, given that one failed."""
+    return isinstance(error, MemoryError) or OF_HOST in str(error)
 
 
 def stage_of(trace: TracebackType | None) -> str:
@@ -93,6 +108,7 @@ def advice(cfg: Config, recipe: str, where: str, available: Callable[[], int | N
         yield from advice_for_evaluation(cfg, recipe, where)
         return
     has = available()
+    print_log('planning what would fit takes up to two minutes', logger='current')
     try:
         plan = plan_recipe(cfg, on_gpu=torch.cuda.is_available(), most_samples=cfg.train_dataloader.batch_size)
     except Exception as error:  # the failure to be explained is another one
@@ -148,18 +164,23 @@ def advice_for_evaluation(cfg: Config, recipe: str, where: str) -> Iterator[str]
     loader: Any = cfg.get(f'{part}_dataloader') or {}
     if loader.get('batch_size', 1) > 1:
         options.append(f'--cfg-options {part}_dataloader.batch_size=1: one sample at a time')
-    if cfg.get('default_scope') == 'mmseg':
+    if part == 'test' and any(hook.get('type') == 'PrepareTTAHook' for hook in cfg.get('custom_hooks') or []):
+        options.append('--tta with smaller scales, of which the largest counts')
+    if cfg.get('default_scope') == 'mmseg' and (cfg.model.get('test_cfg') or {}).get('mode') != 'slide':
         height, width = (cfg.model.get('data_preprocessor') or {}).get('size') or (512, 512)
         window = (
             f'model.test_cfg.crop_size=({height},{width}) model.test_cfg.stride=({height * 2 // 3},{width * 2 // 3})'
         )
         options.append(f'--cfg-options model.test_cfg.mode=slide {window}: by windows, which other results come from')
-    elif cfg.model.get('max_test_views', 1) != 1:
+    if cfg.model.get('max_test_views', 1) != 1:
         options.append('--cfg-options model.max_test_views=1: one view at a time')
     if part == 'val':
         options.append(
             f'--cfg-options train_cfg.val_interval={cfg.train_cfg.get("max_iters", cfg.train_cfg.get("max_epochs"))}: '
             f'at the end alone; python tools/test.py {recipe} CHECKPOINT evaluates without the optimizer beside it'
         )
+    if not options:
+        yield 'It runs one sample at a time already: evaluate smaller inputs.'
+        return
     yield 'An evaluation needs less with, in this order:'
     yield from (f'  {number}. {option}' for number, option in enumerate(options[:OPTIONS], 1))
