@@ -158,7 +158,20 @@ def _checkpointed_forward(block: nn.Module, mode: str, *args: Any, **kwargs: Any
     forward = partial(type(block).forward, block)
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, context_fn=partial(_contexts, block, mode), **kwargs)
+    return recomputed(block, forward, *args, mode=mode, **kwargs)
+
+
+def recomputed(
+    block: nn.Module, function: Callable[..., Any], *args: Any, mode: str = 'full_checkpoint', **kwargs: Any
+) -> Any:
+    """`function(*args, **kwargs)`, without what `mode` does not keep, which is computed again in the backward pass.
+
+    Args:
+        block: The module that has every norm `function` runs through; running statistics move once.
+        function: Gives one or more tensors.
+        mode: `save_conv` or `full_checkpoint`, as of `set_activation_memory`.
+    """
+    return checkpoint(function, *args, use_reentrant=False, context_fn=partial(_contexts, block, mode), **kwargs)
 
 
 def _contexts(block: nn.Module, mode: str) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:

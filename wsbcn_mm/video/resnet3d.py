@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ..layers import zero_init_last_norm_
-from .checkpointing import checkpoint_keeping_statistics
+from ..microbatch.activation_memory import recomputed
 from .conv2plus1d import Conv2Plus1d, factorized_mid_channels, nearest_multiple
 from .norms import norms_with_running_statistics
 
@@ -42,7 +42,7 @@ class _ResidualBlock3d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, T, H, W) -> (N, C', T', H', W')."""
         if self.with_cp and torch.is_grad_enabled():
-            return checkpoint_keeping_statistics(self, self._forward, x)
+            return recomputed(self, self._forward, x)
         return self._forward(x)
 
 
