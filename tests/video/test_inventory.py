@@ -1,11 +1,13 @@
 """What is probed again, and what an interruption leaves."""
 
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from tests.video.small_sets import clip_bytes, write_files
+from wsbcn_mm.engine import atomic_files
 from wsbcn_mm.video import inventory
 from wsbcn_mm.video.inventory import Clip, take_inventory
 from wsbcn_mm.video.manifest import load_manifest
@@ -75,6 +77,20 @@ def test_an_interrupted_run_goes_on_where_it_was(root, probed):
     assert [row.frames for row in run(root)] == [6, 6, 6, 6]
     assert names == ['d']
     assert sorted(path.name for path in root.iterdir()) == ['manifest.csv', 'videos']
+
+
+def test_a_prepared_folder_may_be_read_only(root, monkeypatch):
+    rows = run(root)
+
+    def refuse(*_, **__):
+        raise OSError(30, 'Read-only file system')
+
+    monkeypatch.setattr(atomic_files, 'write_atomically', refuse)
+    monkeypatch.setattr(Path, 'unlink', refuse)
+    assert run(root) == rows
+    (root / 'videos/a.mp4').write_bytes(clip_bytes(num_frames=9))
+    with pytest.raises(OSError, match=r'^\[Errno 30\]'):
+        run(root)
 
 
 def test_a_clip_that_is_listed_twice_is_an_error(root):

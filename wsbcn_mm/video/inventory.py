@@ -91,7 +91,8 @@ def take_inventory(
             raise
     listed = list(rows.values())
     save_manifest(root / MANIFEST, listed)
-    (root / UNFINISHED).unlink(missing_ok=True)
+    if (root / UNFINISHED).exists():  # a folder that is prepared may be read-only
+        (root / UNFINISHED).unlink()
     return listed
 
 
