@@ -1,16 +1,14 @@
-"""Pictures of the results: learning curves, predicted label maps beside the truth, clips with predicted classes."""
+"""Pictures of the results: learning curves."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from projects.micro_batch_demo.contact_sheet import colour_labels, read_clip
 from projects.micro_batch_demo.records import RunRecord, row_order, setting_text
 
 COLOURS = {
@@ -24,9 +22,6 @@ COLOURS = {
 }
 OTHER_COLOUR = '#555555'
 LOSS_WINDOW = 0.05
-RIGHT, WRONG = '#0a6b3d', '#b3261e'
-
-Source = str | Path | np.ndarray
 
 
 def running_mean(values: np.ndarray, share: float = LOSS_WINDOW) -> np.ndarray:
@@ -135,102 +130,6 @@ def write_curves(runs: Sequence[RunRecord], path: str | Path) -> Path:
             axes.spines[['top', 'right']].set_visible(False)
             axes.grid(alpha=0.25)
             axes.xaxis.set_major_formatter('{x:,.0f}')
-    return _save(figure, path)
-
-
-def _read_picture(source: Source) -> np.ndarray:
-    """A label map (H, W) or an RGB picture (H, W, 3), from an array or a PNG file."""
-    if isinstance(source, np.ndarray):
-        return source
-    picture = cv2.imread(str(source), cv2.IMREAD_UNCHANGED)
-    if picture is None:
-        raise ValueError(f'{source} cannot be read as a picture')
-    return picture if picture.ndim == 2 else cv2.cvtColor(picture[..., :3], cv2.COLOR_BGR2RGB)
-
-
-def write_overlays(
-    path: str | Path,
-    images: Sequence[Source],
-    truth: Sequence[Source],
-    predictions: Mapping[str, Sequence[Source | None]],
-    palette: list[list[int]],
-) -> Path:
-    """Writes a grid: one row per image with the image, the true labels and what each run predicted.
-
-    Args:
-        path: The PNG file.
-        images: RGB arrays (H, W, 3) or files.
-        truth: Label maps (H, W) or files; 255 is drawn white.
-        predictions: Column title -> one label map per image, as arrays or files; RGB pictures are shown as they are,
-            None as an empty field.
-        palette: RGB colour of each label.
-    """
-    columns: dict[str, Sequence[Source | None]] = {'image': images, 'truth': truth, **predictions}
-    for name, sources in columns.items():
-        if len(sources) != len(images):
-            raise ValueError(f'{name} has {len(sources)} pictures for {len(images)} images')
-    figure = Figure(figsize=(1.7 * len(columns), 1.75 * len(images) + 0.3), layout='constrained')
-    grid = figure.subplots(len(images), len(columns), squeeze=False)
-    for column, (name, sources) in enumerate(columns.items()):
-        for row, source in enumerate(sources):
-            axes = grid[row, column]
-            axes.set_xticks([])
-            axes.set_yticks([])
-            axes.spines[:].set_visible(False)
-            if row == 0:
-                axes.set_title(name, fontsize=10)
-            if source is None:
-                axes.text(0.5, 0.5, 'no result', transform=axes.transAxes, ha='center', va='center', color=WRONG)
-                continue
-            picture = _read_picture(source)
-            if picture.ndim == 2:
-                image = _read_picture(images[row])
-                grey = image.mean(axis=2, keepdims=True).repeat(3, axis=2)
-                colours = colour_labels(picture, palette).astype(float)
-                picture = np.where(picture[..., None] == 0, 0.75 * grey, 0.15 * grey + 0.85 * colours).astype(np.uint8)
-            axes.imshow(picture, interpolation='nearest')
-    return _save(figure, path)
-
-
-def write_clip_strips(
-    path: str | Path,
-    clips: Sequence[Source],
-    truth: Sequence[str],
-    predictions: Mapping[str, Sequence[str | None]],
-    frames: int = 8,
-) -> Path:
-    """Writes one strip of frames per clip with the true class above and each run's answer below, green where right.
-
-    Args:
-        path: The PNG file.
-        clips: RGB arrays (T, H, W, 3) or video files.
-        truth: True class of each clip.
-        predictions: Name of the run -> predicted class of each clip, None where there is none.
-        frames: Frames shown of each clip, evenly spread from the first to the last.
-    """
-    for name, column in {'truth': truth, **predictions}.items():
-        if len(column) != len(clips):
-            raise ValueError(f'{name} has {len(column)} classes for {len(clips)} clips')
-    inches = 1.5 + 0.2 * len(predictions)
-    figure = Figure(figsize=(1.4 * frames, (inches + 0.4) * len(clips)), layout='constrained')
-    grid = figure.subplots(
-        2 * len(clips), 1, squeeze=False, height_ratios=[1.5, 0.2 * len(predictions) + 0.05] * len(clips)
-    )
-    for index, source in enumerate(clips):
-        clip = source if isinstance(source, np.ndarray) else read_clip(Path(source))
-        shown = clip[np.linspace(0, len(clip) - 1, frames).round().astype(int)]
-        strip, answers = grid[2 * index, 0], grid[2 * index + 1, 0]
-        strip.imshow(np.concatenate(list(shown), axis=1))
-        strip.set_title(f'truth: {truth[index]}', loc='left', fontsize=10, fontweight='bold', pad=3)
-        strip.set_axis_off()
-        answers.set_axis_off()
-        for line, (name, column) in enumerate(predictions.items()):
-            answer = column[index]
-            right = answer == truth[index]
-            text = f'{name}: {"no result" if answer is None else answer} {"✓" if right else "✗"}'
-            height = 1 - (line + 0.5) / len(predictions)
-            colour = RIGHT if right else WRONG
-            answers.text(0, height, text, transform=answers.transAxes, va='center', fontsize=9, color=colour)
     return _save(figure, path)
 
 

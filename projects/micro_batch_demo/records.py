@@ -133,10 +133,6 @@ def save_json(records: Sequence[RunRecord], path: str | Path) -> Path:
     return path
 
 
-def load_json(path: str | Path) -> list[RunRecord]:
-    return [record_from_dict(values) for values in json.loads(Path(path).read_text())]
-
-
 def save_csv(records: Sequence[RunRecord], path: str | Path) -> Path:
     """Writes one line per run, without the curves."""
     check_records(records)

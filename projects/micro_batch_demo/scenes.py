@@ -23,13 +23,8 @@ IGNORE = 255
 MAX_PLACEMENTS = 30
 
 
-def seg_classes(digits: Sequence[int] = range(10)) -> tuple[str, ...]:
-    """Class names in the order of the label values: background is 0, then one class per digit."""
-    return ('background', *(str(digit) for digit in digits))
-
-
 def seg_palette(digits: Sequence[int] = range(10)) -> list[list[int]]:
-    """One RGB colour per class of :func:`seg_classes`; a digit keeps its colour whatever the other digits are."""
+    """One RGB colour for the background and for each digit; a digit keeps its colour whatever the other digits are."""
     colours = [[230, 25, 75], [60, 180, 75], [255, 225, 25], [0, 130, 200], [245, 130, 48]]
     colours += [[145, 30, 180], [70, 240, 240], [240, 50, 230], [170, 110, 40], [210, 245, 60]]
     return [[40, 40, 40], *(colours[digit] for digit in digits)]

@@ -19,7 +19,7 @@ from projects.micro_batch_demo import data
 from projects.micro_batch_demo.appearance import split_digits
 from projects.micro_batch_demo.clips import MOTIONS, clip_states, draw_clip, video_classes
 from projects.micro_batch_demo.contact_sheet import write_contact_sheet
-from projects.micro_batch_demo.scenes import seg_classes, seg_palette
+from projects.micro_batch_demo.scenes import seg_palette
 
 SCENES = {'n_train': 12, 'n_val': 4, 'size': 64, 'digits': (1, 4, 7)}
 CLIPS = {'n_train': 16, 'n_val': 8, 'size': 64, 'frames': 8}
@@ -43,7 +43,7 @@ def digest(folder: Path) -> str:
 def test_scenes_load_by_the_conventions_of_the_cityscapes_data_set(root):
     register_all_modules()
     suffixes = inspect.signature(CityscapesDataset.__init__).parameters
-    classes = seg_classes(SCENES['digits'])
+    classes = ('background', *map(str, SCENES['digits']))
     for split, count in (('train', 12), ('val', 4)):
         dataset = BaseSegDataset(
             img_suffix=suffixes['img_suffix'].default,
