@@ -29,9 +29,25 @@ def parse_args() -> argparse.Namespace:
         metavar='SIZE',
         help='of it, left to the driver, to convolutions inside themselves and to fragmentation (default: 1GB)',
     )
+    parser.add_argument(
+        '--tta',
+        nargs='*',
+        type=float,
+        metavar='SCALE',
+        help='plan the test with test-time augmentation, as tools/test.py --tta runs it',
+    )
     parser.add_argument('--picture', metavar='PNG', help='draw the memory of one training step as it is')
     parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='change the recipe')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.device_memory is not None and args.device_memory <= args.reserve:
+        parser.error(
+            f'--reserve {gigabytes(args.reserve)} leaves nothing of --device-memory {gigabytes(args.device_memory)}'
+        )
+    return args
+
+
+def gigabytes(count: int) -> str:
+    return f'{count / 2**30:.3g}GB'
 
 
 def size_in_bytes(text: str) -> int:
@@ -56,7 +72,13 @@ def main() -> None:
 
     if args.picture and not Path(args.picture).absolute().parent.is_dir():
         raise FileNotFoundError(f'--picture {args.picture!r}: there is no such folder')
-    plan = plan_recipe(recipe.load_recipe(args.config, options=args.cfg_options))
+    cfg = recipe.load_recipe(args.config, options=args.cfg_options)
+    if args.tta is not None:
+        recipe.require_segmentation(cfg, '--tta')
+        from wsbcn_mm.segmentation.tta import SCALES, use_tta
+
+        use_tta(cfg, args.tta or SCALES)
+    plan = plan_recipe(cfg)
     available = args.device_memory - args.reserve if args.device_memory else None
 
     console = Console()

@@ -12,10 +12,18 @@ from mmengine.registry import DefaultScope
 from torch.profiler import ProfilerActivity, profile
 
 from wsbcn_mm.engine.recipe import load_recipe
-from wsbcn_mm.engine.recipe_memory import alternatives, batch_of, evaluation_shape, own_choice, plan_recipe
+from wsbcn_mm.engine.recipe_memory import (
+    alternatives,
+    batch_of,
+    copies_of_test,
+    evaluation_shape,
+    own_choice,
+    plan_recipe,
+)
 from wsbcn_mm.engine.recipe_model import build_model
 from wsbcn_mm.layers import standardize_once
 from wsbcn_mm.microbatch.memory_plan import KINDS, Choice
+from wsbcn_mm.segmentation.tta import use_tta
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 
@@ -97,6 +105,17 @@ def test_shapes_and_choices_of_recipes():
     assert evaluation_shape(clips, 'val') == (1, 1, 3, 8, 224, 224)
     assert evaluation_shape(clips, 'test') == (1, 6, 3, 8, 256, 256)
     assert evaluation_shape(recipe('tiny/deeplabv3_r18-tiny_bn_1xb1-acc1-*.py'), 'test') == (1, 3, 64, 64)
+
+    use_tta(images, [0.5, 1.75])
+    averaging, copies = copies_of_test(images)
+    assert averaging == dict(type='MeanProbability')
+    assert copies == [(512, 1024)] * 2 + [(1792, 3584)] * 2
+    assert evaluation_shape(images, 'test') == (1, 3, 1792, 3584)
+    assert evaluation_shape(images, 'val') == (1, 3, 1024, 2048)
+    tiny = recipe('tiny/deeplabv3_r18-tiny_bn_1xb1-acc1-*.py')
+    assert copies_of_test(tiny) is None
+    use_tta(tiny, [1.0, 1.5], flip=False)
+    assert copies_of_test(tiny)[1] == [(64, 64), (96, 96)]
 
     own = own_choice(images)
     assert own == Choice(2, 'all', 'fp32')

@@ -1,9 +1,11 @@
 """tools/plan_memory.py as a user runs it."""
 
+import argparse
 import re
+import runpy
 
 import pytest
-from tiny_runs import recipe, run_tool
+from tiny_runs import ROOT, recipe, run_tool
 
 
 def test_the_plan_of_a_recipe_for_a_device(tmp_path, capsys):
@@ -26,5 +28,24 @@ def test_bad_arguments_are_refused_before_anything_is_planned(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run_tool('plan_memory.py', recipe('video'), '--device-memory', '11')
     assert "'11' is no size: a number and MB or GB is expected, as 11GB" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run_tool('plan_memory.py', recipe('video'), '--device-memory', '512MB')
+    assert '--reserve 1GB leaves nothing of --device-memory 0.5GB' in capsys.readouterr().err
+    with pytest.raises(ValueError, match='--tta'):
+        run_tool('plan_memory.py', recipe('video'), '--tta')
     with pytest.raises(FileNotFoundError, match=r'gone/m\.png.: there is no such folder$'):
         run_tool('plan_memory.py', recipe('video'), '--picture', tmp_path / 'gone' / 'm.png')
+
+
+@pytest.mark.parametrize(
+    ('text', 'mebibytes'),
+    [('11GB', 11264), ('11GiB', 11264), ('11264 MiB', 11264), ('11000MB', 11000), ('11gb', 11264), ('0.5GB', 512)],
+)
+def test_sizes(text, mebibytes):
+    size_in_bytes = runpy.run_path(str(ROOT / 'tools' / 'plan_memory.py'))['size_in_bytes']
+    assert size_in_bytes(text) == mebibytes * 2**20
+    for nonsense in (f'{text}s', f'-{text}', 'much', ''):
+        with pytest.raises(
+            argparse.ArgumentTypeError, match=r'is no size: a number and MB or GB is expected, as \d+GB$'
+        ):
+            size_in_bytes(nonsense)

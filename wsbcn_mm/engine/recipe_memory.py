@@ -1,15 +1,17 @@
 """What a recipe's training, validation and test need in memory, without a device and without its data."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import OptimWrapper, build_optim_wrapper
-from mmengine.registry import DefaultScope
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import BaseDataElement, PixelData
 from torch import Tensor, nn
 from torch.nn import functional
@@ -73,7 +75,7 @@ def plan_recipe(
             if choice == own or choice.samples <= most_samples
         }
         validation = recipe.evaluation(shapes['validation'], 'validation', recipe.wrapper(None).optimizer)
-        test = recipe.evaluation(shapes['test'], 'test', None)
+        test = recipe.evaluation(shapes['test'], 'test', None, copies=copies_of_test(cfg))
     return RecipeMemory(own, choices[own], validation, test, choices, shapes)
 
 
@@ -95,24 +97,49 @@ def alternatives(own: Choice) -> list[Choice]:
 def evaluation_shape(cfg: Config, part: str) -> tuple[int, ...]:
     """Shape of what the model receives in `val` or `test`: (N, 3, H, W), or (N, V, 3, T, H, W) of clips with V views.
 
-    Images are taken to fill the box they are resized to, those that are not resized to be as large as in training.
+    Images are taken to fill the box they are resized to, those that are not resized to be as large as in training. Of
+    the copies of a test-time augmentation it is the largest.
     """
     loader = cfg.get(f'{part}_dataloader') or {}
     training = input_shape(cfg)
-    steps: list[dict[str, Any]] = next(
-        (node['pipeline'] for node in dicts_in(loader.get('dataset')) if 'pipeline' in node), []
-    )
+    steps = pipeline_of(cfg, part)
     samples = loader.get('batch_size', 1)
     if cfg.model.get('type') != 'Recognizer3d':
-        boxes = [step['scale'] for step in steps if isinstance(step.get('scale'), (tuple, list))]
-        width, height = boxes[-1] if boxes else (training[3], training[2])
-        return samples, 3, height, width
+        return samples, 3, *max(image_sizes(steps, training[2:]), key=math.prod)
     samplers = [step['sampler'] for step in steps if isinstance(step.get('sampler'), dict)]
     clips = samplers[0].get('num_clips', 1) if samplers else 1
     crops = 3 if any(step.get('type') == 'ThreeCropClip' for step in steps) else 1
     sizes = [step['size'] for step in steps if step.get('size')] or [training[-2:]]
     height, width = (sizes[-1], sizes[-1]) if isinstance(sizes[-1], int) else sizes[-1]
     return samples, clips * crops, 3, training[3], height, width
+
+
+def pipeline_of(cfg: Config, part: str) -> list[dict[str, Any]]:
+    """Steps that a recipe's `train`, `val` or `test` data go through."""
+    loader = cfg.get(f'{part}_dataloader') or {}
+    return next((node['pipeline'] for node in dicts_in(loader.get('dataset')) if 'pipeline' in node), [])
+
+
+def image_sizes(steps: Sequence[dict[str, Any]], otherwise: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(H, W) that a pipeline of an evaluation gives, one for each copy of a test-time augmentation."""
+    augmented = next((step['transforms'] for step in steps if step['type'] == 'TestTimeAug'), None)
+    if augmented is not None:
+        return [size for chosen in product(*augmented) for size in image_sizes(chosen, otherwise)]
+    height, width = otherwise
+    for step in steps:
+        factor = step.get('scale_factor')
+        if isinstance(step.get('scale'), (tuple, list)):
+            width, height = step['scale']
+        elif isinstance(factor, float):
+            height, width = round(height * factor), round(width * factor)
+    return [(height, width)]
+
+
+def copies_of_test(cfg: Config) -> tuple[dict[str, Any], list[tuple[int, int]]] | None:
+    """Config of the model that averages over copies of an image, and (H, W) of each; None without augmentation."""
+    hooks = cfg.get('custom_hooks') or []
+    averaging = next((dict(hook['tta_cfg']) for hook in hooks if hook.get('type') == 'PrepareTTAHook'), None)
+    return None if averaging is None else (averaging, image_sizes(pipeline_of(cfg, 'test'), input_shape(cfg)[2:]))
 
 
 class _FakeRecipe:
@@ -167,11 +194,23 @@ class _FakeRecipe:
         kept = self._kept_filters() if self.accumulation > 1 and choice.activation_memory != 'all' else []
         return step_memory(step, self.model, wrapper.optimizer, present=kept)
 
-    def evaluation(self, shape: tuple[int, ...], stage: str, optimizer: torch.optim.Optimizer | None) -> StepMemory:
+    def evaluation(
+        self,
+        shape: tuple[int, ...],
+        stage: str,
+        optimizer: torch.optim.Optimizer | None,
+        copies: tuple[dict[str, Any], list[tuple[int, int]]] | None = None,
+    ) -> StepMemory:
         """One batch of validation, beside which the optimizer stays, or of a test, which has none."""
         self.model.eval()
         with torch.no_grad():
             run = partial(self.model.val_step, batch_of(shape))
+            if copies:
+                averaging, sizes = copies
+                original = evaluation_shape(self.cfg, 'val')[2:]
+                batches = [batch_of((shape[0], 3, *size), original) for size in sizes]
+                together = {key: [batch[key] for batch in batches] for key in batches[0]}
+                run = partial(MODELS.build(averaging | dict(module=self.model)).test_step, together)
             return step_memory(run, self.model, optimizer, stage=stage, present=self._kept_filters())
 
     def _kept_filters(self) -> list[Tensor]:
@@ -209,14 +248,21 @@ class _Float32AsOnCuda(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def batch_of(shape: tuple[int, ...]) -> dict[str, Any]:
-    """A batch as the loader gives it, for inputs of this shape: images with label maps, or clips with labels."""
+def batch_of(shape: tuple[int, ...], original: tuple[int, ...] | None = None) -> dict[str, Any]:
+    """A batch as the loader gives it, for inputs of this shape: images with label maps, or clips with labels.
+
+    Args:
+        shape: As of `evaluation_shape`.
+        original: (H, W) that images had in their files, by default the same.
+    """
     samples = [BaseDataElement() for _ in range(shape[0])]
     for sample in samples:
         if len(shape) == 4:
             sample.gt_sem_seg = PixelData(data=torch.zeros(1, *shape[2:], dtype=torch.int64))
             size = tuple(shape[2:])
-            sample.set_metainfo(dict(ori_shape=size, img_shape=size, pad_shape=size, padding_size=[0, 0, 0, 0]))
+            sample.set_metainfo(
+                dict(img_path='', ori_shape=original or size, img_shape=size, pad_shape=size, padding_size=[0, 0, 0, 0])
+            )
         else:
             sample.gt_label = torch.zeros(1, dtype=torch.int64)
     return dict(inputs=[torch.zeros(shape[1:], dtype=torch.uint8) for _ in samples], data_samples=samples)
