@@ -5,7 +5,9 @@ import gzip
 import io
 import json
 import lzma
+import os
 import shutil
+import stat
 import tarfile
 import zipfile
 import zlib
@@ -88,12 +90,10 @@ def unpack(archive: Path | Sequence[Path], folder: Path, prefixes: tuple[str, ..
     stamps = [[part.stat().st_size, part.stat().st_mtime_ns] for part in parts]
     note = folder / NOTES / f'{parts[0].name}.json'
     known = json.loads(note.read_text()) if note.is_file() else {}
-    if (
-        known.get('stamps') == stamps
-        and known['prefixes'] == list(prefixes)
-        and all(_has_size(folder / member, size) for member, size in known['sizes'].items())
-    ):
-        return 0
+    if known.get('stamps') == stamps and known['prefixes'] == list(prefixes):
+        files = progress.track(known['sizes'].items(), description=f'checking {parts[0].name}')
+        if all(_has_size(os.path.join(folder, member), size) for member, size in files):
+            return 0
     sizes: dict[str, int] = {}
     written = 0
     try:
@@ -131,8 +131,12 @@ def numbered_parts(folder: Path, stem: str) -> list[Path]:
     return parts
 
 
-def _has_size(file: Path, size: int) -> bool:
-    return file.is_file() and file.stat().st_size == size
+def _has_size(file: str | Path, size: int) -> bool:
+    try:
+        found = os.stat(file)  # once, and of a plain string: an archive may have five million files
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_size == size
 
 
 def _write(member: Member, archive: str, folder: Path) -> int:
