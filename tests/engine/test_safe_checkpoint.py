@@ -7,6 +7,7 @@ import pickle
 import random
 import re
 import resource
+import socket
 import time
 from collections import deque
 from functools import partial
@@ -30,6 +31,7 @@ from wsbcn_mm.engine.atomic_files import write_atomically
 from wsbcn_mm.engine.checkpoint_damage import checkpoints_to_resume, damage_in
 from wsbcn_mm.engine.checkpoint_files import write_checkpoint
 from wsbcn_mm.engine.hooks.safe_checkpoint import SafeCheckpointHook
+from wsbcn_mm.engine.occupied import occupy
 from wsbcn_mm.engine.plain_state import to_plain
 from wsbcn_mm.engine.scalar_log import ScalarLog
 
@@ -102,7 +104,8 @@ def log_of(runner):
 
 
 def names(folder):
-    return sorted(path.name for path in folder.iterdir() if path.is_file() and path.suffix != '.py')
+    files = {path.name for path in folder.iterdir() if path.is_file() and path.suffix != '.py'}
+    return sorted(files - {'.in_use'})
 
 
 @pytest.fixture
@@ -173,6 +176,33 @@ def test_a_process_killed_while_it_saves_leaves_a_whole_checkpoint(tmp_path):
     assert resumed.model.steps.item() == checkpoint['state_dict']['steps'].item() + 1
     assert last > 1 or interrupted, 'no kill met a process that saved'
     assert not list(tmp_path.glob('.*.partial'))
+
+
+def hold(folder, held, done):
+    with occupy(folder):
+        (Path(folder) / '.iter_2.pth.7.partial').touch()
+        held.set()
+        done.wait()
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path):
+    fork = multiprocessing.get_context('fork')
+    held, done = fork.Event(), fork.Event()
+    other = fork.Process(target=hold, args=(tmp_path, held, done))
+    other.start()
+    held.wait()
+    message = (
+        f'{tmp_path} is in use: process {other.pid} on {socket.gethostname()} trains there, and two runs would mix '
+        'their checkpoints. Use another --work-dir, or end that run first'
+    )
+    with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
+        run(tmp_path, 1).train()
+    assert list(tmp_path.glob('.*.partial')), 'it removed what the other one is writing'
+    assert not list(tmp_path.glob('*.pth'))
+    other.kill()
+    other.join()
+    run(tmp_path, 1).train()
+    assert names(tmp_path) == ['iter_1.pth', 'last_checkpoint']
 
 
 def test_a_full_disk_is_survived(tmp_path, small_files):

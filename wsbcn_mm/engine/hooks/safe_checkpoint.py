@@ -2,7 +2,7 @@
 
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import CheckpointHook
@@ -13,6 +13,7 @@ from .. import checkpoint_loading as _checkpoint_loading  # noqa: F401 - what is
 from .. import scalar_log as _scalar_log  # noqa: F401 - recipes name it
 from ..atomic_files import NO_ROOM, remove_partial_files, write_atomically
 from ..checkpoint_damage import checkpoints_to_resume, first_whole, named_last
+from ..occupied import occupy
 from ..plain_state import history_from_plain, history_to_plain, to_plain
 
 
@@ -32,7 +33,8 @@ class SafeCheckpointHook(CheckpointHook):
 
     Raises:
         OSError: After training, if its last checkpoint is not on the disk.
-        ValueError: Before training, if a run to resume has checkpoints, but none that is whole.
+        ValueError: Before training, if a run to resume has checkpoints, but none that is whole, or if another process
+            trains in the same folder.
     """
 
     backend_args: dict[str, Any] | None
@@ -42,6 +44,7 @@ class SafeCheckpointHook(CheckpointHook):
         super().__init__(*args, **kwargs)
         if self.backend_args is None and self.file_client_args is None and '://' not in str(self.out_dir):
             self.backend_args = dict(backend='atomic')
+        self._held: TextIO | None = None
         self._unsaved: str | None = None
         """Why the latest checkpoint is not on the disk."""
 
@@ -53,6 +56,8 @@ class SafeCheckpointHook(CheckpointHook):
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
+        if is_main_process():
+            self._held = occupy(runner.work_dir)
         if is_main_process() and '://' not in str(self.out_dir):
             for path in remove_partial_files(self.out_dir):
                 runner.logger.info(f'{path}, left half-written by an earlier run, is removed')
@@ -77,6 +82,8 @@ class SafeCheckpointHook(CheckpointHook):
                 histories[name] = history_from_plain(history)
 
     def after_train(self, runner: Runner) -> None:
+        if self._held:
+            self._held.close()
         if self._unsaved:
             raise OSError(f'the last checkpoint of this run is not on the disk: {self._unsaved}')
         super().after_train(runner)
