@@ -42,6 +42,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options', nargs='+', metavar='KEY=VALUE', help='change the recipe, e.g. randomness.seed=1'
     )
+    parser.add_argument(
+        '--print-config',
+        action='store_true',
+        help='print what would be trained, and what of it is not as in the recipe',
+    )
     parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.norm_groups and not args.norm:
@@ -87,6 +92,9 @@ def main() -> None:
     seed_samples(cfg)
     if said and os.environ.get('RANK', '0') == '0':
         print('\n'.join(said))
+    if args.print_config:
+        print(cfg.pretty_text, recipe.changes_of(cfg, args.config), sep='\n')
+        return
     refuse_unused_parameters(cfg)
     with explaining_out_of_memory(cfg, args.config):
         Runner.from_cfg(cfg).train()

@@ -7,6 +7,7 @@ import pytest
 from mmengine.config import Config
 
 from wsbcn_mm.engine.recipe import (
+    changes_of,
     check_recipe,
     dicts_in,
     drop_pretrained,
@@ -54,12 +55,33 @@ def test_work_dir_comes_from_the_command_line_then_the_recipe_then_its_name(reci
     assert load_recipe(str(recipe), work_dir=work_dir).work_dir == expected
 
 
+def test_what_the_command_line_changed_is_told(recipe):
+    cfg = load_recipe(recipe, work_dir='here')
+    assert changes_of(cfg, str(recipe)).splitlines()[3:] == ["+work_dir = 'here'"]
+
+
 def test_an_option_that_nothing_knows_is_refused_with_a_suggestion(recipe):
     message = "--cfg-options 'modle.depth=50': neither the recipe nor the Runner has 'modle'; did you mean 'model'?"
     with pytest.raises(ValueError, match=exactly(message)):
         load_recipe(str(recipe), options=['model.depth=34', 'modle.depth=50'])
     with pytest.raises(ValueError, match=exactly("--cfg-options 'zzz=1': neither the recipe nor the Runner has 'zzz'")):
         load_recipe(str(recipe), options=['zzz=1'])
+
+
+def test_a_variable_that_was_copied_is_refused_with_the_places_of_its_copies(tmp_path):
+    file = tmp_path / 'recipe.py'
+    file.write_text(
+        "norm_cfg = dict(type='BCN')\nmine = dict(type='BCN', of=1)\n"
+        'model = dict(backbone=dict(norm_cfg=norm_cfg), heads=[dict(norm_cfg=norm_cfg)])\n'
+    )
+    message = (
+        '--cfg-options norm_cfg.type: norm_cfg is a variable of the recipe, which was copied when the file was read. '
+        'Change the copies: model.backbone.norm_cfg, model.heads.0.norm_cfg'
+    )
+    with pytest.raises(ValueError, match=exactly(message)):
+        load_recipe(str(file), options=['norm_cfg.type=GN'])
+    cfg = load_recipe(str(file), options=['model.heads.0.norm_cfg.type=GN', 'mine.of=2'])
+    assert (cfg.model.heads[0].norm_cfg.type, cfg.model.backbone.norm_cfg.type, cfg.mine.of) == ('GN', 'BCN', 2)
 
 
 def test_an_option_without_a_value_is_refused():
@@ -92,6 +114,8 @@ def test_resume_takes_a_file_or_the_last_of_the_work_dir(tmp_path):
     file.touch()
     resume_from(cfg, str(file))
     assert (cfg.resume, cfg.load_from) == (True, str(file))
+    with pytest.raises(FileNotFoundError, match=exactly(f"checkpoint '{tmp_path}' is a folder: name a file in it")):
+        resume_from(cfg, str(tmp_path))
     with pytest.raises(FileNotFoundError, match=exactly("checkpoint 'gone.pth' does not exist")):
         resume_from(cfg, 'gone.pth')
 

@@ -1,4 +1,4 @@
-"""Merged statistics of two gloo processes against one process that has the union of their data."""
+"""Merged statistics of three gloo processes against one process that has the union of their data."""
 
 import copy
 
@@ -12,7 +12,7 @@ from wsbcn_mm.microbatch import StepStatistics
 from wsbcn_mm.microbatch.merged_statistics import merge_statistics
 from wsbcn_mm.surgery.calibration import calibrate
 
-COUNTS = (3, 1)
+COUNTS = (3, 1, 2)
 """Batches of each rank."""
 
 
@@ -38,7 +38,7 @@ def batches(rank):
 
 def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
+    dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=len(COUNTS))
     net = norms()
     statistics = StepStatistics(net['stepwise'])
     for x in batches(rank):
@@ -70,8 +70,8 @@ def calibrate_alone(norm, inputs):
 def merged(tmp_path_factory):
     """Per rank: states before, after one and after two merges."""
     folder = tmp_path_factory.mktemp('merged')
-    torch.multiprocessing.spawn(worker, (str(folder),), nprocs=2)
-    return [torch.load(folder / f'{rank}.pt') for rank in range(2)]
+    torch.multiprocessing.spawn(worker, (str(folder),), nprocs=len(COUNTS))
+    return [torch.load(folder / f'{rank}.pt') for rank in range(len(COUNTS))]
 
 
 def statistics(state, name):
@@ -80,7 +80,7 @@ def statistics(state, name):
 
 def test_all_ranks_have_the_statistics_of_the_union(merged):
     whole = norms()
-    calibrate(whole['bcn'], [*batches(0), *batches(1)], sweeps=1)
+    calibrate(whole['bcn'], [x for rank in range(len(COUNTS)) for x in batches(rank)], sweeps=1)
     for _, once, _ in merged:
         for value, expected in zip(statistics(once, 'bcn'), statistics(whole.state_dict(), 'bcn'), strict=True):
             torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-6)

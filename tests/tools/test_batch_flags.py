@@ -1,5 +1,7 @@
 """tools/train.py --global-batch and --per-device, on a few clips."""
 
+import re
+
 import pytest
 from mmengine.config import Config
 from tiny_runs import iterations_in, logs, options, recipe, run_tool
@@ -28,6 +30,17 @@ def test_a_planned_run_accumulates_and_leaves_the_plan_in_its_config(tiny_data, 
     )
     assert cfg.optim_wrapper.optimizer.lr == cfg.batch_plan.run.learning_rate
     assert cfg.param_scheduler[-1].end == 1200
+
+
+def test_the_config_of_a_planned_run_is_printed_and_nothing_else_happens(tiny_data, tmp_path, capsys):
+    asked = ('--work-dir', tmp_path / 'work', '--global-batch', 2, '--print-config')
+    run_tool('train.py', recipe('video'), *asked, *options('video', tiny_data, 4))
+    printed = capsys.readouterr().out
+    config, _, changes = printed.partition(f'--- {recipe("video")}')
+    assert 'accumulative_counts=2' in config
+    assert re.search(r'^-.*accumulative_counts=1', changes, re.MULTILINE)
+    assert re.search(r'^\+.*accumulative_counts=2', changes, re.MULTILINE)
+    assert not (tmp_path / 'work').exists()
 
 
 def test_a_batch_that_does_not_divide_stops_before_anything_is_built(tiny_data, tmp_path):

@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from mmengine.config import Config
+from safetensors.torch import load_file
 from tiny_runs import METRIC, options, recipe, run_tool
 
 from wsbcn_mm.engine.checkpoint_files import read_checkpoint, sha256
@@ -34,6 +35,8 @@ def test_what_is_published_is_what_was_trained_and_evaluates_alike(trained, tiny
     state, meta, _ = read_checkpoint(f'{out}.safetensors')
     assert state.keys() == saved['state_dict'].keys()
     assert all(torch.equal(state[key], tensor) for key, tensor in saved['state_dict'].items())
+    alone = load_file(f'{out}.safetensors')  # without this package
+    assert all(torch.equal(alone[key], tensor) for key, tensor in saved['state_dict'].items())
     assert meta['fingerprint'] == saved['meta']['fingerprint']
 
     card = json.loads((tmp_path / 'published' / 'digits.v1.json').read_text())

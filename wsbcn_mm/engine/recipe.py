@@ -3,14 +3,15 @@
 import argparse
 import difflib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
-from .config_tree import dicts_in
+from .config_tree import dicts_in, places_of
+from .file_names import some
 from .hooks.activation_memory import requested_activation_memory
 from .pretrained import PRETRAINED
 
@@ -31,7 +32,8 @@ def load_recipe(path: str, *, work_dir: str | None = None, options: Sequence[str
 
     Raises:
         FileNotFoundError: If there is no such file, naming similar ones beside it.
-        ValueError: If an option is not KEY=VALUE, or its key starts with nothing the recipe or the Runner knows.
+        ValueError: If an option is not KEY=VALUE, its key starts with nothing the recipe or the Runner knows, or is a
+            variable of the recipe that was copied when the file was read.
     """
     file = Path(path)
     if not file.is_file():
@@ -41,12 +43,20 @@ def load_recipe(path: str, *, work_dir: str | None = None, options: Sequence[str
         )
     cfg = Config.fromfile(path)
     if options:
-        cfg.merge_from_dict(parse_options(options, known=set(cfg) | RUNNER_KEYS))
+        changes = parse_options(options, known=set(cfg) | RUNNER_KEYS)
+        refuse_copied_variables(cfg, changes)
+        cfg.merge_from_dict(changes)
     if work_dir is not None:
         cfg.work_dir = work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / file.stem)
     return cfg
+
+
+def changes_of(cfg: Config, path: str) -> str:
+    """What a config has become since it was read from a recipe file, as the lines of a diff without context."""
+    before, now = (one.pretty_text.splitlines() for one in (Config.fromfile(path), cfg))
+    return '\n'.join(difflib.unified_diff(before, now, path, 'this run', n=0, lineterm=''))
 
 
 def parse_options(options: Sequence[str], known: set[str]) -> dict[str, Any]:
@@ -67,6 +77,21 @@ def parse_options(options: Sequence[str], known: set[str]) -> dict[str, Any]:
     parser = argparse.ArgumentParser()
     parser.add_argument('--options', nargs='+', action=DictAction)
     return parser.parse_args(['--options', *options]).options
+
+
+def refuse_copied_variables(cfg: Config, changes: Iterable[str]) -> None:
+    """Raise ValueError for a change of a variable that configs copy by value, as `norm_cfg`: it would reach nothing."""
+    for key in changes:
+        name = key.split('.')[0]
+        if name in RUNNER_KEYS or not isinstance(cfg.get(name), (dict, list, tuple, str)):
+            continue
+        read = {one: value for one, value in cfg.items() if one in RUNNER_KEYS}
+        places = list(places_of(cfg[name], read))
+        if places:
+            raise ValueError(
+                f'--cfg-options {key}: {name} is a variable of the recipe, which was copied when the file was read. '
+                f'Change the copies: {some(places)}'
+            )
 
 
 def resume_from(cfg: Config, checkpoint: str | None) -> None:
@@ -96,7 +121,9 @@ def load_checkpoint_into(cfg: Config, checkpoint: str) -> None:
 
 
 def require_checkpoint(checkpoint: str) -> None:
-    """Raise FileNotFoundError for a local file that does not exist."""
+    """Raise FileNotFoundError for a local file that does not exist, or is a folder."""
+    if Path(checkpoint).is_dir():
+        raise FileNotFoundError(f'checkpoint {checkpoint!r} is a folder: name a file in it')
     if '://' not in checkpoint and not Path(checkpoint).is_file():
         raise FileNotFoundError(f'checkpoint {checkpoint!r} does not exist')
 
