@@ -12,3 +12,13 @@ def dicts_in(node: Any) -> Iterator[dict]:
     if isinstance(node, (list, tuple)):
         for child in node:
             yield from dicts_in(child)
+
+
+def places_of(value: Any, node: Any, path: str = '') -> Iterator[str]:
+    """Where a value stands in a config, as 'model.backbone.norm_cfg'."""
+    if path and node == value:
+        yield path
+        return
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ()
+    for key, child in children:
+        yield from places_of(value, child, f'{path}.{key}' if path else str(key))
