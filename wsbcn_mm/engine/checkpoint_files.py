@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .atomic_files import write_atomically
 from .checkpoint_damage import DamagedCheckpointError, damage_in
+from .environment import pip_install
 
 CONTAINERS = ('state_dict', 'model', 'model_state_dict', 'state_dict_ema')
 """Keys under which training code keeps the weights of a checkpoint."""
@@ -127,7 +128,7 @@ def require_safetensors() -> None:
     if find_spec('safetensors') is None:
         raise ImportError(
             '.safetensors files need the package safetensors, which this environment lacks: '
-            "pip install -c constraints.txt -e '.[convert]'"
+            + pip_install(['safetensors'])
         )
 
 

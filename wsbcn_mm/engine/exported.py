@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..surgery.export import SUFFIXES
 from ..surgery.fold import largest_difference
+from .environment import pip_install
 
 Run = Callable[[Tensor], Tensor]
 
@@ -42,10 +43,7 @@ def require_onnx() -> None:
     """Raise ImportError with what to do where a package of the `deploy` extra is missing."""
     missing = [name for name in ('onnx', 'onnxruntime', 'onnxscript') if find_spec(name) is None]
     if missing:
-        raise ImportError(
-            f'ONNX needs {", ".join(missing)}, which this environment lacks: '
-            "pip install -c constraints.txt -e '.[deploy]'"
-        )
+        raise ImportError(f'ONNX needs {", ".join(missing)}, which this environment lacks: {pip_install(missing)}')
 
 
 def load_exported(path: str | Path) -> Run:
