@@ -303,7 +303,7 @@ def recipe(tmp_path):
 def left_behind(cfg, was):
     """The work_dir of a run that was killed."""
     folder = Path(cfg.work_dir)
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     torch.save(dict(meta=dict(iter=10, position=was._asdict())), folder / 'iter_10.pth')
     (folder / 'last_checkpoint').write_text(str(folder / 'iter_10.pth'))
     cfg.resume = True
@@ -345,6 +345,24 @@ def test_a_run_of_the_recipes_factors_that_was_given_its_batch_keeps_its_length(
         plan_batch_as_before(recipe, devices)
         assert recipe.train_cfg.max_iters == 400
         assert recipe.optim_wrapper.optimizer.lr == before.optim_wrapper.optimizer.lr == 0.02
+
+
+@pytest.mark.parametrize('batch', [None, 16])
+def test_devices_may_change_again_and_again(recipe, batch):
+    """A recipe tuned for 8 samples, as it is on two devices or given 16; then on one, on one again, and on two."""
+    first = copy.deepcopy(recipe)
+    plan_batch(first, 2, global_batch=batch)
+    was = Position(2, 1, first.optim_wrapper.get('accumulative_counts', 1), 1, first.train_cfg.max_iters, 24, 0)
+    for devices in (1, 1, 2):
+        cfg = copy.deepcopy(recipe)
+        left_behind(cfg, was)
+        plan_batch_as_before(cfg, devices)
+        now = Position(devices, 1, cfg.optim_wrapper.get('accumulative_counts', 1), 1, cfg.train_cfg.max_iters, 24, 0)
+        assert now.batch.samples == was.batch.samples == (batch or 2)
+        assert now.optimizer_steps == was.optimizer_steps
+        assert cfg.optim_wrapper.optimizer.lr == first.optim_wrapper.optimizer.lr
+        was = now
+    assert cfg.train_cfg.max_iters == first.train_cfg.max_iters
 
 
 def test_the_batch_is_planned_as_ever_otherwise(recipe):

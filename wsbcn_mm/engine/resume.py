@@ -114,28 +114,43 @@ def count_schedule_anew(state: dict[str, Any], was: int, now: int) -> None:
 def plan_batch_as_before(
     cfg: Config, devices: int, *, global_batch: int | None = None, per_device: int | None = None
 ) -> list[str]:
-    """`plan_batch`, but a run that goes on with other devices and is given no numbers keeps its effective batch."""
+    """`plan_batch`, but a run that goes on and is given no numbers keeps the batch and the length that it had.
+
+    On the same devices that is for a run whose batch `plan_batch` had divided. Where the recipe's own batch or length
+    was changed since, the recipe holds there, and `fit_to_run` judges it.
+    """
     was = position_to_resume(cfg) if global_batch is None and per_device is None else None
     if was is None:
         return plan_batch(cfg, devices, global_batch=global_batch, per_device=per_device)
-    factors_of_recipe = (was.per_device, was.accumulation) == (cfg.train_dataloader.batch_size, accumulation_of(cfg))
-    given = factors_of_recipe and has_length_of_its_batch(cfg, was)
-    if was.devices == devices and not given:
-        return plan_batch(cfg, devices)
-    if factors_of_recipe and not given:
-        # The recipe ran as it is, whatever it was tuned for: its length and learning rate are not to follow.
-        cfg.auto_scale_lr = {**(cfg.get('auto_scale_lr') or {}), 'base_batch_size': was.batch.samples}
-    return plan_batch(cfg, devices, global_batch=was.batch.samples, per_device=was.per_device)
+    batch = was.batch.samples
+    own = (was.per_device, was.accumulation) == (cfg.train_dataloader.batch_size, accumulation_of(cfg))
+    base = base_of(cfg, was)
+    if was.devices == devices:
+        divided = base is not None and was.per_device == cfg.train_dataloader.batch_size
+        if not divided or (own and base == batch):
+            return plan_batch(cfg, devices)
+    if base is not None or own:
+        cfg.auto_scale_lr = {**(cfg.get('auto_scale_lr') or {}), 'base_batch_size': base or batch}
+    return plan_batch(cfg, devices, global_batch=batch, per_device=was.per_device)
 
 
-def has_length_of_its_batch(cfg: Config, was: Position) -> bool:
-    """Whether a run was as long as `--global-batch` makes a recipe, and not as the recipe is."""
-    planned = copy.deepcopy(cfg)
-    try:
-        plan_batch(planned, was.devices, global_batch=was.batch.samples, per_device=was.per_device)
-    except ValueError:
-        return False
-    return planned.train_cfg.get('max_iters') == was.last_iteration != cfg.train_cfg.get('max_iters')
+def base_of(cfg: Config, was: Position) -> int | None:
+    """The effective batch that the recipe's iterations were taken for in a run; None if neither gives its length.
+
+    That is the run's own batch where the recipe ran as it is, whatever it was tuned for, and the one that it was tuned
+    for where the run was given another.
+    """
+    scaling = cfg.get('auto_scale_lr') or {}
+    for base in (was.batch.samples, scaling.get('base_batch_size')):
+        planned = copy.deepcopy(cfg)
+        planned.auto_scale_lr = {**scaling, 'base_batch_size': base}
+        try:
+            plan_batch(planned, was.devices, global_batch=was.batch.samples, per_device=was.per_device)
+        except ValueError:
+            continue
+        if planned.train_cfg.get('max_iters') == was.last_iteration:
+            return base
+    return None
 
 
 def position_to_resume(cfg: Config) -> Position | None:
