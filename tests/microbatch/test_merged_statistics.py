@@ -12,6 +12,7 @@ from wsbcn_mm.microbatch import StepStatistics
 from wsbcn_mm.microbatch.merged_statistics import merge_statistics
 from wsbcn_mm.surgery.calibration import calibrate
 
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason='forks')
 COUNTS = (3, 1, 2)
 """Batches of each rank."""
 
@@ -70,7 +71,7 @@ def calibrate_alone(norm, inputs):
 def merged(tmp_path_factory):
     """Per rank: states before, after one and after two merges."""
     folder = tmp_path_factory.mktemp('merged')
-    torch.multiprocessing.spawn(worker, (str(folder),), nprocs=len(COUNTS))
+    torch.multiprocessing.start_processes(worker, (str(folder),), nprocs=len(COUNTS), start_method='fork')
     return [torch.load(folder / f'{rank}.pt') for rank in range(len(COUNTS))]
 
 
