@@ -75,6 +75,29 @@ def test_stock_packages_stop_the_set_up_even_where_nothing_imports(tmp_path):
     assert done.stdout == ''
 
 
+def test_a_torch_that_is_too_old_is_told_before_anything_is_installed(tmp_path):
+    info = tmp_path / 'torch-2.9.1.dist-info'
+    info.mkdir()
+    (info / 'METADATA').write_text('Metadata-Version: 2.1\nName: torch\nVersion: 2.9.1+cu126\n')
+    command = [sys.executable, '-S', str(ROOT / 'tools' / 'set_up.py')]
+    done = subprocess.run(
+        command, env=os.environ | dict(PYTHONPATH=str(tmp_path)), capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (1, '')
+    assert done.stderr == (
+        'wsbcn_mm: there is torch 2.9.1+cu126, and torch>=2.11 is needed:\n'
+        '    pip install --upgrade torch torchvision\n'
+    )
+
+
+def test_where_pip_fails_its_reason_is_the_last_word(set_up, monkeypatch, capsys):
+    failing = [sys.executable, '-c', 'raise SystemExit(7)']
+    run = subprocess.run
+    monkeypatch.setattr(set_up.subprocess, 'run', lambda command: run(failing))
+    assert set_up.main() == 7
+    assert capsys.readouterr().err == 'wsbcn_mm: pip did not install everything; the lines above say why\n'
+
+
 def make(target, environment):
     """The commands make would run, asked by a newcomer: without the flags of a make that runs these tests."""
     command = ['make', '--dry-run', '--no-print-directory', target, f'ENV={environment}']
