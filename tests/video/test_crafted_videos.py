@@ -2,6 +2,7 @@
 
 import re
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -126,7 +127,7 @@ def test_what_is_no_video_is_an_error_that_says_why(broken, kind, backend):
         expected = f'cannot decode {re.escape(repr(path))} with {backend}: {REASONS[kind]}'
         assert re.fullmatch(expected, str(caught.value))
     facts = probe(path, backend=backend, deadline=DEADLINE)
-    assert re.fullmatch(REASONS[kind].replace('the file is empty', 'Invalid data.*'), facts.status)
+    assert re.fullmatch(REASONS[kind], facts.status)
     assert facts.frames == 0
 
 
@@ -168,3 +169,42 @@ def test_frames_behind_a_break_are_an_error(folder):
     facts = probe(str(path), deadline=DEADLINE)
     assert facts.frames == 0
     assert re.fullmatch(r'\d+ of 120 frames can be decoded: Invalid data found .*', facts.status)
+
+
+def damage_a_packet(path, number, byte, bit):
+    """Change one bit of the header of a slice."""
+    with av.open(str(path)) as container:
+        position = [packet.pos for packet in container.demux(video=0) if packet.size][number]
+    content = bytearray(path.read_bytes())
+    content[position + byte] ^= 1 << bit
+    path.write_bytes(content)
+    return path
+
+
+def test_a_lost_frame_is_an_error_and_moves_no_other(folder):
+    path = damage_a_packet(write_clip(folder / 'lost.mp4', 12, codec_options={'bf': '2'}), 3, byte=5, bit=5)
+    assert read_numbers(open_video(path, 'pyav', deadline=DEADLINE).get_frames([0, 3, 9, 10])) == [0, 3, 9, 10]
+    for backend, indices in (('pyav', [2]), ('pyav', range(12)), ('decord', range(12))):
+        with pytest.raises(DecodeError) as caught:
+            open_video(path, backend, deadline=DEADLINE).get_frames(indices)
+        reason = 'frame 2 of 12 is lost, the file is damaged'
+        assert str(caught.value) == f'cannot decode {str(path)!r} with {backend}: {reason}'
+
+
+def test_decord_alone_moves_the_frames_behind_a_damaged_one(folder):
+    """Once this fails decord is right, and recipes for H.264 may decode with either."""
+    path = damage_a_packet(write_clip(folder / 'moved.mp4', 12, codec_options={'bf': '2'}), 3, byte=6, bit=3)
+    decord, pyav = (open_video(path, backend, deadline=DEADLINE) for backend in BACKENDS)
+    assert read_numbers(pyav.get_frames([0, 3, 9, 10])) == [0, 3, 9, 10]
+    assert read_numbers(decord.get_frames([0, 3, 9, 10])) != [0, 3, 9, 10]
+    assert decord.complaints == []
+
+
+def test_a_frame_that_the_decoder_marks_as_damaged_without_a_word_is_told(folder):
+    path = write_clip(folder / 'marked.mp4', 12, codec='mpeg4', gop=12, make_frame=noisy_frame)
+    damage_a_packet(path, 5, byte=51, bit=6)
+    reader = open_video(path, 'pyav', deadline=DEADLINE)
+    reader.get_frames([0])
+    assert reader.complaints == []
+    reader.get_frames([5])
+    assert reader.complaints == ['the frame at 0.4166666666666667 s is damaged']

@@ -14,6 +14,7 @@ from tests.video.clip_files import (
     write_frames,
 )
 from wsbcn_mm.video.decoding import DecodeError, open_video
+from wsbcn_mm.video.probe import probe
 
 VIDEO_BACKENDS = ('decord', 'pyav')
 
@@ -174,3 +175,22 @@ def test_frame_folder_with_a_gap_or_a_broken_frame(tmp_path):
     (tmp_path / 'nothing').mkdir()
     with pytest.raises(DecodeError, match='with frames: no frames'):
         open_video(tmp_path / 'nothing', 'frames')
+
+
+def test_an_empty_frame_and_one_that_is_never_read_are_errors(tmp_path, monkeypatch):
+    folder = write_frames(tmp_path / 'frames', 6)
+    (folder / '00003.jpg').write_bytes(b'')
+    reader = open_video(folder, 'frames', deadline=20)
+    with pytest.raises(DecodeError) as caught:
+        reader.get_frames([0, 2])
+    assert str(caught.value) == f'cannot decode {str(folder)!r} with frames: 00003.jpg: Expected a non empty file'
+
+    os.mkfifo(tmp_path / 'pipe')  # opening it waits for a writer for ever, as a drive may do that does not answer
+    monkeypatch.setattr('torchvision.io.decode_image', lambda path, mode: (tmp_path / 'pipe').read_bytes())
+    reader = open_video(folder, 'frames', deadline=0.5)
+    with pytest.raises(DecodeError) as caught:
+        reader.get_frames([0, 2])
+    assert str(caught.value) == f'cannot decode {str(folder)!r} with frames: not done within 0.5 s'
+    monkeypatch.undo()
+    assert read_numbers(open_video(folder, 'frames', deadline=20).get_frames([3, 1])) == [3, 1]
+    assert probe(str(folder), backend='frames', deadline=20).status == 'ok'

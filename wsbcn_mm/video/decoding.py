@@ -8,14 +8,17 @@ Backends: ``'decord'`` (default; decord or decord2, one thread, because loader w
 ``'pyav'``, and ``'frames'`` for folders. All give the same frames and the first two the same pixels.
 
 With a deadline videos are decoded in a process of their own (`decoder_process.py`), which is killed when it is not done
-in time. Images in a folder have no lying container: they are always decoded here.
+in time. Images in a folder have no container that could lie to a decoder: they are read here, in a thread that is left
+behind where a file or a drive never answers.
 """
 
 import os
 import re
+import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,8 +101,8 @@ def open_video(
     Args:
         path: video file, or folder of images for ``backend='frames'``.
         backend: ``'decord'``, ``'pyav'`` or ``'frames'``.
-        deadline: seconds for opening and all reading of a video, after which its process is killed; None decodes in
-            this process.
+        deadline: seconds for opening and all reading, after which the process that decodes a video is killed, and the
+            thread that reads images is left behind; None decodes here.
         options: for ``'frames'`` only: ``template`` (default ``'{:05d}.jpg'``) and ``start``, the number of the first
             image (default 1).
 
@@ -114,9 +117,7 @@ def open_video(
     path, complaints = os.fspath(path), list[str]()
     try:
         if backend == 'frames':
-            source = _open_frames(path, **options)
-        elif os.path.getsize(path) == 0:
-            raise ValueError('the file is empty')
+            source = _open_frames(path, **options) if deadline is None else _open_frames_aside(path, deadline, options)
         elif deadline is None:
             source = _open_here(path, backend)
         else:
@@ -163,21 +164,63 @@ def _new_array(shape: tuple[int, ...]) -> np.ndarray:
 
 def _open_elsewhere(path: str, backend: str, deadline: float, complaints: list[str]) -> _Source:
     """In this thread's decoding process, which has `deadline` seconds for all that is asked about this file."""
-    process, left = decoder_process(), deadline
+    process = decoder_process()
+    timed = _timer(deadline, f'not done within {deadline:g} s, its process was killed')
 
-    def timed(request: Callable[..., Any], *arguments: Any) -> Any:
+    def ask(request: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return timed(lambda left: request(backend, path, *arguments, left))
+        finally:
+            complaints.extend(process.complaints)
+
+    num_frames, fps = ask(process.open)
+    return _Source(num_frames, fps, lambda indices: ask(process.read, indices))
+
+
+def _open_frames_aside(path: str, deadline: float, options: Mapping[str, Any]) -> _Source:
+    """In threads that have `deadline` seconds together."""
+    timed = _timer(deadline, f'not done within {deadline:g} s')
+    source = timed(lambda left: _call_aside(lambda: _open_frames(path, **options), left))
+    return _Source(
+        source.num_frames,
+        source.fps,
+        lambda indices: timed(lambda left: _call_aside(lambda: source.read(indices), left)),
+    )
+
+
+def _timer(seconds: float, reason: str) -> Callable[[Callable[[float], Any]], Any]:
+    """Call functions with what is left of the seconds, and say the reason if they do not return in time."""
+    left = seconds
+
+    def timed(function: Callable[[float], Any]) -> Any:
         nonlocal left
         start = time.monotonic()
         try:
-            return request(backend, path, *arguments, left)
+            return function(left)
         except TimeoutError:
-            raise TimeoutError(f'not done within {deadline:g} s, its process was killed') from None
+            raise TimeoutError(reason) from None
         finally:
             left -= time.monotonic() - start
-            complaints.extend(process.complaints)
 
-    num_frames, fps = timed(process.open)
-    return _Source(num_frames, fps, lambda indices: timed(process.read, indices))
+    return timed
+
+
+def _call_aside(function: Callable[[], Any], seconds: float) -> Any:
+    """Call in a thread, which is cheaper than a process and enough where Python's lock is free while it waits."""
+    result = Future[Any]()
+
+    def call() -> None:
+        try:
+            result.set_result(function())
+        except Exception as error:
+            result.set_exception(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(max(seconds, 0))
+    if thread.is_alive():
+        raise TimeoutError
+    return result.result()
 
 
 def _open_frames(path: str, template: str = '{:05d}.jpg', start: int = 1) -> _Source:

@@ -51,7 +51,7 @@ def probe(path: str, *, backend: str = 'decord', deadline: float = 20.0, **optio
     """
     size = _size(path)
     if backend == 'frames':
-        return _probe_folder(path, size, options)
+        return _probe_folder(path, size, deadline, options)
     check_backend(backend, options)
     check_deadline(deadline)
     try:
@@ -103,9 +103,9 @@ def probe_many(
             pool.shutdown(cancel_futures=True)
 
 
-def _probe_folder(path: str, size: int, options: dict[str, Any]) -> VideoFacts:
+def _probe_folder(path: str, size: int, deadline: float, options: dict[str, Any]) -> VideoFacts:
     try:
-        reader = open_video(path, 'frames', **options)
+        reader = open_video(path, 'frames', deadline=deadline, **options)
         height, width = reader.get_frames([0, len(reader) - 1]).shape[1:3]
     except DecodeError as error:
         return VideoFacts(0, None, 0, 0, size, str(error).split(' with frames: ', 1)[1])

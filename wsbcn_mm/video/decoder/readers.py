@@ -69,10 +69,9 @@ class _Packets(NamedTuple):
 
 def open_decord(path: str) -> Source:
     """Open with decord, or with PyAV where decord's frame k would be another one."""
-    import av
     import decord
 
-    with av.open(path) as container:
+    with _opened(path) as container:
         packets = _list_packets(path, container)
     if not packets.are_frames:
         return open_pyav(path)
@@ -102,10 +101,8 @@ def open_decord(path: str) -> Source:
 
 def open_pyav(path: str) -> Source:
     """Open with PyAV, which decodes what the wanted frames need, or from the start where packets are not frames."""
-    import av
-
     with ExitStack() as opened:
-        container = opened.enter_context(av.open(path))
+        container = opened.enter_context(_opened(path))
         packets = _list_packets(path, container)
         container.streams.video[0].codec_context.thread_count = 1
 
@@ -147,6 +144,9 @@ def _read_needed(container: Any, packets: _Packets, wanted: set[int]) -> Iterato
 
     Of a file in H.264 the frames in between that no other frame refers to, half of them where there are B frames, are
     not decoded. One thread, so that a packet is decoded before the setting for the next one is made.
+
+    Raises:
+        ValueError: when asked for more frames than came, of a file in H.264, which has one in each packet.
     """
     import av
 
@@ -160,18 +160,22 @@ def _read_needed(container: Any, packets: _Packets, wanted: set[int]) -> Iterato
     except av.FFmpegError:
         return
     decoder = stream.codec_context
-    may_skip = decoder.name == 'h264'
+    is_h264 = decoder.name == 'h264'
     begun, to_rgb = False, None
     for packet in container.demux(stream):
         begun = begun or packet.pts == start
         if not begun:
             continue
-        if may_skip:
+        if is_h264:
             decoder.skip_frame = 'DEFAULT' if packet.pts in number_at else 'NONREF'
         for frame in decoder.decode(packet):
+            _tell_damage(frame)
             if frame.pts in number_at:
                 to_rgb = to_rgb or _rgb_converter(frame)
-                yield number_at[frame.pts], to_rgb(frame)
+                yield number_at.pop(frame.pts), to_rgb(frame)
+    if number_at and begun and is_h264:
+        # The decoder left it out, and counting from the start would take the next one for it.
+        raise ValueError(f'frame {min(number_at.values())} of {len(packets.times)} is lost, the file is damaged')
 
 
 def _read_from_start(path: str, wanted: set[int]) -> Iterator[tuple[int, np.ndarray]]:
@@ -179,9 +183,16 @@ def _read_from_start(path: str, wanted: set[int]) -> Iterator[tuple[int, np.ndar
     with _decoding(path) as shown:
         to_rgb = None
         for number, frame in enumerate(shown):
+            _tell_damage(frame)
             if number in wanted:
                 to_rgb = to_rgb or _rgb_converter(frame)
                 yield number, to_rgb(frame)
+
+
+def _tell_damage(frame: Any) -> None:
+    """Say that the decoder marked a frame as damaged; that of MPEG-4 part 2 writes nothing about most of them."""
+    if frame.is_corrupt:
+        print(f'the frame at {frame.time} s is damaged', file=sys.stderr)
 
 
 def verify(path: str) -> Verified:
@@ -190,9 +201,7 @@ def verify(path: str) -> Verified:
     Raises:
         Exception: whatever PyAV raises for a file that has no first frame.
     """
-    import av
-
-    with av.open(path) as container:
+    with _opened(path) as container:
         packets = _list_packets(path, container)
     decoded, error, height, width = 0, None, 0, 0
     with _decoding(path) as shown:
@@ -214,8 +223,16 @@ def reason(error: Exception) -> str:
         return 'no such file or folder'
     if isinstance(error, ImportError):
         return f'{error}; install the package or choose another backend'
-    text = re.sub(r'\[[0-9:]+\] \S+:[0-9]+: |\[Errno [0-9]+\] ', '', str(error)).strip()
+    text = re.sub(r'\[[0-9:]+\] \S+:[0-9]+: |\[Errno [0-9]+\] |\w+, \S+\.cpp:[0-9]+, ', '', str(error)).strip()
     return (text or type(error).__name__).splitlines()[0]
+
+
+def _opened(path: str) -> Any:
+    import av
+
+    if os.path.getsize(path) == 0:
+        raise ValueError('the file is empty')
+    return av.open(path)
 
 
 def _list_packets(path: str, container: Any) -> _Packets:
@@ -237,7 +254,7 @@ def _list_packets(path: str, container: Any) -> _Packets:
         num_shown += not hidden
         # Shown before the key frame that it follows in the file: the sign of an open GOP.
         leading = time is not None and last_key is not None and time < last_key
-        are_frames &= not (hidden or leading or time is None or time in times)
+        are_frames &= not (hidden or leading or last_key is None or time is None or time in times)
         times.add(time)
     return _Packets(num_shown, fps, are_frames, sorted(times) if are_frames else [], keys)
 
@@ -256,9 +273,7 @@ def _check_not_cut_off(path: str, stream: Any) -> None:
 
 @contextmanager
 def _decoding(path: str) -> Iterator[Iterator[Any]]:
-    import av
-
-    with av.open(path) as container:
+    with _opened(path) as container:
         container.streams.video[0].codec_context.thread_count = 1
         yield container.decode(video=0)
 
