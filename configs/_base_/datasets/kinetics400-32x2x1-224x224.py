@@ -3,20 +3,20 @@
 _base_ = './kinetics400.py'
 sampler = dict(type='dense', clip_len=32, interval=2)
 train_pipeline = [
-    # decodes what a clip needs and no more: docs/throughput.md
+    # decodes what a clip needs and no more, and refuses lost frames: docs/throughput.md, docs/data.md
     dict(type='DecodeClip', sampler=sampler, random=True, backend='pyav'),
     dict(type='RandomResizedCropClip', size=224),
     dict(type='FlipClip', prob=0.5),
     dict(type='PackClipInputs'),
 ]
 val_pipeline = [
-    dict(type='DecodeClip', sampler=sampler, random=False),
+    dict(type='DecodeClip', sampler=sampler, random=False, backend='pyav'),
     dict(type='ResizeClip', size=256),
     dict(type='CenterCropClip', size=224),
     dict(type='PackClipInputs'),
 ]
 test_pipeline = [
-    dict(type='DecodeClip', sampler=dict(num_clips=10, **sampler), random=False),
+    dict(type='DecodeClip', sampler=dict(num_clips=10, **sampler), random=False, backend='pyav'),
     dict(type='ResizeClip', size=256),
     dict(type='ThreeCropClip', size=256),
     dict(type='PackClipInputs'),

@@ -11,20 +11,20 @@ data_root = 'data/kinetics400/'
 class_file = 'label_map_k400.txt'
 frame_sampler = dict(type='dense', clip_len=8, interval=8)
 train_pipeline = [
-    # decodes what a clip needs and no more: docs/throughput.md
+    # decodes what a clip needs and no more, and refuses lost frames: docs/throughput.md, docs/data.md
     dict(type='DecodeClip', sampler=frame_sampler, random=True, backend='pyav'),
     dict(type='RandomResizedCropClip', size=224),
     dict(type='FlipClip', prob=0.5),
     dict(type='PackClipInputs'),
 ]
 val_pipeline = [
-    dict(type='DecodeClip', sampler=frame_sampler, random=False),
+    dict(type='DecodeClip', sampler=frame_sampler, random=False, backend='pyav'),
     dict(type='ResizeClip', size=256),
     dict(type='CenterCropClip', size=224),
     dict(type='PackClipInputs'),
 ]
 test_pipeline = [
-    dict(type='DecodeClip', sampler=dict(num_clips=10, **frame_sampler), random=False),
+    dict(type='DecodeClip', sampler=dict(num_clips=10, **frame_sampler), random=False, backend='pyav'),
     dict(type='ResizeClip', size=256),
     dict(type='ThreeCropClip', size=256),
     dict(type='PackClipInputs'),
