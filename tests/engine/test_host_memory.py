@@ -69,5 +69,12 @@ def test_shared_memory(tmp_path):
     assert free_shared_memory(str(tmp_path / 'gone')) is None
 
 
+def test_shared_memory_of_a_docker_container(monkeypatch):
+    """Its 64 MiB, of which a quarter is taken; blocks for root alone are not free."""
+    stat = os.statvfs_result((4096, 4096, 16384, 14000, 12288, 1, 1, 1, 0, 255))
+    monkeypatch.setattr(os, 'statvfs', lambda path: stat)
+    assert free_shared_memory() == Room(48 * 2**20, '/dev/shm')
+
+
 def test_units():
     assert [gibibytes(count) for count in (64 * 2**20, 6.1 * GIB)] == ['64 MiB', '6.1 GiB']

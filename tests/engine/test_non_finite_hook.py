@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import wsbcn_mm.engine.hooks  # noqa: F401  registers the hook
-from wsbcn_mm.engine.hooks.non_finite import NonFiniteError, StopAtNonFinite, sample_names
+from wsbcn_mm.engine.hooks.non_finite import NonFiniteError, StopAtNonFinite, losses_in, sample_names, told
 from wsbcn_mm.layers import BatchChannelNorm, WSConv2d
 
 
@@ -119,6 +119,21 @@ def test_a_loss_that_is_no_number_stops_before_it_does_harm_and_says_where_it_co
     assert sorted(path.name for path in tmp_path.glob('*.pth')) == ['iter_2.pth', 'iter_4.pth', 'iter_6.pth']
     assert all(torch.equal(p, kept[name]) for name, p in weights(runner.model).items())
     assert all(tensor.isfinite().all() for tensor in runner.model.state_dict().values())
+
+
+def test_a_micro_batch_of_an_accumulation_stops_the_run_before_the_step(tmp_path):
+    runner = runner_of(tmp_path, iters=20, bright=[5], interval=4)
+    runner.optim_wrapper['accumulative_counts'] = 4
+    with pytest.raises(NonFiniteError, match=r'^iteration 6: loss_square is (nan|inf)\nsamples: images/5.png '):
+        runner.train()
+    kept = torch.load(tmp_path / 'iter_4.pth', weights_only=True)['state_dict']
+    assert all(torch.equal(p, kept[name]) for name, p in weights(runner.model).items())
+
+
+def test_every_loss_of_every_head_is_looked_at():
+    nan = torch.tensor(float('nan'))
+    outputs = {'decode.loss_ce': torch.ones(()), 'aux_1.loss_ce': [torch.ones(2), nan], 'decode.acc_seg': nan}
+    assert told(losses_in(outputs)) == 'aux_1.loss_ce.1 is nan'
 
 
 class BadGradient(Hook):
