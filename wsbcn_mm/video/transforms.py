@@ -43,8 +43,8 @@ class DecodeClip:
             ``dict(type='segments', num_segments=, num_clips=1)``; see ``wsbcn_mm.video.sampling``.
         random: draw the frames at random (training) or place them evenly (validation, test).
         backend: ``'decord'``, ``'pyav'``, or ``'frames'`` for folders of images.
-        deadline: seconds for a video, decoded in a process that is killed then; None decodes in the loader's process,
-            which a file that makes the decoder hang stops for good.
+        deadline: seconds for a video, decoded in a process that is killed then, or for a folder; None decodes in the
+            loader's process, which a file that makes the decoder hang stops for good.
         options: passed to ``open_video``: ``template`` and ``start`` of a folder of images.
 
     Raises:
