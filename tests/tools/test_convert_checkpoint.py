@@ -58,6 +58,7 @@ def test_an_authors_file_is_converted_and_trained_from(tiny_data, tmp_path, caps
     state = tiny_resnet('bcn-ws')
     file = authors_file(tmp_path / 'rn18_bcn_ws.pth', state)
     out = tmp_path / 'pretrained' / 'resnet18_bcn_ws.pth'
+    capsys.readouterr()  # what OpenMMLab prints when it is imported
     convert(file, out, recipe('segmentation'), *VARIANT)
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == f"{file}: the BCN authors' ImageNet files (bcn-ws) -> bcn-ws"
@@ -102,6 +103,25 @@ def test_a_2d_file_enters_a_3d_recipe_as_2d_weights_that_it_inflates(tiny_data, 
     run_tool('train.py', recipe('video', 'bn'), '--work-dir', tmp_path / 'run', *short)
     (log,) = (tmp_path / 'run').glob('*/*.log')
     assert f'{out}: bn; the model: bn' in log.read_text()
+
+
+class Code:
+    """What a pickle cannot be read without."""
+
+
+def test_a_checkpoint_of_ours_with_code_in_it_becomes_one_without(tmp_path, capsys):
+    file, out = tmp_path / 'iter_2.pth', tmp_path / 'out.pth'
+    state, meta = {'conv1.weight': torch.ones(2)}, {'fingerprint': {'conv1': {'conv': 'WS'}}, 'iter': 2}
+    torch.save({'state_dict': state, 'meta': meta | {'who': Code()}}, file)
+    with pytest.raises(SystemExit, match=r'^not converted: .* needs code to be read'):
+        convert(file, out, recipe('segmentation'))
+    convert(file, out, recipe('segmentation'), '--trust')
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f'{file} -> {out}: 1 entries as they were; left out: meta.who ({Code.__module__}.Code)'
+    )
+    read = read_checkpoint(out)
+    assert torch.equal(read.state['conv1.weight'], state['conv1.weight'])
+    assert read.meta == meta
 
 
 def test_refusals_are_one_line_and_write_nothing(tmp_path):

@@ -8,6 +8,7 @@ from mmengine.registry import MODELS, init_default_scope
 from ..surgery.checkpoint_import import SOURCES, import_checkpoint, without_time
 from ..surgery.fingerprint import fingerprint
 from .checkpoint_files import read_checkpoint, refuse_existing, sha256, write_checkpoint
+from .plain_state import to_plain
 
 
 def convert_file(
@@ -26,7 +27,7 @@ def convert_file(
         cfg: Recipe, which starts from no file of its own.
         part: 'backbone', by names that its init_cfg loads, or the whole 'model'.
         source, allow_mismatch: See `import_checkpoint`.
-        trust: See `read_checkpoint`.
+        trust: See `read_checkpoint`. Of a file of this package its weights and plain meta are written as they are.
 
     Returns:
         What was done, for people: entries by stage, and every one that was not matched.
@@ -38,7 +39,11 @@ def convert_file(
     refuse_existing(out)
     read = read_checkpoint(file, trust=trust)
     if 'fingerprint' in read.meta:
-        raise ValueError('it already says what it was trained with: it needs no conversion')
+        if not trust:
+            raise ValueError('it already says what it was trained with: it needs no conversion')
+        left_out: list[str] = []
+        write_checkpoint(out, read.state, to_plain(read.meta, 'meta', left_out))
+        return f'{file} -> {out}: {len(read.state)} entries as they were; left out: {", ".join(left_out) or "nothing"}'
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     model = MODELS.build(cfg.model)
     model = model.backbone if part == 'backbone' else model
