@@ -1,0 +1,1 @@
+"""How far the plan of a recipe's memory is from what its real steps take."""

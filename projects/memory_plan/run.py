@@ -1,0 +1,160 @@
+"""The memory planned for recipes of every family, beside that of their real steps on a CPU.
+
+python -m projects.memory_plan.run                       one of each family; writes results/ and README.md
+python -m projects.memory_plan.run RECIPE... --out DIR   other recipes, elsewhere
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gc
+import os
+import re
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from projects.csv_rows import write_rows
+
+HERE = Path(__file__).parent
+CONFIGS = HERE.parents[1] / 'configs'
+RECIPES = (
+    'deeplabv3/deeplabv3_r50-d16_bcn-ws_16xb1-acc1-33k_voc12aug-513x513.py',
+    'deeplabv3plus/deeplabv3plus_r50-d16_gn-ws_16xb1-acc1-33k_voc12aug-513x513.py',
+    'resnet3d/r3d-18_bcn-ws_8xb1-acc8-188k_kinetics400-16x4x1-112x112.py',
+    'resnet3d/r2plus1d-18_gn-ws_8xb1-acc8-188k_kinetics400-16x4x1-112x112.py',
+    'resnet3d/slowonly-r50_bn_8xb2-acc4-132k_sthv2-8seg-224x224.py',
+    'resnet3d/i3d-r50_gn-ws_8xb1-acc8-188k_kinetics400-32x2x1-224x224.py',
+)
+"""DeepLabV3 and V3+, R3D, R(2+1)D, SlowOnly and I3D; BN, GN + WS and BCN + WS."""
+SCALES = (0.5, 1.25)
+"""Of the copies that a segmentation's test averages over."""
+COLUMNS = ('recipe', 'stage', 'input', 'planned', 'counted', 'allocated')
+
+
+def rows_of(recipe: str) -> list[dict[str, Any]]:
+    """Bytes at the peak of a recipe's training, validation and test, that of segmentation with test-time augmentation.
+
+    `planned` is what tools/plan_memory.py says. `counted` is the storage that a real step has at once, `allocated` what
+    torch's allocator handed out, which has the workspace that operations take inside themselves too. Both are of a
+    second step, when the optimizer has its state and filters that are kept are there.
+    """
+    import torch
+    from mmengine.model import revert_sync_batchnorm
+    from mmengine.optim import build_optim_wrapper
+    from mmengine.registry import MODELS, DefaultScope
+    from torch import Tensor
+
+    from wsbcn_mm.engine.recipe import load_recipe
+    from wsbcn_mm.engine.recipe_memory import batch_of, copies_of_test, plan_recipe
+    from wsbcn_mm.engine.recipe_model import build_model
+    from wsbcn_mm.layers import standardize_once
+    from wsbcn_mm.segmentation.tta import use_tta
+
+    cfg = load_recipe(recipe)
+    if cfg.default_scope == 'mmseg':
+        use_tta(cfg, SCALES)
+    else:  # views run one after the other and wait as bytes: few of them tell enough
+        cfg.test_dataloader.dataset.pipeline[0]['sampler']['num_clips'] = 1
+    plan, copies = plan_recipe(cfg, on_gpu=False, with_alternatives=False), copies_of_test(cfg)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = revert_sync_batchnorm(build_model(cfg, 'cpu')).train()
+        wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+        micro_batches = min(cfg.optim_wrapper.get('accumulative_counts', 1), 2)
+        wrapper._accumulative_counts = micro_batches
+
+        def row(stage: str, shape: tuple[int, ...], planned: int, step: Callable[[], object]) -> dict[str, Any]:
+            state = [value for entry in wrapper.optimizer.state.values() for value in entry.values()]
+            kept = [m.weight for m in model.modules() if getattr(m, 'kept_weight', None) is not None]
+            there = [*model.parameters(), *model.buffers(), *kept, *(one for one in state if isinstance(one, Tensor))]
+            before = sum(one.nbytes for one in there)
+            counted, allocated = (before + peak for peak in peaks(step))
+            size = 'x'.join(map(str, shape))
+            return dict(zip(COLUMNS, (Path(recipe).stem, stage, size, planned, counted, allocated), strict=True))
+
+        def training() -> None:
+            with standardize_once(model) if micro_batches > 1 else nullcontext():
+                for _ in range(micro_batches):
+                    model.train_step(batch_of(plan.shapes['training']), wrapper)
+
+        training()
+        rows = [row('training', plan.shapes['training'], plan.training.peak().total, training)]
+        model.eval()
+        with torch.no_grad(), standardize_once(model):
+
+            def evaluation() -> None:
+                model.val_step(batch_of(plan.shapes['validation']))
+
+            evaluation()  # makes the filters that are kept
+            rows.append(row('validation', plan.shapes['validation'], plan.validation.peak().total, evaluation))
+            wrapper.optimizer.state.clear()
+            step = partial(model.test_step, batch_of(plan.shapes['test']))
+            if copies:
+                averaging, sizes = copies
+                batches = [batch_of((1, 3, *size), plan.shapes['validation'][2:]) for size in sizes]
+                together = {key: [batch[key] for batch in batches] for key in batches[0]}
+                step = partial(MODELS.build(averaging | dict(module=model)).test_step, together)
+            rows.append(row('test --tta' if copies else 'test', plan.shapes['test'], plan.test.peak().total, step))
+    return rows
+
+
+def peaks(step: Callable[[], object]) -> tuple[int, int]:
+    """The most bytes of storage at once, and the most that torch's allocator handed out, while `step` runs."""
+    import numpy as np
+    from torch.profiler import ProfilerActivity, profile
+
+    from wsbcn_mm.diagnostics.allocations import Allocations
+
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler, Allocations() as allocations:
+        step()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == '[memory]']
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return allocations.peak, int(np.cumsum(sizes).max())
+
+
+def load(path: Path) -> list[dict[str, Any]]:
+    with path.open() as file:
+        return [row | {key: int(row[key]) for key in COLUMNS[3:]} for row in csv.DictReader(file)]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: what was planned and what there was."""
+    lines = [
+        '| recipe | stage | input | planned (MiB) | counted (MiB) | planned / counted | allocated (MiB) |',
+        '| --- | --- | --- | ---: | ---: | ---: | ---: |',
+    ]
+    for row in rows:
+        planned, counted, allocated = (row[key] for key in COLUMNS[3:])
+        cells = [row['recipe'], row['stage'], row['input'], f'{planned / 2**20:,.0f}', f'{counted / 2**20:,.0f}']
+        lines.append(f'| {" | ".join([*cells, f"{planned / counted:.3f}", f"{allocated / 2**20:,.0f}"])} |')
+    furthest = max(abs(row['planned'] / row['counted'] - 1) for row in rows)
+    return '\n'.join(lines) + f'\n\nThe plan is at most {100 * furthest:.1f} % off what was counted.\n'
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('recipes', nargs='*', help='recipe files (default: one of each family)')
+    parser.add_argument('--out', type=Path, metavar='DIR', help='folder for plan.csv (default: results/)')
+    args = parser.parse_args(arguments)
+    if args.recipes and not args.out:
+        parser.error('other recipes go elsewhere: --out DIR')
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    rows = []
+    for recipe in args.recipes or [str(CONFIGS / name) for name in RECIPES]:
+        rows += rows_of(recipe)
+        write_rows((args.out or HERE / 'results') / 'plan.csv', COLUMNS, rows)
+    print(table(rows))
+    if not args.out:
+        readme = HERE / 'README.md'
+        marks = r'(<!-- plan:start -->\n).*?(<!-- plan:end -->)'
+        readme.write_text(re.sub(marks, lambda m: m[1] + table(rows) + m[2], readme.read_text(), flags=re.DOTALL))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
