@@ -7,7 +7,6 @@ printed, and written beside the file as JSON.
 
 import argparse
 import importlib
-import json
 import os
 import re
 import sys
@@ -16,9 +15,6 @@ from types import ModuleType
 
 TASKS = {'mmseg': 'segmentation', 'mmengine': 'video'}
 """Package of a recipe's task, by its default scope."""
-
-TOLERANCE = 1e-4
-"""As a part of the largest output."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -49,19 +45,10 @@ def main() -> None:
 
     require_openmmlab()
     import torch
-    from mmengine.runner import Runner
 
-    from wsbcn_mm.engine import recipe
-    from wsbcn_mm.engine.exported import (
-        compare,
-        load_exported,
-        load_pixels,
-        quantize_int8,
-        require_onnx,
-        without_gradients,
-    )
-    from wsbcn_mm.surgery.export import SUFFIXES, export
-    from wsbcn_mm.surgery.fold import fold
+    from wsbcn_mm.engine import exporting, recipe
+    from wsbcn_mm.engine.exported import load_pixels, require_onnx
+    from wsbcn_mm.surgery.export import SUFFIXES
 
     cfg = recipe.load_recipe(args.config, work_dir=args.work_dir, options=args.cfg_options)
     recipe.load_checkpoint_into(cfg, args.checkpoint)
@@ -69,58 +56,34 @@ def main() -> None:
     sizes = [parse_size(text, len(deployment.AXES) - 1) for text in args.check_sizes or deployment.CHECK_SIZES]
     inputs = [load_pixels(args.check_input, 2 + len(sizes[0]))] if args.check_input else []
     inputs += [255 * torch.rand(batch, 3, *size) for size in sizes for batch in (1, 3)]
+    example = 255 * torch.rand(2, 3, *sizes[0])
     if args.to == 'onnx':
         require_onnx()
 
-    runner = Runner.from_cfg(cfg)
-    # The Runner itself would only warn of weights that the checkpoint lacks, and export random ones.
-    runner.load_checkpoint(args.checkpoint, strict=True)
-    model = runner.model.cpu().eval()
-    network = deployment.Network(model).eval()
-    example = 255 * torch.rand(2, 3, *sizes[0])
-    folded, folding = fold(network, example)
-    print(folding)
-
     out = Path(args.out or Path(cfg.work_dir) / f'{Path(args.checkpoint).stem}{SUFFIXES[args.to]}')
-    out.parent.mkdir(parents=True, exist_ok=True)
-    export(folded, example, out, to=args.to, axes=deployment.AXES)
-    files = {args.to: out}
-    if args.int8:
-        files['int8'] = out.with_suffix('.int8.onnx')
-        quantize_int8(out, files['int8'])
-    runs = {name: load_exported(file) for name, file in files.items()}
-    comparisons = {name: [compare(without_gradients(network), run, x) for x in inputs] for name, run in runs.items()}
-    metrics = {}
-    if args.evaluate or args.int8:
-        metrics['checkpoint'] = runner.test()
-        for name, run in runs.items():
-            deployment.answer_with(run, model)
-            metrics[name] = runner.test()
-
-    report = dict(
-        recipe=args.config,
-        checkpoint=args.checkpoint,
-        torch=torch.__version__,
-        input=f'{deployment.channel_order(model)} pixels from 0 to 255, float32',
-        free_axes=list(deployment.AXES.values()),
-        folding=vars(folding),
-        files={name: dict(path=str(file), bytes=file.stat().st_size) for name, file in files.items()},
-        comparisons={name: [one._asdict() for one in found] for name, found in comparisons.items()},
-        metrics=metrics,
+    done = exporting.export_checkpoint(
+        cfg,
+        args.checkpoint,
+        deployment,
+        out,
+        to=args.to,
+        inputs=inputs,
+        example=example,
+        int8=args.int8,
+        evaluate=args.evaluate,
     )
-    out.with_suffix('.json').write_text(json.dumps(report, indent=2, default=float) + '\n')
-    for name, file in files.items():
-        print(f'{name}: {file}, {file.stat().st_size / 2**20:.1f} MiB', *comparisons[name], sep='\n')
-    for name, values in metrics.items():
-        changes = ((key, value, value - metrics['checkpoint'][key]) for key, value in values.items())
+    axes = list(deployment.AXES.values())
+    report = out.with_suffix('.json')
+    exporting.write_report(done, report, recipe=args.config, checkpoint=args.checkpoint, free_axes=axes)
+    print(done.folding)
+    for name, file in done.files.items():
+        print(f'{name}: {file}, {file.stat().st_size / 2**20:.1f} MiB', *done.comparisons[name], sep='\n')
+    for name, values in done.metrics.items():
+        changes = ((key, value, value - done.metrics['checkpoint'][key]) for key, value in values.items())
         print(f'{name}: {", ".join(f"{key} {value:.2f} ({change:+.2f})" for key, value, change in changes)}')
-    worst = max(one.difference / max(1.0, one.scale) for one in comparisons[args.to])
-    # Other libraries add up in another order: as harmless as what the model's own rounding does to it.
-    allowed = max(TOLERANCE, 10 * folding.rounding / max(1.0, folding.scale))
-    if not worst <= allowed:
-        sys.exit(
-            f'{out} differs from the model by {worst:.1e} of its largest output, more than {allowed:.1e}: do not use it'
-        )
+    unfit = exporting.excess(done, args.to)
+    if unfit:
+        sys.exit(unfit)
 
 
 def deployment_of(scope: str | None) -> ModuleType:

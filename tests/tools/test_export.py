@@ -108,7 +108,7 @@ except NotImplementedError:
 
 
 def test_a_file_that_is_not_the_model_ends_with_an_error(checkpoints, tiny_data, tmp_path, monkeypatch):
-    monkeypatch.setattr('wsbcn_mm.engine.exported.load_exported', lambda path: lambda x: torch.ones(len(x), 8))
+    monkeypatch.setattr('wsbcn_mm.engine.exporting.load_exported', lambda path: lambda x: torch.ones(len(x), 8))
     with pytest.raises(
         SystemExit, match=r'video\.ts differs from the model by \d.*e.\d+ of its largest output, more than 1'
     ):
