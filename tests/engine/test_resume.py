@@ -18,7 +18,7 @@ from tests.engine.toy_runs import Points, Toy, assert_equal, load, log_of, runne
 from wsbcn_mm.engine.batch_plan import plan_batch
 from wsbcn_mm.engine.hooks.iteration_seeds import IterationSeeds
 from wsbcn_mm.engine.rank_states import gather_states
-from wsbcn_mm.engine.resume import Position, fit_to_run, plan_batch_as_before, position_to_resume
+from wsbcn_mm.engine.resume import Position, fit_to_run, plan_batch_as_before, planned_recipe, position_to_resume
 from wsbcn_mm.engine.samplers import GlobalOrderSampler
 from wsbcn_mm.engine.seeded_samples import SAMPLER, SeededSamples
 
@@ -330,39 +330,40 @@ def test_a_run_that_was_given_its_batch_keeps_it_on_other_devices(recipe):
     assert recipe.optim_wrapper.optimizer.lr == before.optim_wrapper.optimizer.lr == 0.16
 
 
-@pytest.mark.parametrize('devices', [2, 8])
-def test_a_run_of_the_recipes_factors_that_was_given_its_batch_keeps_its_length(recipe, devices):
-    """`--global-batch 2` on two devices; the recipe has one sample on each, and was tuned for 8."""
-    before = copy.deepcopy(recipe)
-    plan_batch(before, 2, global_batch=2)
-    was = Position(2, 1, 1, 1, before.train_cfg.max_iters, 24, 0)
-    assert was.last_iteration == 400
-    left_behind(recipe, was)
-    if devices == 8:
-        with pytest.raises(ValueError, match=r'^global batch 2 is no multiple of 8 device\(s\) x 1 = 8'):
-            plan_batch_as_before(recipe, devices)
-    else:
-        plan_batch_as_before(recipe, devices)
-        assert recipe.train_cfg.max_iters == 400
-        assert recipe.optim_wrapper.optimizer.lr == before.optim_wrapper.optimizer.lr == 0.02
+def position_of(cfg, devices):
+    """Of a run with a planned config."""
+    accumulation = cfg.optim_wrapper.get('accumulative_counts', 1)
+    loader, loop = cfg.train_dataloader, cfg.train_cfg
+    return Position(devices, loader.batch_size, accumulation, 1, loop.max_iters, 24, 0, planned_recipe(cfg))
 
 
-@pytest.mark.parametrize('batch', [None, 16])
+@pytest.mark.parametrize('batch', [None, 2, 8, 16])
 def test_devices_may_change_again_and_again(recipe, batch):
-    """A recipe tuned for 8 samples, as it is on two devices or given 16; then on one, on one again, and on two."""
+    """A recipe of one sample, tuned for 8, on two devices, as it is or given a batch; then on one, on one, on two."""
     first = copy.deepcopy(recipe)
     plan_batch(first, 2, global_batch=batch)
-    was = Position(2, 1, first.optim_wrapper.get('accumulative_counts', 1), 1, first.train_cfg.max_iters, 24, 0)
-    for devices in (1, 1, 2):
+    was = position_of(first, 2)
+    for devices in (1, 1, 2, 2):
         cfg = copy.deepcopy(recipe)
         left_behind(cfg, was)
         plan_batch_as_before(cfg, devices)
-        now = Position(devices, 1, cfg.optim_wrapper.get('accumulative_counts', 1), 1, cfg.train_cfg.max_iters, 24, 0)
+        now = position_of(cfg, devices)
         assert now.batch.samples == was.batch.samples == (batch or 2)
         assert now.optimizer_steps == was.optimizer_steps
         assert cfg.optim_wrapper.optimizer.lr == first.optim_wrapper.optimizer.lr
         was = now
     assert cfg.train_cfg.max_iters == first.train_cfg.max_iters
+
+
+@pytest.mark.parametrize('devices', [1, 2])
+def test_a_recipe_that_is_made_longer_is_longer(recipe, devices):
+    """By a factor that is also that of its batch and the one it was tuned for."""
+    first = copy.deepcopy(recipe)
+    plan_batch(first, 2)
+    left_behind(recipe, position_of(first, 2))
+    recipe.train_cfg.max_iters *= 4
+    plan_batch_as_before(recipe, devices)
+    assert position_of(recipe, devices).optimizer_steps == 400
 
 
 def test_the_batch_is_planned_as_ever_otherwise(recipe):

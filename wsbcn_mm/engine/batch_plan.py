@@ -82,7 +82,8 @@ def plan_batch(
         scale_learning_rates(cfg, factor)
         cfg.auto_scale_lr = {**scaling, 'base_batch_size': batch.samples, 'enable': False}
     run = figures(cfg, batch.samples)
-    cfg.batch_plan = dict(devices=devices, lr_rule=rule, recipe=recipe, run=run)
+    counted = base if asked else batch.samples
+    cfg.batch_plan = dict(devices=devices, base=counted, lr_rule=rule, recipe=recipe, run=run)
     lines = [f'batch plan: effective batch {batch}', *table(recipe, run)]
     if not asked and batch.samples != base:
         lines.append(difference(base, devices, recipe, run))

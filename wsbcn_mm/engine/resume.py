@@ -1,6 +1,5 @@
 """Where a run stands in its data, what batch it has, and how it goes on with other devices."""
 
-import copy
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -33,6 +32,8 @@ class Position(NamedTuple):
     samples: int
     """Length of the training data."""
     sampler_seed: int | None
+    recipe: dict[str, int] | None = None
+    """`planned_recipe`; None where nothing was planned."""
 
     @property
     def batch(self) -> EffectiveBatch:
@@ -116,41 +117,29 @@ def plan_batch_as_before(
 ) -> list[str]:
     """`plan_batch`, but a run that goes on and is given no numbers keeps the batch and the length that it had.
 
-    On the same devices that is for a run whose batch `plan_batch` had divided. Where the recipe's own batch or length
-    was changed since, the recipe holds there, and `fit_to_run` judges it.
+    That goes for other devices, and for a recipe whose batch `plan_batch` had changed. On the same devices a recipe
+    that has been changed since holds as it is, and `fit_to_run` judges it.
     """
     was = position_to_resume(cfg) if global_batch is None and per_device is None else None
     if was is None:
         return plan_batch(cfg, devices, global_batch=global_batch, per_device=per_device)
-    batch = was.batch.samples
-    own = (was.per_device, was.accumulation) == (cfg.train_dataloader.batch_size, accumulation_of(cfg))
-    base = base_of(cfg, was)
-    if was.devices == devices:
-        divided = base is not None and was.per_device == cfg.train_dataloader.batch_size
-        if not divided or (own and base == batch):
-            return plan_batch(cfg, devices)
-    if base is not None or own:
-        cfg.auto_scale_lr = {**(cfg.get('auto_scale_lr') or {}), 'base_batch_size': base or batch}
+    own, batch, planned = (cfg.train_dataloader.batch_size, accumulation_of(cfg)), was.batch.samples, was.recipe
+    as_it_is = own == (was.per_device, was.accumulation)
+    if planned is not None and own != (planned['per_device'], planned['accumulation']):
+        planned = None
+    base = planned['base'] if planned else batch if as_it_is else None
+    if was.devices == devices and (planned is None or (as_it_is and base == batch)):
+        return plan_batch(cfg, devices)
+    if base is not None:
+        # A recipe that ran as it is, whatever it was tuned for, keeps length and learning rate.
+        cfg.auto_scale_lr = {**(cfg.get('auto_scale_lr') or {}), 'base_batch_size': base}
     return plan_batch(cfg, devices, global_batch=batch, per_device=was.per_device)
 
 
-def base_of(cfg: Config, was: Position) -> int | None:
-    """The effective batch that the recipe's iterations were taken for in a run; None if neither gives its length.
-
-    That is the run's own batch where the recipe ran as it is, whatever it was tuned for, and the one that it was tuned
-    for where the run was given another.
-    """
-    scaling = cfg.get('auto_scale_lr') or {}
-    for base in (was.batch.samples, scaling.get('base_batch_size')):
-        planned = copy.deepcopy(cfg)
-        planned.auto_scale_lr = {**scaling, 'base_batch_size': base}
-        try:
-            plan_batch(planned, was.devices, global_batch=was.batch.samples, per_device=was.per_device)
-        except ValueError:
-            continue
-        if planned.train_cfg.get('max_iters') == was.last_iteration:
-            return base
-    return None
+def planned_recipe(cfg: Config) -> dict[str, int] | None:
+    """Of a config that `plan_batch` has seen: the recipe's own factors, and the batch that its counts are for."""
+    plan = cfg.get('batch_plan')
+    return plan and dict(base=plan.base, per_device=plan.recipe.per_device, accumulation=plan.recipe.accumulation)
 
 
 def position_to_resume(cfg: Config) -> Position | None:

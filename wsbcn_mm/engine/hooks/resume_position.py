@@ -7,7 +7,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop, Runner
 
 from ..effective_batch import effective_batch
-from ..resume import KEY, Position, fit_to_run, samples_seen
+from ..resume import KEY, Position, fit_to_run, planned_recipe, samples_seen
 from ..samplers import GlobalOrderSampler
 from ..seeded_samples import SeededSamples
 from .param_scheduler_per_step import ParamSchedulerPerStepHook
@@ -89,6 +89,7 @@ def position_of(runner: Runner) -> Position:
         last_iteration=runner.max_iters,
         samples=len(runner.train_dataloader.dataset),
         sampler_seed=None if sampler is None else sampler.seed,
+        recipe=planned_recipe(runner.cfg),
     )
 
 
