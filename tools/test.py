@@ -2,8 +2,8 @@
 
 Segmentation prints mIoU and a table per class, video top-1, top-5 and mean-class accuracy. The metrics are written as
 JSON beside the log, tables per class and the confusion matrix in its folder `evaluation`. Segmentation can be tested on
-several scales and their mirror images (--tta) and on windows (--sliding-window 769 513). With --format-only a
-segmentation recipe writes its predictions for a test server instead:
+several scales and their mirror images (--tta) and on windows (--sliding-window 769 513), each with a JSON of its
+own. With --format-only a segmentation recipe writes its predictions for a test server instead, and no metrics:
 --format-only predictions --cfg-options test_dataloader.dataset.split=test
 """
 
@@ -17,7 +17,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='recipe file')
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--work-dir', help='where logs and metrics.json go (default: work_dirs/<recipe name>)')
+    parser.add_argument('--work-dir', help='where logs and metrics go (default: work_dirs/<recipe name>)')
     parser.add_argument('--show-dir', help='save pictures of predictions beside the truth in this folder')
     parser.add_argument('--show-max', type=int, default=20, help='number of pictures (default: 20)')
     parser.add_argument(
@@ -87,9 +87,15 @@ def main() -> None:
     with explaining_out_of_memory(cfg, args.config):
         metrics = runner.test()
     if is_main_process():
-        file = Path(cfg.work_dir) / 'metrics.json'
-        file.write_text(json.dumps(metrics, indent=2, default=float) + '\n')
+        file = Path(args.format_only or Path(cfg.work_dir) / metrics_name(args.tta is not None, args.sliding_window))
+        if not args.format_only:
+            file.write_text(json.dumps(metrics, indent=2, default=float) + '\n')
         print(f'{", ".join(f"{name} {value:.2f}" for name, value in metrics.items())} -> {file}')
+
+
+def metrics_name(tta: bool, sliding_window) -> str:
+    """A file for each way of testing: the numbers of one must not be taken for those of another."""
+    return f'metrics{"-tta" * tta}{"-sliding-window" * bool(sliding_window)}.json'
 
 
 if __name__ == '__main__':

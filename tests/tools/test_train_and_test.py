@@ -113,7 +113,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(trained, tiny_data, tmp
     assert whole['meta']['iter'] == resumed['meta']['iter'] == 4
 
 
-def test_format_only_writes_label_files_and_evaluates_nothing(trained, tiny_data, tmp_path):
+def test_format_only_writes_label_files_and_evaluates_nothing(trained, tiny_data, tmp_path, capsys):
     task, work_dir = trained
     arguments = ['test.py', recipe(task), work_dir / 'iter_4.pth', '--work-dir', tmp_path]
     arguments += ['--format-only', tmp_path / 'labels', *options(task, tiny_data, 4)]
@@ -122,7 +122,8 @@ def test_format_only_writes_label_files_and_evaluates_nothing(trained, tiny_data
             run_tool(*arguments)
         return
     run_tool(*arguments)
-    assert json.loads((tmp_path / 'metrics.json').read_text()) == dict(saved=5)
+    assert capsys.readouterr().out.endswith(f'saved 5.00 -> {tmp_path / "labels"}\n')
+    assert not list(tmp_path.glob('metrics*'))
     for file in (tmp_path / 'labels').iterdir():
         assert set(Image.open(file).tobytes()) <= {0, 1, 2, 3}
     assert 'per class results' not in logs(tmp_path)[0]
@@ -173,7 +174,8 @@ def test_scales_mirror_images_and_windows_are_for_segmentation(trained, tiny_dat
             run_tool(*arguments)
         return
     run_tool(*arguments)
-    metrics = json.loads((tmp_path / 'metrics.json').read_text())
+    assert [file.name for file in tmp_path.glob('metrics*')] == ['metrics-tta-sliding-window.json']
+    metrics = json.loads((tmp_path / 'metrics-tta-sliding-window.json').read_text())
     (folder,) = tmp_path.glob('*/evaluation')
     assert {file.name for file in folder.iterdir()} == {'confusion.csv', 'confusion.png', 'per_class.csv'}
     (log,) = logs(tmp_path)
