@@ -118,16 +118,20 @@ def test_a_new_run_may_take_the_weights_with_any_batch(trained, tmp_path):
     assert 'going on' not in log_of(runner)
 
 
-def test_other_data_and_missing_gradients_are_said(trained, tmp_path):
-    file = changed(
-        f'{trained[0].work_dir}/iter_3.pth',
-        tmp_path / 'file',
-        lambda checkpoint: checkpoint.pop('accumulated_gradients'),
-    )
+def test_other_data_other_precision_and_missing_gradients_are_said(trained, tmp_path):
+    def edit(checkpoint):
+        checkpoint.pop('accumulated_gradients')
+        checkpoint['meta']['position']['optim_wrapper'] = 'Bf16OptimWrapper'
+
+    file = changed(f'{trained[0].work_dir}/iter_3.pth', tmp_path / 'file', edit)
     resumed, _ = run(tmp_path / 'run', length=23, iters=6, accumulation=2, load_from=file, resume=True)
     assert (
         'the training data have 23 samples, and had 24 when the checkpoint was written: they come in another order '
         'from here on'
+    ) in log_of(resumed)
+    assert (
+        'the run trains with OptimWrapper, and trained with Bf16OptimWrapper when the checkpoint was written: the '
+        'precision is another one from here on (--amp)'
     ) in log_of(resumed)
     assert (
         'the checkpoint is from the middle of an accumulation and lacks gradients of its 1 device(s): the next step '
@@ -387,7 +391,7 @@ def test_what_the_checkpoint_to_resume_says_is_found(recipe, trained, tmp_path):
     assert position_to_resume(recipe) == was
     shutil.copy(f'{trained[0].work_dir}/iter_3.pth', work_dir)
     recipe.load_from = str(work_dir / 'iter_3.pth')
-    assert position_to_resume(recipe) == Position(1, 2, 2, 2, 6, 24, 0)
+    assert position_to_resume(recipe) == Position(1, 2, 2, 2, 6, 24, 0, optim_wrapper='OptimWrapper')
     for content in (b'nothing', b''):
         (work_dir / 'iter_3.pth').write_bytes(content)
         assert position_to_resume(recipe) is None

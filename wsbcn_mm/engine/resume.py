@@ -34,6 +34,8 @@ class Position(NamedTuple):
     sampler_seed: int | None
     recipe: dict[str, int] | None = None
     """`planned_recipe`; None where nothing was planned."""
+    optim_wrapper: str | None = None
+    """Name of its class, which tells the precision; None in checkpoints that do not say."""
 
     @property
     def batch(self) -> EffectiveBatch:

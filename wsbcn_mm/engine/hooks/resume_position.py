@@ -66,6 +66,11 @@ class ResumePosition(Hook):
                     f'the run is to have {now.optimizer_steps:,} optimizer steps, and was to have '
                     f'{was.optimizer_steps:,} when the checkpoint was written'
                 )
+            if was.optim_wrapper not in (None, now.optim_wrapper):
+                runner.logger.warning(
+                    f'the run trains with {now.optim_wrapper}, and trained with {was.optim_wrapper} when the '
+                    'checkpoint was written: the precision is another one from here on (--amp)'
+                )
             if sampler is not None and was.sampler_seed is not None:
                 sampler.seed = was.sampler_seed
         if sampler is not None and not isinstance(runner.train_dataloader.dataset, SeededSamples):
@@ -90,6 +95,7 @@ def position_of(runner: Runner) -> Position:
         samples=len(runner.train_dataloader.dataset),
         sampler_seed=None if sampler is None else sampler.seed,
         recipe=planned_recipe(runner.cfg),
+        optim_wrapper=type(runner.optim_wrapper).__name__,
     )
 
 
