@@ -7,12 +7,14 @@ import pytest
 from mmengine.config import Config
 
 from wsbcn_mm.engine.recipe import (
+    RUNTIME_HOOKS,
     changes_of,
     check_recipe,
     dicts_in,
     drop_pretrained,
     load_checkpoint_into,
     load_recipe,
+    lost_hooks,
     parse_options,
     resume_from,
     save_pictures,
@@ -189,6 +191,21 @@ def test_pictures_of_another_task_are_refused():
 def test_dicts_in_visits_every_dict_once_the_outermost_first():
     tree = dict(name='a', x=[dict(name='b'), (dict(name='c', y=dict(name='d')),)], z=3)
     assert [node['name'] for node in dicts_in(tree)] == ['a', 'b', 'c', 'd']
+
+
+def test_hooks_that_a_recipe_lost_by_naming_one_more_are_said(tmp_path):
+    base = Path(__file__).parents[2] / 'configs' / '_base_' / 'default_runtime.py'
+    assert [hook.type for hook in Config.fromfile(base).custom_hooks] == list(RUNTIME_HOOKS)
+    child = tmp_path / 'child.py'
+    child.write_text(f"_base_ = {str(base)!r}\ncustom_hooks = [*_base_.custom_hooks, dict(type='EMAPerStepHook')]\n")
+    assert lost_hooks(Config.fromfile(child)) == []
+    child.write_text(f"_base_ = {str(base)!r}\ncustom_hooks = [dict(type='EMAPerStepHook'), dict(type='NormReport')]\n")
+    (line,) = lost_hooks(Config.fromfile(child))
+    assert line.startswith('custom_hooks has no CheckpointGuard, ClassGuard, EachSampleOnce, Deterministic, ')
+    assert line.endswith(
+        ', LoaderWatchdog, which the recipes have: what they do is not done. '
+        'custom_hooks = [*_base_.custom_hooks, ...] adds to those of a recipe'
+    )
 
 
 def test_every_tiny_recipe_passes_the_check():

@@ -26,6 +26,26 @@ RUNNER_KEYS = {
 } - {'self', 'cfg'}
 """What a Runner takes or looks up in its config, whether or not a recipe has it."""
 
+RUNTIME_HOOKS = (
+    'CheckpointGuard',
+    'ClassGuard',
+    'EachSampleOnce',
+    'NormReport',
+    'Deterministic',
+    'StopAtNonFinite',
+    'Preflight',
+    'StandardizeOnceHook',
+    'StepStatisticsHook',
+    'MergeStatistics',
+    'AccumulatedGradients',
+    'IterationSeeds',
+    'ResumePosition',
+    'ActivationMemory',
+    'DataVerdict',
+    'LoaderWatchdog',
+)
+"""Of `custom_hooks` in configs/_base_/default_runtime.py."""
+
 
 def load_recipe(path: str, *, work_dir: str | None = None, options: Sequence[str] | None = None) -> Config:
     """Read a recipe file and apply `--cfg-options` and `--work-dir`.
@@ -163,6 +183,21 @@ def check_recipe(cfg: Config) -> None:
             )
     if cfg.get('sync_bn') and any(node.get('type') == 'BCN' for node in dicts_in(cfg.model)):
         raise ValueError(f"sync_bn={cfg.sync_bn!r} does not reach BCN: set statistics='sync' in its norm_cfg instead")
+
+
+def lost_hooks(cfg: Config) -> list[str]:
+    """One line on the hooks of this package's recipes that a config does without; none if it has them all.
+
+    A list in a config takes the place of its base's, so that one more hook costs all the others.
+    """
+    there = {str(hook.get('type')) for hook in cfg.get('custom_hooks') or [] if isinstance(hook, dict)}
+    lost = [name for name in RUNTIME_HOOKS if name not in there]
+    if not lost:
+        return []
+    return [
+        f'custom_hooks has no {", ".join(lost)}, which the recipes have: what they do is not done. '
+        'custom_hooks = [*_base_.custom_hooks, ...] adds to those of a recipe'
+    ]
 
 
 def require_segmentation(cfg: Config, option: str) -> None:
