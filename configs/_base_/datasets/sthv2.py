@@ -13,18 +13,18 @@ data_prefix = dict(video='20bn-something-something-v2')
 class_file = 'something-something-v2-labels.json'
 frame_sampler = dict(type='segments', num_segments=8)
 train_pipeline = [
-    dict(type='DecodeClip', sampler=frame_sampler, random=True),
+    dict(type='DecodeClip', sampler=frame_sampler, random=True, backend='pyav'),
     dict(type='MultiScaleCropClip', size=224),
     dict(type='PackClipInputs'),
 ]
 val_pipeline = [
-    dict(type='DecodeClip', sampler=frame_sampler, random=False),
+    dict(type='DecodeClip', sampler=frame_sampler, random=False, backend='pyav'),
     dict(type='ResizeClip', size=256),
     dict(type='CenterCropClip', size=224),
     dict(type='PackClipInputs'),
 ]
 test_pipeline = [
-    dict(type='DecodeClip', sampler=dict(num_clips=2, **frame_sampler), random=False),
+    dict(type='DecodeClip', sampler=dict(num_clips=2, **frame_sampler), random=False, backend='pyav'),
     dict(type='ResizeClip', size=256),
     dict(type='ThreeCropClip', size=256),
     dict(type='PackClipInputs'),
