@@ -154,7 +154,7 @@ def test_real_forms(build, name: str, split: str, tmp_path: Path, capsys: pytest
         ),
         (
             'resnet3d/slowonly-r50_bcn-ws_8xb1-acc8-67k_sthv1-8seg-224x224.py',
-            "FileNotFoundError: [Errno 2] No such file or directory: 'data/sthv1/something-something-v1-labels.csv'; ",
+            'FileNotFoundError: data/sthv1/something-something-v1-labels.csv does not exist; nearest existing folder: ',
         ),
         ('resnet3d/r3d-19.py', "FileNotFoundError: recipe '"),
     ],

@@ -13,6 +13,12 @@ def missing(files: Sequence[Path]) -> str:
     return f'missing: {some(map(str, files))}; {nearest(files[0])}'
 
 
+def require(path: Path) -> None:
+    """Raise FileNotFoundError for a file or folder that does not exist, naming the nearest thing that does."""
+    if not path.exists():
+        raise FileNotFoundError(f'{path} does not exist; {nearest(path)}')
+
+
 def nearest(path: Path) -> str:
     """'nearest existing name: ...' for a path that does not exist: what is most like it where the path breaks off."""
     folder, name = path, ''

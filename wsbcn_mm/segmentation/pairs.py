@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from ..engine.file_names import missing, nearest, some
+from ..engine.file_names import missing, require, some
 
 
 class Pair(NamedTuple):
@@ -56,8 +56,7 @@ def pair_by_list(list_file: Path, image_dir: Path, image_suffix: str, label_dir:
         FileNotFoundError: For a file that is not there, naming the nearest thing that exists.
         ValueError: For an empty list, or a name that it has twice.
     """
-    if not list_file.is_file():
-        raise FileNotFoundError(f'{list_file} does not exist; {nearest(list_file)}')
+    require(list_file)
     stems = [line.strip() for line in list_file.read_text().splitlines() if line.strip()]
     if not stems:
         raise ValueError(f'{list_file} has no names')
@@ -78,8 +77,7 @@ def pair_by_list(list_file: Path, image_dir: Path, image_suffix: str, label_dir:
 
 def _by_stem(folder: Path, suffix: str) -> dict[str, Path]:
     """Files by their path below `folder` without the suffix."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f'{folder} does not exist; {nearest(folder)}')
+    require(folder)
     files = [file for file in _files(folder) if file.name.endswith(suffix)]
     return {str(file.relative_to(folder))[: -len(suffix)]: file for file in files}
 

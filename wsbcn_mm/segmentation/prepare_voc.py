@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from ..engine.archives import unpack
 from ..engine.atomic_files import update_atomically
-from ..engine.file_names import missing, nearest
+from ..engine.file_names import missing, nearest, require
 from ..engine.preparation import progress_bar
 from .inventory import report, write_manifest
 from .label_map import IGNORED
@@ -98,8 +98,7 @@ def read_names(file: Path) -> list[str]:
     Raises:
         FileNotFoundError: Naming the nearest thing that exists.
     """
-    if not file.is_file():
-        raise FileNotFoundError(f'{file} does not exist; {nearest(file)}')
+    require(file)
     return file.read_text().split()
 
 

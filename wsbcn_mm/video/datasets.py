@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from mmengine.logging import MMLogger, print_log
 from mmengine.registry import DATASETS
 from torch import Tensor
 
+from ..engine.file_names import require
 from ..engine.whereabouts import Whereabouts
 from .annotations import (
     Annotation,
@@ -60,7 +62,8 @@ class ClipDataset(BaseDataset):
     Raises:
         ValueError: for malformed files (naming file and line), a manifest with other labels or without a usable clip,
             or an unsuitable pipeline.
-        FileNotFoundError: if no listed clip exists, or with ``missing='error'`` if one or the manifest does not.
+        FileNotFoundError: for a list or class file that is not there, if no listed clip exists, or with
+            ``missing='error'`` if one or the manifest does not.
         DecodeError: from an item, as described.
     """
 
@@ -89,6 +92,7 @@ class ClipDataset(BaseDataset):
         self.max_bad = max_bad
         self._by_label: dict[int, list[int]] = {}
         if self.class_file is not None:
+            require(Path(self.class_file))
             kwargs['metainfo'] = {**(kwargs.get('metainfo') or {}), 'classes': load_classes(self.class_file)}
         super().__init__(
             ann_file=ann_file,
@@ -127,6 +131,7 @@ class ClipDataset(BaseDataset):
         self._bad_list = log and os.path.join(os.path.dirname(log), 'bad_clips.txt')
 
     def load_data_list(self) -> list[Results]:
+        require(Path(self.ann_file))
         annotations = self.load_annotations()
         root = self.data_prefix['video']
         listed: list[Results] = [
