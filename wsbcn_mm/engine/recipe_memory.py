@@ -1,7 +1,7 @@
 """What a recipe's training, validation and test need in memory, without a device and without its data."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import product
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
-from mmengine.model import revert_sync_batchnorm
+from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import BaseDataElement, PixelData
@@ -74,8 +74,9 @@ def plan_recipe(
             for choice in [own, *(alternatives(own) if with_alternatives else [])]
             if choice == own or choice.samples <= most_samples
         }
-        validation = recipe.evaluation(shapes['validation'], 'validation', recipe.wrapper(None).optimizer)
-        test = recipe.evaluation(shapes['test'], 'test', None, copies=copies_of_test(cfg))
+        validate = partial(recipe.model.val_step, batch_of(shapes['validation']))
+        validation = recipe.evaluation(validate, 'validation', recipe.wrapper(None).optimizer)
+        test = recipe.evaluation(step_of_test(cfg, recipe.model), 'test', None)
     return RecipeMemory(own, choices[own], validation, test, choices, shapes)
 
 
@@ -142,6 +143,18 @@ def copies_of_test(cfg: Config) -> tuple[dict[str, Any], list[tuple[int, int]]] 
     return None if averaging is None else (averaging, image_sizes(pipeline_of(cfg, 'test'), input_shape(cfg)[2:]))
 
 
+def step_of_test(cfg: Config, model: BaseModel) -> Callable[[], object]:
+    """One batch of a recipe's test with its model: with test-time augmentation the average over the copies."""
+    shape, copies = evaluation_shape(cfg, 'test'), copies_of_test(cfg)
+    if copies is None:
+        return partial(model.test_step, batch_of(shape))
+    averaging, sizes = copies
+    original = evaluation_shape(cfg, 'val')[2:]
+    batches = [batch_of((shape[0], 3, *size), original) for size in sizes]
+    together = {key: [batch[key] for batch in batches] for key in batches[0]}
+    return partial(MODELS.build(averaging | dict(module=model)).test_step, together)
+
+
 class _FakeRecipe:
     """A recipe's model without memory, and steps of it."""
 
@@ -194,24 +207,11 @@ class _FakeRecipe:
         kept = self._kept_filters() if self.accumulation > 1 and choice.activation_memory != 'all' else []
         return step_memory(step, self.model, wrapper.optimizer, present=kept)
 
-    def evaluation(
-        self,
-        shape: tuple[int, ...],
-        stage: str,
-        optimizer: torch.optim.Optimizer | None,
-        copies: tuple[dict[str, Any], list[tuple[int, int]]] | None = None,
-    ) -> StepMemory:
+    def evaluation(self, step: Callable[[], object], stage: str, optimizer: torch.optim.Optimizer | None) -> StepMemory:
         """One batch of validation, beside which the optimizer stays, or of a test, which has none."""
         self.model.eval()
         with torch.no_grad():
-            run = partial(self.model.val_step, batch_of(shape))
-            if copies:
-                averaging, sizes = copies
-                original = evaluation_shape(self.cfg, 'val')[2:]
-                batches = [batch_of((shape[0], 3, *size), original) for size in sizes]
-                together = {key: [batch[key] for batch in batches] for key in batches[0]}
-                run = partial(MODELS.build(averaging | dict(module=self.model)).test_step, together)
-            return step_memory(run, self.model, optimizer, stage=stage, present=self._kept_filters())
+            return step_memory(step, self.model, optimizer, stage=stage, present=self._kept_filters())
 
     def _kept_filters(self) -> list[Tensor]:
         """Standardised filters that are kept between forward passes, as large as the raw ones."""
