@@ -6,6 +6,12 @@ from pathlib import Path
 from typing import Any
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a CSV file, all values as text."""
+    with path.open(newline='') as file:
+        return list(csv.DictReader(file))
+
+
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Path:
     """Write a CSV file, and its folder where there is none; each row has the columns as keys."""
     path.parent.mkdir(parents=True, exist_ok=True)

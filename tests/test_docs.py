@@ -186,7 +186,7 @@ def test_result_tables_have_their_markers(readme):
 def test_markers_are_those_that_the_report_writes():
     from projects.micro_batch_demo import report
 
-    assert MARKERS == (report.TABLE_START, report.TABLE_END)
+    assert tuple(f'<!-- {report.TABLE}:{side} -->' for side in ('start', 'end')) == MARKERS
 
 
 def test_every_pretrained_file_of_the_recipes_is_documented():

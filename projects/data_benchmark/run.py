@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from projects.csv_rows import write_rows
+from projects.readme_tables import write_table
 
 HERE = Path(__file__).parent
-START, END = '<!-- table:start -->', '<!-- table:end -->'
 COLUMNS = ('comparison', 'side', 'round', 'samples', 'ms_per_sample', 'cpu', 'commit', 'date')
 TITLES = {
     'clips': 'Kinetics: 32 of 300 frames of 340x256, crop of 224',
@@ -72,11 +72,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def report(rows: Sequence[Mapping[str, Any]], readme: Path) -> None:
     """Write the table between the README's marks."""
-    text = readme.read_text()
-    before, after = text[: text.index(START)], text[text.index(END) :]
     where = f'Medians of {1 + max(int(row["round"]) for row in rows)} rounds, one thread of {rows[0]["cpu"]}, commit '
     where += ', '.join(dict.fromkeys(row['commit'] for row in rows))
-    readme.write_text(f'{before}{START}\n{where}.\n\n{table(rows)}\n{after}')
+    write_table(readme, 'table', f'{where}.\n\n{table(rows)}')
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

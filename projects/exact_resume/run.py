@@ -7,7 +7,6 @@ python -m projects.exact_resume.run --task video --workers 2 --processes 1 --kil
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import random
 import shutil
@@ -17,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from projects.csv_rows import write_rows
+from projects.csv_rows import read_rows, write_rows
 
 if TYPE_CHECKING:
     from .runs import Case
@@ -92,7 +91,7 @@ def build_data(root: Path) -> Path:
 def save(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Write the rows, in place of those of the same case in the file, and beside those of other cases."""
     of_case = {tuple(str(row[name]) for name in COLUMNS[:3]) for row in rows}
-    kept = list(csv.DictReader(path.open())) if path.is_file() else []
+    kept = read_rows(path) if path.is_file() else []
     kept = [row for row in kept if tuple(row[name] for name in COLUMNS[:3]) not in of_case]
     together = sorted([*kept, *rows], key=lambda row: (*(str(row[name]) for name in COLUMNS[:3]), int(row['kill'])))
     write_rows(path, COLUMNS, together)

@@ -7,18 +7,16 @@ python -m projects.memory_plan.run RECIPE... --out DIR   other recipes, elsewher
 from __future__ import annotations
 
 import argparse
-import csv
 import gc
 import os
-import re
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from projects.csv_rows import write_rows
+from projects.csv_rows import read_rows, write_rows
+from projects.readme_tables import write_table
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / 'configs'
@@ -46,11 +44,11 @@ def rows_of(recipe: str) -> list[dict[str, Any]]:
     import torch
     from mmengine.model import revert_sync_batchnorm
     from mmengine.optim import build_optim_wrapper
-    from mmengine.registry import MODELS, DefaultScope
+    from mmengine.registry import DefaultScope
     from torch import Tensor
 
     from wsbcn_mm.engine.recipe import load_recipe
-    from wsbcn_mm.engine.recipe_memory import batch_of, copies_of_test, plan_recipe
+    from wsbcn_mm.engine.recipe_memory import batch_of, plan_recipe, step_of_test
     from wsbcn_mm.engine.recipe_model import build_model
     from wsbcn_mm.layers import standardize_once
     from wsbcn_mm.segmentation.tta import use_tta
@@ -60,7 +58,7 @@ def rows_of(recipe: str) -> list[dict[str, Any]]:
         use_tta(cfg, SCALES)
     else:  # views run one after the other and wait as bytes: few of them tell enough
         cfg.test_dataloader.dataset.pipeline[0]['sampler']['num_clips'] = 1
-    plan, copies = plan_recipe(cfg, on_gpu=False, with_alternatives=False), copies_of_test(cfg)
+    plan = plan_recipe(cfg, on_gpu=False, with_alternatives=False)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = revert_sync_batchnorm(build_model(cfg, 'cpu')).train()
         wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
@@ -92,13 +90,8 @@ def rows_of(recipe: str) -> list[dict[str, Any]]:
             evaluation()  # makes the filters that are kept
             rows.append(row('validation', plan.shapes['validation'], plan.validation.peak().total, evaluation))
             wrapper.optimizer.state.clear()
-            step = partial(model.test_step, batch_of(plan.shapes['test']))
-            if copies:
-                averaging, sizes = copies
-                batches = [batch_of((1, 3, *size), plan.shapes['validation'][2:]) for size in sizes]
-                together = {key: [batch[key] for batch in batches] for key in batches[0]}
-                step = partial(MODELS.build(averaging | dict(module=model)).test_step, together)
-            rows.append(row('test --tta' if copies else 'test', plan.shapes['test'], plan.test.peak().total, step))
+            stage = 'test --tta' if cfg.default_scope == 'mmseg' else 'test'
+            rows.append(row(stage, plan.shapes['test'], plan.test.peak().total, step_of_test(cfg, model)))
     return rows
 
 
@@ -118,8 +111,7 @@ def peaks(step: Callable[[], object]) -> tuple[int, int]:
 
 
 def load(path: Path) -> list[dict[str, Any]]:
-    with path.open() as file:
-        return [row | {key: int(row[key]) for key in COLUMNS[3:]} for row in csv.DictReader(file)]
+    return [row | {key: int(row[key]) for key in COLUMNS[3:]} for row in read_rows(path)]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -150,9 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
         write_rows((args.out or HERE / 'results') / 'plan.csv', COLUMNS, rows)
     print(table(rows))
     if not args.out:
-        readme = HERE / 'README.md'
-        marks = r'(<!-- plan:start -->\n).*?(<!-- plan:end -->)'
-        readme.write_text(re.sub(marks, lambda m: m[1] + table(rows) + m[2], readme.read_text(), flags=re.DOTALL))
+        write_table(HERE / 'README.md', 'plan', table(rows))
     return 0
 
 

@@ -30,10 +30,11 @@ from projects.micro_batch_demo.records import (
     setting_text,
     summarize,
 )
+from projects.readme_tables import write_table
 
 TEMPLATE = Path(__file__).with_name('report.html.j2')
-TABLE_START = '<!-- demo-table:start -->'
-TABLE_END = '<!-- demo-table:end -->'
+TABLE = 'demo-table'
+"""Name of the table in READMEs."""
 
 
 @dataclass(frozen=True)
@@ -204,16 +205,9 @@ def update_readme_table(readme_path: str | Path, csv_path: str | Path) -> bool:
         ValueError: The README has not exactly one pair of markers, in order.
     """
     readme_path, csv_path = Path(readme_path), Path(csv_path)
-    text = readme_path.read_text()
-    start, end = text.find(TABLE_START), text.find(TABLE_END)
-    if text.count(TABLE_START) != 1 or text.count(TABLE_END) != 1 or end < start:
-        raise ValueError(f'{readme_path} must hold one {TABLE_START} and after it one {TABLE_END}')
     source = Path(os.path.relpath(csv_path.resolve(), readme_path.resolve().parent)).as_posix()
-    table = f'Generated from [`{source}`]({source}).\n\n{markdown_table(load_csv(csv_path))}'
-    updated = f'{text[:start]}{TABLE_START}\n{table}\n{text[end:]}'
-    if updated != text:
-        readme_path.write_text(updated)
-    return updated != text
+    text = f'Generated from [`{source}`]({source}).\n\n{markdown_table(load_csv(csv_path))}'
+    return write_table(readme_path, TABLE, text)
 
 
 def _data_uri(path: Path) -> str:

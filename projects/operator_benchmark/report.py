@@ -15,8 +15,8 @@ from rich.table import Table as ConsoleTable
 
 from projects.operator_benchmark.goals import Verdict, judge, word
 from projects.operator_benchmark.rows import BASELINES, Environment, Row, find, load_csv, ratios, spread
+from projects.readme_tables import write_table
 
-START, END = '<!-- benchmark-table:start -->', '<!-- benchmark-table:end -->'
 NAMES = {
     'bn': 'BatchNorm',
     'gn': 'GroupNorm',
@@ -195,10 +195,6 @@ def update_readme(readme: Path, results: Path, choose: Callable[..., list[Table]
     Raises:
         ValueError: If the README has not exactly one pair of markers in order, or there is nothing to show.
     """
-    text = readme.read_text()
-    start, end = text.find(START), text.find(END)
-    if text.count(START) != 1 or text.count(END) != 1 or end < start:
-        raise ValueError(f'{readme} must hold one {START} and after it one {END}')
     files = sorted(results.glob('*/measurements.csv'))
     if not files:
         raise ValueError(f'{results} has no */measurements.csv to make tables from')
@@ -215,10 +211,7 @@ def update_readme(readme: Path, results: Path, choose: Callable[..., list[Table]
                 f'![{picture.stem}]({Path(os.path.relpath(picture.resolve(), readme.resolve().parent)).as_posix()})'
                 for picture in sorted(file.parent.glob('*.png'))
             ]
-    updated = f'{text[:start]}{START}\n' + '\n\n'.join(parts) + f'\n{text[end:]}'
-    if updated != text:
-        readme.write_text(updated)
-    return updated != text
+    return write_table(readme, 'benchmark-table', '\n\n'.join(parts))
 
 
 def write_pictures(rows: Sequence[Row], folder: Path) -> list[Path]:

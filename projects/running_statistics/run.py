@@ -6,10 +6,6 @@ python -m projects.running_statistics.run --quick    a handful of iterations, in
 
 from __future__ import annotations
 
-import argparse
-import os
-import re
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -17,12 +13,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from projects.csv_rows import write_rows
+from projects.scenes_study import run_study
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 RECIPES = ROOT / 'configs' / 'tiny'
-TABLE = re.compile(r'(?<=<!-- table:start -->\n).*?(?=<!-- table:end -->)', re.DOTALL)
 COLUMNS = ('recipe', 'seed', 'weights', 'statistics', 'mIoU', 'norm', 'var_ratio', 'mean_shift')
 MODELS = {
     'bn 1xb1-acc1': 'BN, 1 sample',
@@ -106,11 +101,11 @@ def evaluations(cfg: Any, checkpoint: Path) -> Iterator[dict[str, Any]]:
         )
 
 
-def study(data_root: Path, work_dir: Path, seeds: int, samples: int) -> list[dict[str, Any]]:
+def study(data_root: Path, work_dir: Path, seeds: int, quick: bool) -> list[dict[str, Any]]:
     """Train every recipe and evaluate what it saved; one row per evaluation."""
     from mmengine.runner import Runner
 
-    rows = []
+    rows, samples = [], 4 if quick else SAMPLES
     for seed in range(seeds):
         for recipe in MODELS:
             folder = work_dir / f'{recipe.replace(" ", "_")}_{seed}'
@@ -137,28 +132,15 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description='What running statistics are worth in evaluation')
-    parser.add_argument('--quick', action='store_true', help='a few iterations on a few scenes, to see that it runs')
-    parser.add_argument('--seeds', type=int, default=1)
-    parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'running_statistics')
-    args = parser.parse_args(arguments)
-    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
-    from projects.micro_batch_demo.data import build_segmentation
-    from projects.micro_batch_demo.run import SCENES
-
-    shutil.rmtree(args.work_dir, ignore_errors=True)
-    if args.quick:
-        data_root = build_segmentation(args.work_dir / 'data', **{**SCENES, 'n_train': 20, 'n_val': 4})
-        rows = study(data_root, args.work_dir, 1, 4)
-        write_rows(args.work_dir / 'results.csv', COLUMNS, rows)
-    else:
-        data_root = build_segmentation(ROOT / 'data' / 'micro_batch_demo', **SCENES)
-        rows = study(data_root, args.work_dir, args.seeds, SAMPLES)
-        write_rows(HERE / 'results' / 'results.csv', COLUMNS, rows)
-        readme = HERE / 'README.md'
-        readme.write_text(TABLE.sub(lambda _: table(rows), readme.read_text()))
-    print(table(rows))
-    return 0
+    return run_study(
+        arguments,
+        HERE,
+        description='What running statistics are worth in evaluation',
+        seeds=1,
+        columns=COLUMNS,
+        study=study,
+        table=table,
+    )
 
 
 if __name__ == '__main__':

@@ -6,22 +6,17 @@ python -m projects.start_from_bn.run --quick    one seed, a handful of iteration
 
 from __future__ import annotations
 
-import argparse
-import os
-import re
-import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from projects.csv_rows import write_rows
+from projects.scenes_study import run_study
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 RECIPES = ROOT / 'configs' / 'tiny'
-TABLE = re.compile(r'(?<=<!-- table:start -->\n).*?(?=<!-- table:end -->)', re.DOTALL)
 COLUMNS = ('start', 'seed', 'iteration', 'mIoU')
 
 
@@ -125,10 +120,11 @@ def train(cfg: Any, *, evaluate_first: bool) -> list[tuple[int, float]]:
     return scores
 
 
-def study(data_root: Path, work_dir: Path, seeds: Iterable[int], length: Length) -> list[dict[str, Any]]:
+def study(data_root: Path, work_dir: Path, seeds: int, quick: bool) -> list[dict[str, Any]]:
     """Train the BN model and every start from it; one row per evaluation."""
     rows: list[dict[str, Any]] = []
-    for seed in seeds:
+    length = QUICK if quick else FULL
+    for seed in range(seeds):
         folder = work_dir / f'source_{seed}'
         scores = train(source_config(data_root, folder, seed, length), evaluate_first=False)
         rows += rows_of('source', seed, scores)
@@ -166,28 +162,15 @@ def cell(values: Sequence[float]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description='BN weights under WS and BCN: what each start is worth')
-    parser.add_argument('--quick', action='store_true', help='a few iterations on a few scenes, to see that it runs')
-    parser.add_argument('--seeds', type=int, default=2)
-    parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'start_from_bn')
-    args = parser.parse_args(arguments)
-    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
-    from projects.micro_batch_demo.data import build_segmentation
-    from projects.micro_batch_demo.run import SCENES
-
-    shutil.rmtree(args.work_dir, ignore_errors=True)
-    if args.quick:
-        data_root = build_segmentation(args.work_dir / 'data', **{**SCENES, 'n_train': 20, 'n_val': 4})
-        rows = study(data_root, args.work_dir, range(1), QUICK)
-        write_rows(args.work_dir / 'results.csv', COLUMNS, rows)
-    else:
-        data_root = build_segmentation(ROOT / 'data' / 'micro_batch_demo', **SCENES)
-        rows = study(data_root, args.work_dir, range(args.seeds), FULL)
-        write_rows(HERE / 'results' / 'results.csv', COLUMNS, rows)
-        readme = HERE / 'README.md'
-        readme.write_text(TABLE.sub(lambda _: table(rows), readme.read_text()))
-    print(table(rows))
-    return 0
+    return run_study(
+        arguments,
+        HERE,
+        description='BN weights under WS and BCN: what each start is worth',
+        seeds=2,
+        columns=COLUMNS,
+        study=study,
+        table=table,
+    )
 
 
 if __name__ == '__main__':

@@ -7,9 +7,7 @@ python -m projects.statistics_sharing.run --quick    a tiny model, two rounds, i
 from __future__ import annotations
 
 import argparse
-import csv
 import os
-import re
 import sys
 import tempfile
 import time
@@ -18,7 +16,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from projects.csv_rows import write_rows
+from projects.csv_rows import read_rows, write_rows
+from projects.readme_tables import write_table
 from projects.statistics_sharing.network import ALGORITHMS, Network, seconds
 
 HERE = Path(__file__).parent
@@ -105,10 +104,8 @@ def slowest(step: Any) -> float:
 
 
 def load(path: Path) -> Rows:
-    with path.open() as file:
-        rows: Rows = list(csv.DictReader(file))
     numbers = dict(calls=int, bytes=int, ms=float)
-    return [{key: numbers.get(key, str)(value) for key, value in row.items()} for row in rows]
+    return [{key: numbers.get(key, str)(value) for key, value in row.items()} for row in read_rows(path)]
 
 
 def table_of_times(times: Rows) -> str:
@@ -179,12 +176,6 @@ def table_on_paper(sent: Rows, network: Network) -> str:
     )
 
 
-def fill(path: Path, name: str, text: str) -> None:
-    """Write a table between its marks."""
-    pattern = re.compile(f'(?<=<!-- {name}:start -->\n).*?(?=<!-- {name}:end -->)', re.DOTALL)
-    path.write_text(pattern.sub(lambda _: text, path.read_text()))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--quick', action='store_true', help='a tiny model, to see that it runs')
@@ -210,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not args.quick:
         for name, text in tables.items():
             for path in (HERE / 'README.md', DECISION):
-                fill(path, name, text)
+                write_table(path, name, text)
     print('\n'.join(tables.values()))
     return 0
 

@@ -17,6 +17,7 @@ from wsbcn_mm.engine.recipe import dicts_in
 
 CPU = torch.device('cpu')
 SHAPE = (2, 64, 5, 3)
+MARKS = ('<!-- benchmark-table:start -->', '<!-- benchmark-table:end -->')
 HERE = rows.Environment(
     device='cpu',
     device_name='Some CPU',
@@ -277,7 +278,7 @@ def test_readme_tables_are_made_from_every_device(tmp_path):
     rows.save_csv([replace(item, environment=gpu) for item in measured], folder / 'measurements.csv')
     report.write_pictures(measured, tmp_path / 'results' / 'cpu')
     readme = tmp_path / 'README.md'
-    readme.write_text(f'Before.\n{report.START}\nold\n{report.END}\nAfter.\n')
+    readme.write_text(f'Before.\n{MARKS[0]}\nold\n{MARKS[1]}\nAfter.\n')
     assert report.update_readme(readme, tmp_path / 'results', report.all_tables, pictures=True)
     text = readme.read_text()
     assert text.startswith('Before.\n')
@@ -300,8 +301,8 @@ def test_readme_tables_are_made_from_every_device(tmp_path):
 @pytest.mark.parametrize('readme', ['README.md', 'projects/operator_benchmark/README.md'])
 def test_the_readmes_have_their_markers(readme):
     text = (rows.ROOT / readme).read_text()
-    assert [text.count(marker) for marker in (report.START, report.END)] == [1, 1]
-    assert text.index(report.START) < text.index(report.END)
+    assert [text.count(marker) for marker in MARKS] == [1, 1]
+    assert text.index(MARKS[0]) < text.index(MARKS[1])
 
 
 def test_a_reason_is_given_once_with_its_cases():

@@ -1,20 +1,15 @@
 """The study of starts from BN runs, and its README says what its results say."""
 
-import csv
-
 import pytest
 
-from projects.start_from_bn.run import COLUMNS, FULL, HERE, QUICK, STARTS, TABLE, main, table
-
-
-def read(path):
-    with path.open() as file:
-        return list(csv.DictReader(file))
+from projects.csv_rows import read_rows
+from projects.readme_tables import read_table
+from projects.start_from_bn.run import COLUMNS, FULL, HERE, QUICK, STARTS, main, table
 
 
 def test_the_table_in_the_readme_is_that_of_the_results():
-    rows = read(HERE / 'results' / 'results.csv')
-    assert TABLE.findall((HERE / 'README.md').read_text()) == [table(rows)]
+    rows = read_rows(HERE / 'results' / 'results.csv')
+    assert read_table(HERE / 'README.md', 'table') == table(rows)
     assert {row['start'] for row in rows} == {'source', *STARTS}
     assert {int(row['iteration']) for row in rows if row['start'] == 'gradual'} == set(
         range(0, FULL.target + 1, FULL.interval)
@@ -25,7 +20,7 @@ def test_the_table_in_the_readme_is_that_of_the_results():
 def test_a_quick_run(tmp_path, capsys):
     """Real recipes, data and checkpoints: before the first step the gradual start is the BN model it comes from."""
     assert main(['--quick', '--work-dir', str(tmp_path)]) == 0
-    rows = read(tmp_path / 'results.csv')
+    rows = read_rows(tmp_path / 'results.csv')
     assert tuple(rows[0]) == COLUMNS
     scores = {(row['start'], int(row['iteration'])): float(row['mIoU']) for row in rows}
     for name, start in STARTS.items():
