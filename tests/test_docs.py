@@ -134,7 +134,7 @@ def test_config_examples_build_with_ws_and_bcn(name, tmp_path):
 
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(cfg.model)
-        for hook in [*cfg.custom_hooks, *cfg.default_hooks.values()]:
+        for hook in cfg.default_hooks.values():
             assert HOOKS.build(hook)
     # ResNet-50's 53 convolutions and V3+'s 14, each with a norm; the classifier is plain.
     assert count_convs(model) == {'WS': 53 + 14, 'plain': 1}

@@ -87,7 +87,7 @@ def main() -> None:
     if args.amp:
         said += use_amp(cfg, None if args.amp == 'best' else args.amp)
     recipe.check_recipe(cfg)
-    said += recipe.lost_hooks(cfg)
+    said += recipe.add_guards(cfg)
     prepare_launch(cfg, args.launcher, local_rank=args.local_rank)
     said += plan_batch_as_before(cfg, world_size(cfg), global_batch=args.global_batch, per_device=args.per_device)
     seed_samples(cfg)

@@ -1,30 +1,30 @@
-# What every recipe shares. Intervals (logging, checkpoints, validation) belong to the schedules.
+# What every recipe shares. Schedules build on this file and add intervals for logs, checkpoints and validation.
 env_cfg = dict(
     cudnn_benchmark=True,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     dist_cfg=dict(backend='nccl'))
-# Refuse weights of another norm, or of another Weight Standardization, than the model's.
+# Reject weights trained with another norm, or another Weight Standardization, than the model's.
 allow_norm_mismatch = False
-# Refuse weights that were trained with another class list than the data's.
+# Reject weights trained with another class list than the data's.
 allow_class_mismatch = False
-custom_hooks = [
-    dict(type='CheckpointGuard'),
-    dict(type='ClassGuard'),
-    dict(type='EachSampleOnce'),
-    dict(type='NormReport'),
-    dict(type='Deterministic'),
-    dict(type='StopAtNonFinite'),
-    dict(type='Preflight'),
-    dict(type='StandardizeOnceHook'),
-    dict(type='StepStatisticsHook'),
-    dict(type='MergeStatistics'),
-    dict(type='AccumulatedGradients'),
-    dict(type='IterationSeeds'),
-    dict(type='ResumePosition'),
-    dict(type='ActivationMemory'),
-    dict(type='DataVerdict'),
-    dict(type='LoaderWatchdog'),
-]
+# By key, so that hooks in your own custom_hooks add to these. A key set to None switches its hook off.
+default_hooks = dict(
+    checkpoint_guard=dict(type='CheckpointGuardHook'),
+    class_guard=dict(type='ClassGuardHook'),
+    evaluation_padding=dict(type='EvaluationPaddingHook'),
+    norm_report=dict(type='NormReportHook'),
+    deterministic=dict(type='DeterministicHook'),
+    non_finite=dict(type='NonFiniteHook'),
+    loader_memory=dict(type='LoaderMemoryHook'),
+    standardized_weight=dict(type='StandardizedWeightHook'),
+    step_statistics=dict(type='StepStatisticsHook'),
+    statistics_merge=dict(type='StatisticsMergeHook'),
+    accumulated_gradients=dict(type='AccumulatedGradientsHook'),
+    iteration_seed=dict(type='IterationSeedHook'),
+    resume_position=dict(type='ResumePositionHook'),
+    activation_memory=dict(type='ActivationMemoryHook'),
+    data_speed=dict(type='DataSpeedHook'),
+    loader_watchdog=dict(type='LoaderWatchdogHook'))
 activation_memory = 'all'  # 'save_conv' and 'full_checkpoint' keep less: docs/memory.md
 randomness = dict(seed=0)  # deterministic=True repeats runs to the last bit, slower: docs/guards.md
 log_level = 'INFO'

@@ -7,8 +7,7 @@ Measured: not measured yet.
 """
 _base_ = [
     '../_base_/models/deeplabv3_r101-d16.py', '../_base_/norms/gn-ws.py',
-    '../_base_/datasets/voc12aug-513x513.py', '../_base_/schedules/voc12aug-poly-33k.py',
-    '../_base_/default_runtime.py']
+    '../_base_/datasets/voc12aug-513x513.py', '../_base_/schedules/voc12aug-poly-33k.py']
 model = dict(
     data_preprocessor=dict(size={{_base_.crop_size}}),
     backbone=dict(conv_cfg={{_base_.conv_cfg}}, norm_cfg={{_base_.norm_cfg}},

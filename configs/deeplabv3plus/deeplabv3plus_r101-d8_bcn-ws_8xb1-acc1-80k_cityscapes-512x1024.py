@@ -7,8 +7,7 @@ Measured: not measured yet.
 """
 _base_ = [
     '../_base_/models/deeplabv3plus_r101-d8.py', '../_base_/norms/bcn-ws.py',
-    '../_base_/datasets/cityscapes-512x1024.py', '../_base_/schedules/cityscapes-poly-80k.py',
-    '../_base_/default_runtime.py']
+    '../_base_/datasets/cityscapes-512x1024.py', '../_base_/schedules/cityscapes-poly-80k.py']
 model = dict(
     data_preprocessor=dict(size={{_base_.crop_size}}),
     backbone=dict(conv_cfg={{_base_.conv_cfg}}, norm_cfg={{_base_.norm_cfg}},

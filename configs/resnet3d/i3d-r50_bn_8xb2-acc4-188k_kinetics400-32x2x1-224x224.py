@@ -8,7 +8,7 @@ Measured: not measured yet.
 """
 _base_ = [
     '../_base_/models/i3d-r50.py', '../_base_/norms/bn.py', '../_base_/datasets/kinetics400-32x2x1-224x224.py',
-    '../_base_/schedules/kinetics400-step-188k.py', '../_base_/default_runtime.py']
+    '../_base_/schedules/kinetics400-step-188k.py']
 model = dict(
     backbone=dict(conv_cfg={{_base_.conv_cfg_3d}}, norm_cfg={{_base_.norm_cfg_3d}},
                   init_cfg=dict(type='Inflated2d', checkpoint='pretrained/resnet50_bn.pth')))

@@ -8,7 +8,7 @@ Measured: not measured yet.
 """
 _base_ = [
     '../_base_/models/r3d-18.py', '../_base_/norms/gn-ws.py', '../_base_/datasets/kinetics400-16x4x1-112x112.py',
-    '../_base_/schedules/kinetics400-step-188k.py', '../_base_/default_runtime.py']
+    '../_base_/schedules/kinetics400-step-188k.py']
 model = dict(
     backbone=dict(conv_cfg={{_base_.conv_cfg_3d}}, norm_cfg={{_base_.norm_cfg_3d}}))
 train_dataloader = dict(batch_size=2)

@@ -8,7 +8,7 @@ Measured: not measured yet.
 """
 _base_ = [
     '../_base_/models/slowonly-r50.py', '../_base_/norms/bcnsync-ws.py', '../_base_/datasets/sthv2.py',
-    '../_base_/schedules/sthv2-step-132k.py', '../_base_/default_runtime.py']
+    '../_base_/schedules/sthv2-step-132k.py']
 model = dict(
     backbone=dict(conv_cfg={{_base_.conv_cfg_3d}}, norm_cfg={{_base_.norm_cfg_3d}},
                   init_cfg=dict(type='Inflated2d', checkpoint='pretrained/resnet50_bcn_ws.pth')),

@@ -9,7 +9,7 @@ Measured: not measured yet.
 """
 _base_ = [
     '../_base_/models/slowonly-r50.py', '../_base_/norms/syncbn.py', '../_base_/datasets/sthv1.py',
-    '../_base_/schedules/sthv1-step-67k.py', '../_base_/default_runtime.py']
+    '../_base_/schedules/sthv1-step-67k.py']
 model = dict(
     backbone=dict(conv_cfg={{_base_.conv_cfg_3d}}, norm_cfg={{_base_.norm_cfg_3d}},
                   init_cfg=dict(type='Inflated2d', checkpoint='pretrained/resnet50_bn.pth')),

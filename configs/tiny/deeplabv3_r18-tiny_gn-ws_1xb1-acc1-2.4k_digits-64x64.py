@@ -4,8 +4,7 @@ python tools/train.py configs/tiny/deeplabv3_r18-tiny_gn-ws_1xb1-acc1-2.4k_digit
 CPU, after `make demo` has built its data; measured results: projects/micro_batch_demo/README.md.
 """
 _base_ = [
-    '../_base_/models/tiny-deeplabv3.py', '../_base_/datasets/demo-digits.py', '../_base_/schedules/demo-1xb1.py',
-    '../_base_/default_runtime.py']
+    '../_base_/models/tiny-deeplabv3.py', '../_base_/datasets/demo-digits.py', '../_base_/schedules/demo-1xb1.py']
 conv_cfg = dict(type='WSConv2d')
 norm_cfg = dict(type='GN', num_groups=8)
 model = dict(

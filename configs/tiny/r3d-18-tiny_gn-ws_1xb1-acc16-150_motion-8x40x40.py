@@ -4,8 +4,7 @@ python tools/train.py configs/tiny/r3d-18-tiny_gn-ws_1xb1-acc16-150_motion-8x40x
 CPU, after `make demo` has built its data; measured results: projects/micro_batch_demo/README.md.
 """
 _base_ = [
-    '../_base_/models/tiny-r3d.py', '../_base_/datasets/demo-motion.py', '../_base_/schedules/demo-1xb1-acc16.py',
-    '../_base_/default_runtime.py']
+    '../_base_/models/tiny-r3d.py', '../_base_/datasets/demo-motion.py', '../_base_/schedules/demo-1xb1-acc16.py']
 conv_cfg = dict(type='WSConv3d')
 norm_cfg = dict(type='GN', num_groups=8)
 model = dict(

@@ -81,7 +81,7 @@ def config(case: Case, data: Path, work_dir: Path) -> Config:
     cfg.param_scheduler[1].end = case.iterations
     cfg.default_hooks.checkpoint.update(interval=SAVE_EVERY, max_keep_ckpts=4)
     cfg.default_hooks.logger.interval = 1
-    cfg.custom_hooks.append(dict(type='EMAHook', momentum=0.1))
+    cfg.custom_hooks = [dict(type='EMAHook', momentum=0.1)]
     cfg.env_cfg.cudnn_benchmark = False
     cfg.work_dir, cfg.resume = str(work_dir), True
     return cfg

@@ -55,7 +55,7 @@ def config(recipe: str, data_root: Path, work_dir: Path, seed: int, samples: int
     cfg.default_hooks.checkpoint.interval = iters
     cfg.default_hooks.logger.interval = max(1, iters // 5)
     average = dict(type='EMAPerStepHook', momentum=min(0.5, 1 / (SPAN * iters)))
-    cfg.custom_hooks = [*cfg.custom_hooks, average]
+    cfg.custom_hooks = [average]
     return cfg
 
 
@@ -72,7 +72,7 @@ def evaluations(cfg: Any, checkpoint: Path) -> Iterator[dict[str, Any]]:
     saved = torch.load(checkpoint, weights_only=True)
     last = {k.removeprefix('module.'): v for k, v in saved['ema_state_dict'].items() if k != 'steps'}
     averaged = saved['state_dict']
-    cfg.custom_hooks = []
+    cfg.default_hooks, cfg.custom_hooks = {}, []
     cfg.work_dir += '_evaluated'
     runner = Runner.from_cfg(cfg)
     model: Any = runner.model

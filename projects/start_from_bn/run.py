@@ -45,7 +45,7 @@ class Start(NamedTuple):
     loads: bool = True
     """Whether it goes on from the BN model."""
     hook: dict[str, Any] | None = None
-    """Arguments of StartFromBN; `iters` as a share of the run."""
+    """Arguments of BNStartHook; `iters` as a share of the run."""
 
 
 STARTS = {
@@ -74,7 +74,7 @@ def target_config(start: Start, source: str, data_root: Path, work_dir: Path, se
         cfg.allow_norm_mismatch = start.norm != 'bn'
     if start.hook is not None:
         iters = int(start.hook.get('iters', 0) * length.target)
-        cfg.custom_hooks = [*cfg.custom_hooks, dict(type='StartFromBN', **{**start.hook, 'iters': iters})]
+        cfg.custom_hooks = [dict(type='BNStartHook', **{**start.hook, 'iters': iters})]
     return cfg
 
 

@@ -104,10 +104,10 @@ def test_data_and_parts_are_what_the_name_says(recipe):
         assert loader.dataset.data_root.startswith('data/micro_batch_demo/')
         if name['frames']:
             assert loader.dataset.pipeline[0].sampler == dict(type='segments', num_segments=int(name['frames']))
-    assert 'NormReport' in [hook.type for hook in cfg.custom_hooks]
+    assert 'NormReportHook' in [hook.type for hook in cfg.default_hooks.values()]
     init_default_scope(cfg.default_scope)
     with HOOKS.switch_scope_and_registry(None) as registry:
-        assert all(registry.get(hook.type) for hook in cfg.custom_hooks)
+        assert all(registry.get(hook.type) for hook in cfg.default_hooks.values())
     with METRICS.switch_scope_and_registry(None) as registry:
         assert registry.get(cfg.val_evaluator.type)
 

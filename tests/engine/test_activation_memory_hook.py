@@ -65,7 +65,7 @@ def train(work_dir, *, iterations=4, resume=False, **cfg):
             checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=4),
             logger=dict(type='LoggerHook', interval=1),
         ),
-        custom_hooks=[dict(type='ActivationMemory')],
+        custom_hooks=[dict(type='ActivationMemoryHook')],
         log_processor=dict(by_epoch=False),
         randomness=dict(seed=0),
         resume=resume,
@@ -142,7 +142,7 @@ def test_the_key_is_optional_and_compile_alone_is_fine():
 def test_every_recipe_has_the_switch():
     cfg = load_recipe(str(next((CONFIGS / 'deeplabv3').glob('*.py'))), options=['activation_memory=save_conv'])
     assert requested_activation_memory(cfg) == dict(mode='save_conv')
-    assert 'ActivationMemory' in [hook.type for hook in cfg.custom_hooks]
+    assert 'ActivationMemoryHook' in [hook.type for hook in cfg.default_hooks.values()]
 
 
 def build(pattern):

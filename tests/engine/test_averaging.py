@@ -108,7 +108,7 @@ def runs(tmp_path_factory):
     found = []
     for hooks in ([], [EMA]):
         folder = tmp_path_factory.mktemp(f'{len(hooks)}')
-        own = dict(type='StandardizeOnceHook')
+        own = dict(type='StandardizedWeightHook')
         found.append(runner_of(folder, Toy(), own, *hooks, iters=6, accumulation=2, interval=2, val_interval=3))
         found[-1].train()
     return found
@@ -149,6 +149,6 @@ def test_a_resumed_run_has_the_average(runs, tmp_path):
 
 def test_tools_load_its_checkpoints_into_a_runner_that_does_not_run(runs, tmp_path):
     file = f'{runs[1].work_dir}/iter_6.pth'
-    runner = runner_of(tmp_path, Toy(), EMA, dict(type='PreciseStatistics'), iters=6)
+    runner = runner_of(tmp_path, Toy(), EMA, dict(type='PreciseStatisticsHook'), iters=6)
     runner.load_checkpoint(file, strict=True)
     assert_equal(state_of(runner.model), load(file)['state_dict'])

@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
 
-from wsbcn_mm.engine.hooks import CheckpointGuard
+from wsbcn_mm.engine.hooks import CheckpointGuardHook
 from wsbcn_mm.layers import BatchChannelNorm, WSConv2d
 from wsbcn_mm.surgery.fingerprint import fingerprint
 
@@ -80,7 +80,7 @@ def run(tmp_path, model, **cfg):
         train_cfg=dict(by_epoch=False, max_iters=1),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
         default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1)),
-        custom_hooks=[CheckpointGuard()],
+        custom_hooks=[CheckpointGuardHook()],
         log_processor=dict(by_epoch=False),
         experiment_name=f'guard{next(RUNS)}',
         cfg=dict(load_from=cfg.get('load_from'), resume=cfg.get('resume', False)) | cfg,

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from wsbcn_mm.engine.class_list import class_list
-from wsbcn_mm.engine.hooks import ClassGuard
+from wsbcn_mm.engine.hooks import ClassGuardHook
 
 CLASSES = ('road', 'wall', 'fence')
 SHORT = {names: class_list(names).sha256[:12] for names in (CLASSES, ('road', 'fence', 'wall'), CLASSES[:2])}
@@ -61,7 +61,7 @@ def run(folder, classes, load_from=None, resume=False, **cfg):
         test_evaluator=[],
         optim_wrapper={'optimizer': {'type': 'SGD', 'lr': 0.1}},
         default_hooks={'checkpoint': {'type': 'SafeCheckpointHook', 'by_epoch': False, 'interval': 1}},
-        custom_hooks=[ClassGuard()],
+        custom_hooks=[ClassGuardHook()],
         log_processor={'by_epoch': False},
         experiment_name=f'classes{next(RUNS)}',
         cfg={'load_from': load_from, 'resume': resume} | cfg,

@@ -53,7 +53,7 @@ def verdicts(folder: Path, name: str, dataset, iterations: int = 14, step: float
         train_dataloader=dict(batch_size=2, num_workers=0, sampler=dict(type='InfiniteSampler'), dataset=dataset),
         train_cfg=dict(type='IterBasedTrainLoop', max_iters=iterations),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
-        custom_hooks=[dict(type='DataVerdict', iterations=12, skipped=2)],
+        custom_hooks=[dict(type='DataSpeedHook', iterations=12, skipped=2)],
         default_hooks=dict(checkpoint=None),
     )
     found = []
@@ -102,4 +102,4 @@ def test_a_shorter_training_has_none(tmp_path: Path) -> None:
 
 def test_numbers_that_leave_nothing_to_count_are_refused() -> None:
     with pytest.raises(ValueError, match=r'^iterations=10, skipped=10: 0 <= skipped < iterations is expected$'):
-        HOOKS.build(dict(type='DataVerdict', iterations=10))
+        HOOKS.build(dict(type='DataSpeedHook', iterations=10))

@@ -12,7 +12,11 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
 import wsbcn_mm.segmentation  # noqa: F401  registers the modules
-from wsbcn_mm.engine.hooks.deterministic import Deterministic, DeterministicInterpolation, interpolate_deterministically
+from wsbcn_mm.engine.hooks.deterministic import (
+    DeterministicHook,
+    DeterministicInterpolation,
+    interpolate_deterministically,
+)
 from wsbcn_mm.ops.bilinear_upsample import bilinear_upsample
 
 TINY = Path(__file__).parents[2] / 'configs' / 'tiny' / 'deeplabv3_r18-tiny_gn_1xb1-acc1-2.4k_digits-64x64.py'
@@ -106,14 +110,14 @@ class Run:
 @pytest.mark.usefixtures('_torch_deterministic')
 def test_the_hook_asks_cublas_too_and_only_where_it_was_asked(monkeypatch):
     monkeypatch.delenv('CUBLAS_WORKSPACE_CONFIG', raising=False)
-    hook, run = Deterministic(), Run()
+    hook, run = DeterministicHook(), Run()
     hook.before_run(run)
     hook.before_run(run)
     assert os.environ['CUBLAS_WORKSPACE_CONFIG'] == ':4096:8'
     assert run.said == ['deterministic: bilinear interpolation goes backward by matrix products']
     torch.use_deterministic_algorithms(False)
     other = Run()
-    Deterministic().before_run(other)
+    DeterministicHook().before_run(other)
     assert not other.said
     assert not other.model._forward_pre_hooks
 

@@ -21,7 +21,7 @@ def runner(round_up: bool, metric: str = 'TopKAccuracy', samples: int = 7) -> Si
 @pytest.fixture
 def three_processes(monkeypatch):
     monkeypatch.setattr('wsbcn_mm.engine.hooks.each_sample_once.get_world_size', lambda: 3)
-    return HOOKS.build(dict(type='EachSampleOnce'))
+    return HOOKS.build(dict(type='EvaluationPaddingHook'))
 
 
 @pytest.mark.parametrize('stage', ['before_train', 'before_val', 'before_test'])
@@ -43,4 +43,4 @@ def test_what_pads_nothing_or_counts_otherwise_passes(three_processes):
 
 
 def test_one_process_never_pads():
-    HOOKS.build(dict(type='EachSampleOnce')).before_test(runner(round_up=True))
+    HOOKS.build(dict(type='EvaluationPaddingHook')).before_test(runner(round_up=True))

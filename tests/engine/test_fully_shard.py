@@ -108,8 +108,8 @@ def train(folder, name, scale=1.0):
         ),
         custom_hooks=[
             dict(type='StepStatisticsHook'),
-            dict(type='StandardizeOnceHook'),
-            dict(type='StopAtNonFinite'),
+            dict(type='StandardizedWeightHook'),
+            dict(type='NonFiniteHook'),
             *([dict(type='FullyShardHook')] if sharded else []),
         ],
         log_processor=dict(by_epoch=False),

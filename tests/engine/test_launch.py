@@ -226,7 +226,7 @@ def test_a_wrapper_of_the_recipe_stays(torchrun):
 
 
 def test_a_sharding_wrapper_gets_its_hook_and_nothing_of_data_parallel(torchrun):
-    hooks = [dict(type='NormReport')]
+    hooks = [dict(type='NormReportHook')]
     cfg = Config(dict(model_wrapper_cfg=dict(type='FullyShard'), custom_hooks=hooks, find_unused_parameters=True))
     prepare_launch(cfg)
     assert cfg.model_wrapper_cfg == dict(type='FullyShard')

@@ -9,7 +9,7 @@ from mmengine.dataset import BaseDataset
 from torch.utils.data import DataLoader
 
 import wsbcn_mm.engine.hooks.loader_watchdog
-from wsbcn_mm.engine.hooks.loader_watchdog import LoaderWatchdog, describe_wait
+from wsbcn_mm.engine.hooks.loader_watchdog import LoaderWatchdogHook, describe_wait
 from wsbcn_mm.engine.whereabouts import WatchedItems
 
 
@@ -47,7 +47,7 @@ def test_a_loader_that_hangs_is_described_until_it_goes_on(tmp_path, monkeypatch
     run = Run(DataLoader(Pipes(tmp_path, 4), batch_size=1, num_workers=2))
     # Lets the hanging item go, from outside, as a drive that comes back.
     writer = Timer(1.5, lambda: os.close(os.open(tmp_path / '2', os.O_WRONLY)))
-    watchdog = LoaderWatchdog(patience=0.2)
+    watchdog = LoaderWatchdogHook(patience=0.2)
     batches = iter(run.train_dataloader)
     writer.start()
     watchdog.before_run(run)
@@ -78,7 +78,7 @@ def test_descriptions_without_workers_and_without_whereabouts(tmp_path):
 
 
 def test_the_time_behind_the_last_batch_is_no_waiting(tmp_path):
-    watchdog = LoaderWatchdog()
+    watchdog = LoaderWatchdogHook()
     loader = DataLoader(Pipes(tmp_path, 2), batch_size=1)
 
     run = Run(loader)
@@ -94,4 +94,4 @@ def test_the_time_behind_the_last_batch_is_no_waiting(tmp_path):
     watchdog.after_val_epoch(run)
     assert watchdog._waiting[0] == 'train'
     with pytest.raises(ValueError, match=r'^patience=0: seconds above 0 are needed$'):
-        LoaderWatchdog(0)
+        LoaderWatchdogHook(0)

@@ -1,4 +1,4 @@
-"""MergeStatistics in Runners of two gloo processes: what is validated and saved is of both, averages included."""
+"""StatisticsMergeHook in Runners of two gloo processes: what is validated and saved is of both, averages included."""
 
 import os
 from functools import partial
@@ -17,10 +17,10 @@ from wsbcn_mm.engine.training_batches import losses, training_batches
 from wsbcn_mm.surgery.calibration import calibrate
 
 HOOKS = {
-    'bn': [dict(type='MergeStatistics')],
-    'bn-average': [dict(type='MergeStatistics'), dict(type='EMAPerStepHook', momentum=0.3)],
-    'bn-precise': [dict(type='MergeStatistics'), dict(type='PreciseStatistics', samples=5)],
-    'bcn': [dict(type='MergeStatistics')],
+    'bn': [dict(type='StatisticsMergeHook')],
+    'bn-average': [dict(type='StatisticsMergeHook'), dict(type='EMAPerStepHook', momentum=0.3)],
+    'bn-precise': [dict(type='StatisticsMergeHook'), dict(type='PreciseStatisticsHook', samples=5)],
+    'bcn': [dict(type='StatisticsMergeHook')],
 }
 WRAPPER = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
 

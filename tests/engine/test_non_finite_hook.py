@@ -1,4 +1,4 @@
-"""StopAtNonFinite through real Runners: what it says, what it keeps, and what it lets pass."""
+"""NonFiniteHook through real Runners: what it says, what it keeps, and what it lets pass."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import wsbcn_mm.engine.hooks  # noqa: F401  registers the hook
-from wsbcn_mm.engine.hooks.non_finite import NonFiniteError, StopAtNonFinite, losses_in, sample_names, told
+from wsbcn_mm.engine.hooks.non_finite import NonFiniteError, NonFiniteHook, losses_in, sample_names, told
 from wsbcn_mm.layers import BatchChannelNorm, WSConv2d
 
 
@@ -89,7 +89,7 @@ def runner_of(folder, *, iters, bright=(), wrapper=OptimWrapper, interval=2, hoo
             logger=dict(type='LoggerHook', interval=1),
             checkpoint=dict(type='SafeCheckpointHook', by_epoch=False, interval=interval),
         ),
-        custom_hooks=[dict(type='StepStatisticsHook'), dict(type='StopAtNonFinite', **settings), *hooks],
+        custom_hooks=[dict(type='StepStatisticsHook'), dict(type='NonFiniteHook', **settings), *hooks],
         experiment_name=f'{folder.parent.name}-{folder.name}',
     )
 
@@ -211,7 +211,7 @@ def fake_runner(model, **cfg):
 
 
 def test_a_compiled_model_is_looked_at_after_the_step():
-    hook, runner = StopAtNonFinite(), fake_runner(nn.Linear(2, 2), compile=True)
+    hook, runner = NonFiniteHook(), fake_runner(nn.Linear(2, 2), compile=True)
     hook.before_train(runner)
     hook.after_train_iter(runner, 4, outputs=dict(loss=torch.tensor(1.0), acc=torch.tensor(float('nan'))))
     with pytest.raises(NonFiniteError) as error:
@@ -222,7 +222,7 @@ def test_a_compiled_model_is_looked_at_after_the_step():
 def test_norms_that_would_wait_for_other_ranks_are_not_run_again(monkeypatch):
     monkeypatch.setattr('wsbcn_mm.engine.hooks.non_finite.get_world_size', lambda: 2)
     model = nn.Sequential(BatchChannelNorm(4, 2, statistics='sync'))
-    (line,) = StopAtNonFinite()._first_bad_module(model, lambda: pytest.fail('it was run'))
+    (line,) = NonFiniteHook()._first_bad_module(model, lambda: pytest.fail('it was run'))
     assert line == 'not run again: its norms would wait for the other ranks; one process shows the first module'
 
 
@@ -230,10 +230,10 @@ def test_float16_that_overflows_in_a_standardised_convolution_gets_a_hint():
     torch.manual_seed(0)
     model = nn.Sequential(nn.ReLU(), WSConv2d(512, 2, 3).half())
     x = torch.full((1, 512, 3, 3), 6e4).half() * torch.randn(1, 512, 3, 3).half().sign()
-    _, hint = '\n'.join(StopAtNonFinite()._first_bad_module(model, lambda: model(-x))).rsplit('\n', 1)
+    _, hint = '\n'.join(NonFiniteHook()._first_bad_module(model, lambda: model(-x))).rsplit('\n', 1)
     assert hint == "  float16 ends at 65504: --amp bf16 does not, and gain='fan_in' in its conv_cfg keeps outputs small"
     with_gain = nn.Sequential(nn.ReLU(), WSConv2d(512, 2, 3, gain='fan_in').half())
-    assert list(StopAtNonFinite()._first_bad_module(with_gain, lambda: with_gain(x))) == [
+    assert list(NonFiniteHook()._first_bad_module(with_gain, lambda: with_gain(x))) == [
         'the batch gives finite values when it is run again: a part that draws random numbers, or the loss'
     ]
 
@@ -246,6 +246,6 @@ def test_samples_without_a_name():
 
 def test_negative_numbers_are_refused():
     with pytest.raises(ValueError, match=r'^tolerance=-1: a number of iterations, 0 or more, is expected$'):
-        StopAtNonFinite(tolerance=-1)
+        NonFiniteHook(tolerance=-1)
     with pytest.raises(ValueError, match=r'^skipped_steps=-2: a number of steps, 0 or more, is expected$'):
-        StopAtNonFinite(skipped_steps=-2)
+        NonFiniteHook(skipped_steps=-2)

@@ -1,4 +1,4 @@
-"""What NormReport says and refuses, through a real Runner that trains a toy model."""
+"""What NormReportHook says and refuses, through a real Runner that trains a toy model."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
 
-from wsbcn_mm.engine.hooks import NormReport
+from wsbcn_mm.engine.hooks import NormReportHook
 from wsbcn_mm.engine.hooks.norm_report import check_model
 from wsbcn_mm.layers import BatchChannelNorm, WSConv2d
 
@@ -83,7 +83,7 @@ def run(tmp_path, model, *, batch_size=2, accumulation=1, validate=False, test=F
         str(tmp_path),
         **settings,
         default_hooks=dict(checkpoint=None, logger=dict(type='LoggerHook', interval=1)),
-        custom_hooks=[dict(type='NormReport')],
+        custom_hooks=[dict(type='NormReportHook')],
         log_processor=dict(by_epoch=False),
         experiment_name=tmp_path.name,
     )
@@ -216,7 +216,7 @@ def test_the_hook_looks_inside_a_distributed_wrapper(tmp_path):
     runner = run(tmp_path, Toy(), train=False, test=True)
     runner.model = nn.parallel.DataParallel(runner.model)
     with pytest.raises(ValueError, match=f'^{re.escape(NEVER_UPDATED)}$'):
-        NormReport().before_test(runner)
+        NormReportHook().before_test(runner)
 
 
 def test_norm_eval_that_does_not_reach_bcn_is_refused():

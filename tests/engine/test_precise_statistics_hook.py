@@ -1,4 +1,4 @@
-"""PreciseStatistics in real Runners: what is validated and saved is measured, and training does not notice."""
+"""PreciseStatisticsHook in real Runners: what is validated and saved is measured, and training does not notice."""
 
 import copy
 from functools import partial
@@ -18,11 +18,11 @@ from tests.engine.toy_runs import (
     runner_of,
     state_of,
 )
-from wsbcn_mm.engine.hooks.precise_statistics import KEY, PreciseStatistics
+from wsbcn_mm.engine.hooks.precise_statistics import KEY, PreciseStatisticsHook
 from wsbcn_mm.engine.training_batches import losses, training_batches
 from wsbcn_mm.surgery.calibration import calibrate
 
-PRECISE = dict(type='PreciseStatistics', samples=12)
+PRECISE = dict(type='PreciseStatisticsHook', samples=12)
 EMA = dict(type='EMAPerStepHook', momentum=0.3)
 
 
@@ -99,4 +99,4 @@ def test_models_without_running_statistics_are_left_alone(tmp_path):
 
 def test_what_it_does_not_take():
     with pytest.raises(ValueError, match='samples=0, sweeps=3: 1 or more are expected'):
-        PreciseStatistics(samples=0)
+        PreciseStatisticsHook(samples=0)

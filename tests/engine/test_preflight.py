@@ -11,7 +11,7 @@ from mmengine.structures import BaseDataElement, PixelData
 from torch.utils.data import DataLoader, Dataset
 
 from wsbcn_mm.engine.hooks import preflight
-from wsbcn_mm.engine.hooks.preflight import Demand, Preflight, bytes_of, check, demand_of
+from wsbcn_mm.engine.hooks.preflight import Demand, LoaderMemoryHook, bytes_of, check, demand_of
 from wsbcn_mm.engine.host_memory import Room
 
 MIB, GIB = 2**20, 2**30
@@ -114,13 +114,13 @@ def test_the_hook_looks_at_both_loaders_of_a_runner(monkeypatch):
     monkeypatch.setattr(preflight, 'free_shared_memory', lambda: shm(40 * MIB))
     # A shell that Slurm gave out for eight tasks, in which one process trains.
     monkeypatch.setenv('SLURM_NTASKS_PER_NODE', '8')
-    Preflight().before_train(runner)
+    LoaderMemoryHook().before_train(runner)
     (line,) = said
     assert re.search(r'need 39 MiB .* \(train: 2 workers x 2 batches of 6 MiB; val: 1 workers x 2 batches of 3 M', line)
     monkeypatch.setenv('LOCAL_WORLD_SIZE', '2')
     with pytest.raises(ValueError, match=r'need 78 MiB .* or num_workers<=0 \(.*; times 2 processes\)$'):
-        Preflight().before_train(runner)
+        LoaderMemoryHook().before_train(runner)
     runner.val_loop = None
     runner.train_dataloader = DataLoader(Pictures())
-    Preflight().before_train(runner)
+    LoaderMemoryHook().before_train(runner)
     assert said == [line]

@@ -7,14 +7,13 @@ import pytest
 from mmengine.config import Config
 
 from wsbcn_mm.engine.recipe import (
-    RUNTIME_HOOKS,
+    add_guards,
     changes_of,
     check_recipe,
     dicts_in,
     drop_pretrained,
     load_checkpoint_into,
     load_recipe,
-    lost_hooks,
     parse_options,
     resume_from,
     save_pictures,
@@ -175,11 +174,11 @@ def test_sync_bn_conversion_of_a_model_with_bcn_is_refused():
     check_recipe(Config(dict(sync_bn='torch', model=dict(backbone=dict(norm_cfg=dict(type='BN'))))))
 
 
-@pytest.mark.parametrize(('scope', 'hook'), [('mmseg', 'SaveOverlays'), ('mmengine', 'SaveClipStrips')])
+@pytest.mark.parametrize(('scope', 'hook'), [('mmseg', 'OverlayHook'), ('mmengine', 'ClipStripHook')])
 def test_pictures_come_from_the_hook_of_the_task(scope, hook):
-    cfg = Config(dict(default_scope=scope, custom_hooks=[dict(type='NormReport')]))
+    cfg = Config(dict(default_scope=scope, custom_hooks=[dict(type='NormReportHook')]))
     save_pictures(cfg, 'out', 7)
-    assert cfg.custom_hooks == [dict(type='NormReport'), dict(type=hook, out_dir='out', max_images=7)]
+    assert cfg.custom_hooks == [dict(type='NormReportHook'), dict(type=hook, out_dir='out', max_images=7)]
 
 
 def test_pictures_of_another_task_are_refused():
@@ -193,19 +192,42 @@ def test_dicts_in_visits_every_dict_once_the_outermost_first():
     assert [node['name'] for node in dicts_in(tree)] == ['a', 'b', 'c', 'd']
 
 
-def test_hooks_that_a_recipe_lost_by_naming_one_more_are_said(tmp_path):
-    base = Path(__file__).parents[2] / 'configs' / '_base_' / 'default_runtime.py'
-    assert [hook.type for hook in Config.fromfile(base).custom_hooks] == list(RUNTIME_HOOKS)
+def test_a_key_set_to_none_switches_its_hook_off_and_stays_off(tmp_path):
+    recipe = next(TINY.glob('*.py'))
+    off = ['default_hooks.norm_report=None', 'default_hooks.non_finite=None', 'default_hooks.logger=None']
+    cfg = load_recipe(str(recipe), options=off)
+    assert not {'norm_report', 'non_finite'} & set(cfg.default_hooks)
+    assert cfg.default_hooks.logger is None  # a key of mmengine's own, which knows what None means
+    assert add_guards(cfg) == []
+    cfg.dump(str(tmp_path / 'dumped.py'))
+    again = load_recipe(str(tmp_path / 'dumped.py'))
+    assert again.switched_off_hooks == ['norm_report', 'non_finite']
+    assert add_guards(again) == []
+
+
+def test_hooks_of_ones_own_add_to_those_of_a_recipe(tmp_path):
+    recipe = next(TINY.glob('*.py'))
     child = tmp_path / 'child.py'
-    child.write_text(f"_base_ = {str(base)!r}\ncustom_hooks = [*_base_.custom_hooks, dict(type='EMAPerStepHook')]\n")
-    assert lost_hooks(Config.fromfile(child)) == []
-    child.write_text(f"_base_ = {str(base)!r}\ncustom_hooks = [dict(type='EMAPerStepHook'), dict(type='NormReport')]\n")
-    (line,) = lost_hooks(Config.fromfile(child))
-    assert line.startswith('custom_hooks has no CheckpointGuard, ClassGuard, EachSampleOnce, Deterministic, ')
-    assert line.endswith(
-        ', LoaderWatchdog, which the recipes have: what they do is not done. '
-        'custom_hooks = [*_base_.custom_hooks, ...] adds to those of a recipe'
+    child.write_text(f"_base_ = {str(recipe)!r}\ncustom_hooks = [dict(type='EMAPerStepHook')]\n")
+    cfg, base = load_recipe(str(child)), load_recipe(str(recipe))
+    assert cfg.default_hooks == base.default_hooks
+    assert cfg.custom_hooks == [dict(type='EMAPerStepHook')]
+
+
+def test_a_config_without_the_guards_gets_them_in_one_line(tmp_path):
+    file = tmp_path / 'stock.py'
+    file.write_text(
+        "default_hooks = dict(timer=dict(type='IterTimerHook'), norm_report=None)\n"
+        "custom_hooks = [dict(type='NonFiniteHook')]\n"
     )
+    cfg = load_recipe(str(file))
+    assert add_guards(cfg) == [
+        'default_hooks lacks checkpoint_guard, step_statistics: added; to switch one off: '
+        'default_hooks.checkpoint_guard=None'
+    ]
+    assert list(cfg.default_hooks) == ['timer', 'checkpoint_guard', 'step_statistics']
+    assert cfg.custom_imports == dict(imports=['wsbcn_mm.engine.hooks'], allow_failed_imports=False)
+    assert add_guards(cfg) == []
 
 
 def test_every_tiny_recipe_passes_the_check():

@@ -16,13 +16,13 @@ from torch.utils.data import Dataset
 
 from tests.engine.toy_runs import Points, Toy, assert_equal, load, log_of, runner_of
 from wsbcn_mm.engine.batch_plan import plan_batch
-from wsbcn_mm.engine.hooks.iteration_seeds import IterationSeeds
+from wsbcn_mm.engine.hooks.iteration_seeds import IterationSeedHook
 from wsbcn_mm.engine.rank_states import gather_states
 from wsbcn_mm.engine.resume import Position, fit_to_run, plan_batch_as_before, planned_recipe, position_to_resume
 from wsbcn_mm.engine.samplers import GlobalOrderSampler
 from wsbcn_mm.engine.seeded_samples import SAMPLER, SeededSamples
 
-POSITION = dict(type='ResumePosition')
+POSITION = dict(type='ResumePositionHook')
 MILLION = 1_000_000
 
 
@@ -193,7 +193,7 @@ def test_ranks_draw_different_numbers(trained, monkeypatch):
     drawn = []
     for rank in (0, 1):
         monkeypatch.setattr('wsbcn_mm.engine.hooks.iteration_seeds.get_rank', lambda rank=rank: rank)
-        IterationSeeds().before_train_iter(runner)
+        IterationSeedHook().before_train_iter(runner)
         drawn.append(torch.rand(1).item())
     assert drawn[0] != drawn[1]
 
@@ -449,6 +449,8 @@ BASES = Path(__file__).parents[2] / 'configs' / '_base_'
 
 def test_recipes_resume_exactly():
     runtime = Config.fromfile(BASES / 'default_runtime.py')
-    assert {'AccumulatedGradients', 'IterationSeeds', 'ResumePosition'} <= {hook.type for hook in runtime.custom_hooks}
+    assert {'AccumulatedGradientsHook', 'IterationSeedHook', 'ResumePositionHook'} <= {
+        hook.type for hook in runtime.default_hooks.values()
+    }
     for path in (BASES / 'datasets').glob('*.py'):
         assert Config.fromfile(path).train_dataloader.get('sampler', dict(type=SAMPLER)).type == SAMPLER, path.name

@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
 
-from wsbcn_mm.engine.hooks import StandardizeOnceHook
+from wsbcn_mm.engine.hooks import StandardizedWeightHook
 from wsbcn_mm.layers import BatchChannelNorm, WSConv2d, kept_weight, ws_conv
 
 
@@ -124,7 +124,7 @@ def train(tmp_path, hooks, *, accumulation=1, iterations=6, val_interval=100, op
     return runner.model, metric.evaluations
 
 
-HOOK = dict(type=StandardizeOnceHook.__name__)
+HOOK = dict(type=StandardizedWeightHook.__name__)
 
 
 def test_once_per_optimizer_step_under_accumulation(tmp_path, standardised):

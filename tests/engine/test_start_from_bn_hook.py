@@ -1,4 +1,4 @@
-"""StartFromBN through real Runners, files and resumed runs."""
+"""BNStartHook through real Runners, files and resumed runs."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
 
-from wsbcn_mm.engine.hooks import StartFromBN
+from wsbcn_mm.engine.hooks import BNStartHook
 from wsbcn_mm.engine.hooks.start_from_bn import KEY
 from wsbcn_mm.layers import BatchChannelNorm, WSConv2d
 
@@ -84,7 +84,7 @@ def runner_of(folder, model, *hooks, iters=2 * ITERS, interval=100, **settings):
             logger=dict(type='LoggerHook', interval=1),
             checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=interval),
         ),
-        custom_hooks=[dict(type='CheckpointGuard'), dict(type='StepStatisticsHook'), *hooks],
+        custom_hooks=[dict(type='CheckpointGuardHook'), dict(type='StepStatisticsHook'), *hooks],
         log_processor=dict(by_epoch=False),
         cfg=dict(allow_norm_mismatch=True, **settings),
         experiment_name=f'{folder.parent.name}-{folder.name}',
@@ -93,7 +93,7 @@ def runner_of(folder, model, *hooks, iters=2 * ITERS, interval=100, **settings):
 
 
 def hook(iters=ITERS, **options):
-    return dict(type='StartFromBN', iters=iters, input_shape=(2, 3, 8, 8), **options)
+    return dict(type='BNStartHook', iters=iters, input_shape=(2, 3, 8, 8), **options)
 
 
 def log_of(runner):
@@ -119,7 +119,7 @@ def test_it_goes_from_the_bn_model_to_plain_layers(bn, tmp_path):
     runner = runner_of(tmp_path, model, hook(), first, interval=2, load_from=bn[0])
     runner.train()
     assert first.score == pytest.approx(score(bn[1]), rel=1e-5)
-    assert not any(isinstance(f, StartFromBN) for m in model.modules() for f in m._forward_hooks.values())
+    assert not any(isinstance(f, BNStartHook) for m in model.modules() for f in m._forward_hooks.values())
     assert not any(m._forward_hooks for m in model.modules())
     log = log_of(runner)
     assert 'started from BN: 2 WS convolutions have handed their scale to the norm after them, 2 BCN keep' in log
@@ -172,4 +172,4 @@ def test_what_is_no_start_from_bn_is_refused(bn, tmp_path):
     with pytest.raises(ValueError, match='the model has no norm with trained statistics'):
         runner_of(tmp_path / 'd', Model(), hook()).train()
     with pytest.raises(ValueError, match=re.escape('iters=-1, calibration_batches=0: 0 or more are expected')):
-        StartFromBN(iters=-1)
+        BNStartHook(iters=-1)

@@ -1,4 +1,4 @@
-"""StatisticsGaps in real Runners: it warns of BatchNorm at one image, and changes nothing."""
+"""StatisticsGapHook in real Runners: it warns of BatchNorm at one image, and changes nothing."""
 
 import json
 import re
@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.engine.toy_runs import Toy, assert_equal, log_of, runner_of, state_of
-from wsbcn_mm.engine.hooks import StatisticsGaps
+from wsbcn_mm.engine.hooks import StatisticsGapHook
 
-GAPS = dict(type='StatisticsGaps', interval=20, samples=24)
+GAPS = dict(type='StatisticsGapHook', interval=20, samples=24)
 WARNING = re.compile(
     r'running_var of net\.[14] is ([\d.]+)x below measured: eval will differ from train '
     r'\(\d of 2 norms are off by more than 2x or 0.5 standard deviations; docs/statistics.md\)'
@@ -41,4 +41,4 @@ def test_it_warns_where_evaluation_will_differ_and_changes_nothing(tmp_path, nor
 
 def test_what_it_does_not_take():
     with pytest.raises(ValueError, match='interval=0, samples=16: 1 or more are expected'):
-        StatisticsGaps(interval=0)
+        StatisticsGapHook(interval=0)

@@ -286,4 +286,4 @@ def test_an_optimizer_wrapper_that_does_not_tell_is_refused(tmp_path):
 @pytest.mark.parametrize('file', sorted((ROOT / 'configs').glob('*/*_bcn-ws*.py')), ids=lambda f: f.stem)
 def test_recipes_with_estimates_use_it(file):
     cfg = Config.fromfile(file)
-    assert [hook['type'] for hook in cfg.custom_hooks].count('StepStatisticsHook') == 1
+    assert [hook['type'] for hook in cfg.default_hooks.values()].count('StepStatisticsHook') == 1

@@ -13,7 +13,7 @@ import wsbcn_mm.engine.hooks  # noqa: F401  registers them
 from wsbcn_mm.engine.seeded_samples import SeededSamples
 from wsbcn_mm.layers import BatchChannelNorm, WSConv2d
 
-OWN_HOOKS = [dict(type=name) for name in ('IterationSeeds', 'StepStatisticsHook', 'AccumulatedGradients')]
+OWN_HOOKS = [dict(type=name) for name in ('IterationSeedHook', 'StepStatisticsHook', 'AccumulatedGradientsHook')]
 NORMS = ('net.1', 'net.4')
 STATISTICS = tuple(f'{name}.running_{of}' for name in NORMS for of in ('mean', 'var'))
 

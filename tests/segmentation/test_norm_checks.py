@@ -130,7 +130,7 @@ def test_smallest_batch(batches: DataLoader, smallest: int) -> None:
 
 
 def test_hook_stops_a_last_batch_of_one_before_training() -> None:
-    hook = HOOKS.build(dict(type='MicroBatchNormCheck'))
+    hook = HOOKS.build(dict(type='NormCheckHook'))
     net = model(dict(type='BN'))
     hook.before_train(runner(net, loader(4, 2)))
     with pytest.raises(ValueError, match='BatchNorm is undefined there'):

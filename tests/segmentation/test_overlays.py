@@ -10,7 +10,7 @@ from mmseg.structures import SegDataSample
 from PIL import Image
 
 from wsbcn_mm.engine.pictures import GAP
-from wsbcn_mm.segmentation import SaveOverlays
+from wsbcn_mm.segmentation import OverlayHook
 from wsbcn_mm.segmentation.overlays import side_by_side
 
 PALETTE = [[128, 64, 128], [0, 0, 142]]
@@ -36,7 +36,7 @@ def runner(tmp_path: Path) -> SimpleNamespace:
 
 
 def test_png_holds_image_truth_and_prediction_in_the_palette(tmp_path: Path, runner: SimpleNamespace) -> None:
-    hook = HOOKS.build(dict(type='SaveOverlays'))
+    hook = HOOKS.build(dict(type='OverlayHook'))
     hook.before_test(runner)
     hook.after_test_iter(runner, 0, outputs=[data_sample(tmp_path, 'street')])
     file = runner.work_dir / 'overlays' / '0000_street.png'
@@ -54,7 +54,7 @@ def test_png_holds_image_truth_and_prediction_in_the_palette(tmp_path: Path, run
 
 
 def test_number_of_images_is_kept_over_batches_and_starts_again(tmp_path: Path, runner: SimpleNamespace) -> None:
-    hook = SaveOverlays(out_dir=tmp_path / 'pictures', max_images=3)
+    hook = OverlayHook(out_dir=tmp_path / 'pictures', max_images=3)
     for _ in range(2):
         hook.before_test(runner)
         for batch in range(3):
@@ -65,14 +65,14 @@ def test_number_of_images_is_kept_over_batches_and_starts_again(tmp_path: Path, 
 
 
 def test_validation_goes_to_a_folder_of_its_iteration(tmp_path: Path, runner: SimpleNamespace) -> None:
-    hook = SaveOverlays(max_images=1)
+    hook = OverlayHook(max_images=1)
     hook.before_val(runner)
     hook.after_val_iter(runner, 0, outputs=[data_sample(tmp_path, 'a')])
     assert (runner.work_dir / 'overlays' / 'iter_40' / '0000_a.png').is_file()
 
 
 def test_image_without_ground_truth_has_two_panels(tmp_path: Path, runner: SimpleNamespace) -> None:
-    hook = SaveOverlays()
+    hook = OverlayHook()
     hook.after_test_iter(runner, 0, outputs=[data_sample(tmp_path, 'a', with_label=False)])
     with Image.open(runner.work_dir / 'overlays' / '0000_a.png') as picture:
         assert picture.size == (2 * 9 + GAP, 6)
@@ -86,8 +86,8 @@ def test_opacity_mixes_colour_and_image() -> None:
 
 def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match=r'opacity=1.5: a number from 0 to 1 is expected'):
-        SaveOverlays(opacity=1.5)
+        OverlayHook(opacity=1.5)
     with pytest.raises(ValueError, match=r'max_images=-1: a number >= 0 is expected'):
-        SaveOverlays(max_images=-1)
+        OverlayHook(max_images=-1)
     with pytest.raises(ValueError, match=r'label map of shape \(3, 2\) for an image of shape \(2, 2\)'):
         side_by_side(np.zeros((2, 2, 3), np.uint8), [np.zeros((3, 2), int)], PALETTE)

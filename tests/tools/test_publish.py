@@ -78,7 +78,7 @@ def test_what_says_too_little_is_not_published(tmp_path):
     metrics.write_text('{"mIoU": 70.0}')
     message = (
         f'{tmp_path}/foreign.pth does not have dataset_meta, fingerprint in its meta: checkpoints of runs with '
-        'SafeCheckpointHook and CheckpointGuard, as recipes have them, do'
+        'SafeCheckpointHook and CheckpointGuardHook, as recipes have them, do'
     )
     with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
         publish(*arguments)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from wsbcn_mm.engine.pictures import GAP, LINE_HEIGHT
-from wsbcn_mm.video.strips import SaveClipStrips, class_name, strip
+from wsbcn_mm.video.strips import ClipStripHook, class_name, strip
 
 
 def clip(frames=3, height=20, width=24, seed=0):
@@ -62,7 +62,7 @@ def test_class_names_fall_back_to_numbers():
 
 
 def test_the_first_view_of_the_first_clips_is_saved_over_all_batches(tmp_path):
-    hook = SaveClipStrips(max_images=3)
+    hook = ClipStripHook(max_images=3)
     hook.before_test(runner(tmp_path))
     views = [torch.stack([clip(seed=2 * i), clip(seed=2 * i + 1)]) for i in range(4)]
     samples = [sample(f'videos/v{i}.mp4', i % 2, 0.25, 0.75) for i in range(4)]
@@ -76,7 +76,7 @@ def test_the_first_view_of_the_first_clips_is_saved_over_all_batches(tmp_path):
 
 
 def test_a_second_test_starts_again_and_a_folder_can_be_given(tmp_path):
-    hook = SaveClipStrips(out_dir=tmp_path / 'elsewhere', max_images=1)
+    hook = ClipStripHook(out_dir=tmp_path / 'elsewhere', max_images=1)
     for name in ('a.mp4', 'b.mp4'):
         hook.before_test(runner(tmp_path))
         hook.after_test_iter(runner(tmp_path, None), 0, dict(inputs=[clip()[None]]), [sample(name, 0, 0.9, 0.1)])
@@ -85,11 +85,11 @@ def test_a_second_test_starts_again_and_a_folder_can_be_given(tmp_path):
 
 
 def test_none_are_saved_when_none_are_wanted(tmp_path):
-    hook = SaveClipStrips(max_images=0)
+    hook = ClipStripHook(max_images=0)
     hook.after_test_iter(runner(tmp_path), 0, dict(inputs=[clip()[None]]), [sample('a.mp4', 0, 0.9, 0.1)])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_negative_number_is_refused():
     with pytest.raises(ValueError, match=r'^max_images=-1: a number >= 0 is expected$'):
-        SaveClipStrips(max_images=-1)
+        ClipStripHook(max_images=-1)

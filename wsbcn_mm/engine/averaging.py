@@ -17,7 +17,7 @@ class EMAWithStatistics(ExponentialMovingAverage):
     Averaged weights need statistics of their own. What a convolution hands on is linear in its weights, so to first
     order the mean under averaged weights is the average of the means. The variance is averaged likewise: that of BCN is
     taken around the running mean, which has the spread between images in it, and adding the spread of the means over
-    time would count it twice. `PreciseStatistics` has the exact ones.
+    time would count it twice. `PreciseStatisticsHook` has the exact ones.
 
     Every other buffer, counters and flags included, is the model's own at any time. (mmengine's own average leaves the
     statistics at those of the raw weights, or with update_buffers=True lets counters stand at their first value.)

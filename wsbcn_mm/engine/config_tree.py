@@ -14,6 +14,12 @@ def dicts_in(node: Any) -> Iterator[dict]:
             yield from dicts_in(child)
 
 
+def hooks_in(cfg: dict) -> list[dict]:
+    """Every hook that a config names as a dict, those of `default_hooks` first."""
+    named = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
+    return [hook for hook in named if isinstance(hook, dict)]
+
+
 def places_of(value: Any, node: Any, path: str = '') -> Iterator[str]:
     """Where a value stands in a config, as 'model.backbone.norm_cfg'."""
     if path and node == value:

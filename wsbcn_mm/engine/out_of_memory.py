@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..microbatch.memory_plan import Choice, by_speed
+from .config_tree import hooks_in
 from .host_memory import available_memory, gibibytes
 from .recipe_memory import RecipeMemory, plan_recipe
 
@@ -164,7 +165,7 @@ def advice_for_evaluation(cfg: Config, recipe: str, where: str) -> Iterator[str]
     loader: Any = cfg.get(f'{part}_dataloader') or {}
     if loader.get('batch_size', 1) > 1:
         options.append(f'--cfg-options {part}_dataloader.batch_size=1: one sample at a time')
-    if part == 'test' and any(hook.get('type') == 'PrepareTTAHook' for hook in cfg.get('custom_hooks') or []):
+    if part == 'test' and any(hook.get('type') == 'PrepareTTAHook' for hook in hooks_in(cfg)):
         options.append('--tta with smaller scales, of which the largest counts')
     if cfg.get('default_scope') == 'mmseg' and (cfg.model.get('test_cfg') or {}).get('mode') != 'slide':
         height, width = (cfg.model.get('data_preprocessor') or {}).get('size') or (512, 512)

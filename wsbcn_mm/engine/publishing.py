@@ -39,7 +39,7 @@ def publish(checkpoint: str | Path, metrics: str | Path, out: str | Path) -> lis
     if missing:
         raise ValueError(
             f'{checkpoint} does not have {", ".join(missing)} in its meta: checkpoints of runs with SafeCheckpointHook '
-            'and CheckpointGuard, as recipes have them, do'
+            'and CheckpointGuardHook, as recipes have them, do'
         )
     cfg = Config.fromstring(meta['cfg'], '.py')
     for name in OF_THE_RUN:

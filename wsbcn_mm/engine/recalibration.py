@@ -48,7 +48,7 @@ def recalibrate(
 
     Raises:
         FileExistsError: If `out` exists.
-        ValueError: If the checkpoint is not the recipe's, was written while `StartFromBN` was at work, or as
+        ValueError: If the checkpoint is not the recipe's, was written while `BNStartHook` was at work, or as
             `precise_statistics`.
     """
     refuse_existing(out)

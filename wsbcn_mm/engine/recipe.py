@@ -10,10 +10,21 @@ from typing import Any
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
-from .config_tree import dicts_in, places_of
+from .config_tree import dicts_in, hooks_in, places_of
 from .file_names import some
 from .hooks.activation_memory import requested_activation_memory
 from .pretrained import PRETRAINED
+
+OF_MMENGINE = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
+"""Keys of `default_hooks` that mmengine fills by itself, and for which None means off there too."""
+
+GUARDS = dict(
+    checkpoint_guard='CheckpointGuardHook',
+    step_statistics='StepStatisticsHook',
+    non_finite='NonFiniteHook',
+    norm_report='NormReportHook',
+)
+"""Hooks that no training should lack, by their keys in configs/_base_/default_runtime.py."""
 
 RUNNER_KEYS = {
     *inspect.signature(Runner.__init__).parameters,
@@ -26,29 +37,9 @@ RUNNER_KEYS = {
 } - {'self', 'cfg'}
 """What a Runner takes or looks up in its config, whether or not a recipe has it."""
 
-RUNTIME_HOOKS = (
-    'CheckpointGuard',
-    'ClassGuard',
-    'EachSampleOnce',
-    'NormReport',
-    'Deterministic',
-    'StopAtNonFinite',
-    'Preflight',
-    'StandardizeOnceHook',
-    'StepStatisticsHook',
-    'MergeStatistics',
-    'AccumulatedGradients',
-    'IterationSeeds',
-    'ResumePosition',
-    'ActivationMemory',
-    'DataVerdict',
-    'LoaderWatchdog',
-)
-"""Of `custom_hooks` in configs/_base_/default_runtime.py."""
-
 
 def load_recipe(path: str, *, work_dir: str | None = None, options: Sequence[str] | None = None) -> Config:
-    """Read a recipe file and apply `--cfg-options` and `--work-dir`.
+    """Read a recipe file, apply `--cfg-options` and `--work-dir`, and switch off the hooks that it sets to None.
 
     Raises:
         FileNotFoundError: If there is no such file, naming similar ones beside it.
@@ -66,11 +57,39 @@ def load_recipe(path: str, *, work_dir: str | None = None, options: Sequence[str
         changes = parse_options(options, known=set(cfg) | RUNNER_KEYS)
         refuse_copied_variables(cfg, changes)
         cfg.merge_from_dict(changes)
+    switch_off_hooks(cfg)
     if work_dir is not None:
         cfg.work_dir = work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / file.stem)
     return cfg
+
+
+def switch_off_hooks(cfg: Config) -> None:
+    """Move keys of `default_hooks` that are None to `cfg.switched_off_hooks`; mmengine takes None for its own only."""
+    hooks = cfg.get('default_hooks') or {}
+    off = [key for key, hook in hooks.items() if hook is None and key not in OF_MMENGINE]
+    for key in off:
+        del hooks[key]
+    if off:
+        cfg.switched_off_hooks = [*cfg.get('switched_off_hooks', []), *off]
+
+
+def add_guards(cfg: Config) -> list[str]:
+    """Add the `GUARDS` that a config lacks, such as one of mmsegmentation's; a key set to None stays off.
+
+    Returns:
+        One line that names what was added; none if the config has them all.
+    """
+    there = {hook.get('type') for hook in hooks_in(cfg)}
+    off = cfg.get('switched_off_hooks', [])
+    added = {key: dict(type=kind) for key, kind in GUARDS.items() if kind not in there and key not in off}
+    if not added:
+        return []
+    cfg.default_hooks = (cfg.get('default_hooks') or {}) | added
+    imports = cfg.get('custom_imports') or dict(imports=[], allow_failed_imports=False)
+    cfg.custom_imports = imports | dict(imports=[*imports['imports'], 'wsbcn_mm.engine.hooks'])
+    return [f'default_hooks lacks {", ".join(added)}: added; to switch one off: default_hooks.{next(iter(added))}=None']
 
 
 def changes_of(cfg: Config, path: str) -> str:
@@ -148,7 +167,7 @@ def require_checkpoint(checkpoint: str) -> None:
         raise FileNotFoundError(f'checkpoint {checkpoint!r} does not exist')
 
 
-PICTURES = {'mmseg': 'SaveOverlays', 'mmengine': 'SaveClipStrips'}
+PICTURES = {'mmseg': 'OverlayHook', 'mmengine': 'ClipStripHook'}
 """Hook that draws predictions, by the default scope of the task's recipes."""
 
 
@@ -183,21 +202,6 @@ def check_recipe(cfg: Config) -> None:
             )
     if cfg.get('sync_bn') and any(node.get('type') == 'BCN' for node in dicts_in(cfg.model)):
         raise ValueError(f"sync_bn={cfg.sync_bn!r} does not reach BCN: set statistics='sync' in its norm_cfg instead")
-
-
-def lost_hooks(cfg: Config) -> list[str]:
-    """One line on the hooks of this package's recipes that a config does without; none if it has them all.
-
-    A list in a config takes the place of its base's, so that one more hook costs all the others.
-    """
-    there = {str(hook.get('type')) for hook in cfg.get('custom_hooks') or [] if isinstance(hook, dict)}
-    lost = [name for name in RUNTIME_HOOKS if name not in there]
-    if not lost:
-        return []
-    return [
-        f'custom_hooks has no {", ".join(lost)}, which the recipes have: what they do is not done. '
-        'custom_hooks = [*_base_.custom_hooks, ...] adds to those of a recipe'
-    ]
 
 
 def require_segmentation(cfg: Config, option: str) -> None:

@@ -9,6 +9,7 @@ from mmengine.runner import load_checkpoint
 
 from ..surgery.census import Census, census
 from ..surgery.trace import trace
+from .config_tree import hooks_in
 from .recipe_model import build_model, input_shape, run_all_parts
 
 STEPWISE_HOOK = 'StepStatisticsHook'
@@ -36,12 +37,11 @@ def census_of_recipe(
     if wrapper:
         with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
             param_groups = build_optim_wrapper(model, cfg.optim_wrapper).param_groups
-    hooks = [*(cfg.get('custom_hooks') or []), *(cfg.get('default_hooks') or {}).values()]
     return census(
         model,
         seen,
         param_groups=param_groups,
         accumulation=wrapper.get('accumulative_counts', 1),
         ranks=devices,
-        stepwise=any((hook or {}).get('type') == STEPWISE_HOOK for hook in hooks),
+        stepwise=any(hook.get('type') == STEPWISE_HOOK for hook in hooks_in(cfg)),
     ), shape

@@ -21,12 +21,12 @@ from torch.utils._pytree import tree_map_only
 from ..microbatch.activation_memory import MODES, set_activation_memory
 from ..microbatch.memory_plan import Choice, StepMemory, fake_tensors, step_memory
 from ..surgery.kinds import conv_kind
-from .config_tree import dicts_in
+from .config_tree import dicts_in, hooks_in
 from .hooks.activation_memory import requested_activation_memory
 from .recipe_model import build_model, input_shape
 
 PRECISIONS: dict[str, torch.dtype | None] = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
-STANDARDIZE_ONCE_HOOK = 'StandardizeOnceHook'
+STANDARDIZED_WEIGHT_HOOK = 'StandardizedWeightHook'
 
 
 class RecipeMemory(NamedTuple):
@@ -138,8 +138,7 @@ def image_sizes(steps: Sequence[dict[str, Any]], otherwise: tuple[int, ...]) -> 
 
 def copies_of_test(cfg: Config) -> tuple[dict[str, Any], list[tuple[int, int]]] | None:
     """Config of the model that averages over copies of an image, and (H, W) of each; None without augmentation."""
-    hooks = cfg.get('custom_hooks') or []
-    averaging = next((dict(hook['tta_cfg']) for hook in hooks if hook.get('type') == 'PrepareTTAHook'), None)
+    averaging = next((dict(hook['tta_cfg']) for hook in hooks_in(cfg) if hook.get('type') == 'PrepareTTAHook'), None)
     return None if averaging is None else (averaging, image_sizes(pipeline_of(cfg, 'test'), input_shape(cfg)[2:]))
 
 
@@ -163,8 +162,7 @@ class _FakeRecipe:
         self.on_gpu = on_gpu
         self.model = revert_sync_batchnorm(build_model(cfg, 'cpu'))
         self.accumulation = min(cfg.optim_wrapper.get('accumulative_counts', 1), 2)
-        hooks = cfg.get('custom_hooks') or []
-        self.standardizes_once = any(hook.get('type') == STANDARDIZE_ONCE_HOOK for hook in hooks)
+        self.standardizes_once = any(hook.get('type') == STANDARDIZED_WEIGHT_HOOK for hook in hooks_in(cfg))
         self.modules = requested_activation_memory(cfg).get('modules')
         self.wrappers: dict[torch.dtype | None, _Autocast] = {}
 

@@ -18,13 +18,13 @@ with warnings.catch_warnings():
 from ..engine import hooks as _hooks  # noqa: F401
 from ..engine import mixed_precision as _mixed_precision  # noqa: F401
 from ..engine import seeded_samples as _seeded_samples  # noqa: F401
-from .checks import MicroBatchNormCheck, check_norms
+from .checks import NormCheckHook, check_norms
 from .cityscapes import StrictCityscapesDataset
 from .heads import DeepLabV3Head, DeepLabV3PlusHead
 from .image_files import LoadImage
 from .label_map import LoadStrictLabels
 from .metrics import StrictIoUMetric
-from .overlays import SaveOverlays
+from .overlays import OverlayHook
 from .photometric import PhotoMetricDistortionByTable
 from .predictions import SavePredictions
 from .scaled_crop import RandomScaledCrop
@@ -38,11 +38,11 @@ __all__ = [
     'LoadImage',
     'LoadStrictLabels',
     'MeanProbability',
-    'MicroBatchNormCheck',
+    'NormCheckHook',
+    'OverlayHook',
     'PhotoMetricDistortionByTable',
     'RandomLogScale',
     'RandomScaledCrop',
-    'SaveOverlays',
     'SavePredictions',
     'StrictCityscapesDataset',
     'StrictIoUMetric',

@@ -19,7 +19,7 @@ FEWEST_CHANNELS_PER_GROUP = 8
 
 
 @HOOKS.register_module()
-class MicroBatchNormCheck(Hook):
+class NormCheckHook(Hook):
     """Runs `check_norms` on the model that is about to train, with its smallest batch and its number of devices."""
 
     priority = 'VERY_HIGH'

@@ -18,7 +18,7 @@ IGNORED_COLOUR = WHITE
 
 
 @HOOKS.register_module()
-class SaveOverlays(Hook):
+class OverlayHook(Hook):
     """Saves the first images of a test or validation as PNG files of `side_by_side` panels.
 
     Files are `<number>_<image name>.png`, in `out_dir` for a test and in `out_dir/iter_<iteration>` for a validation.

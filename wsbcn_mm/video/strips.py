@@ -16,7 +16,7 @@ from ..engine.pictures import GAP, captioned
 
 
 @HOOKS.register_module()
-class SaveClipStrips(Hook):
+class ClipStripHook(Hook):
     """Saves the first clips of a test as PNG files `<number>_<video name>.png`, the first view of each.
 
     With several devices the first one saves its share of the clips.

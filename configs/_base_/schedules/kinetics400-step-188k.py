@@ -1,6 +1,7 @@
 # 50 epochs of 3757 optimizer steps of 64 clips (240436 training videos), drops after 20 and 40: TSM's Kinetics schedule.
 # Linear scaling: lr = 0.01 * global batch / 64, global batch = devices * clips per device * accumulation.
 # The learning rate follows optimizer steps. All else counts micro-batches, which accumulation k multiplies by k.
+_base_ = '../default_runtime.py'
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='SGD', lr=0.01 * 64 / 64, momentum=0.9, weight_decay=1e-4),

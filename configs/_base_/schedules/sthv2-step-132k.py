@@ -2,6 +2,7 @@
 # Something-Something (README of mit-han-lab/temporal-shift-module), the new classifier at 5 and 10 times the rate.
 # Linear scaling: lr = 0.01 * global batch / 64, global batch = devices * clips per device * accumulation.
 # The learning rate follows optimizer steps. All else counts micro-batches, which accumulation k multiplies by k.
+_base_ = '../default_runtime.py'
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='SGD', lr=0.01 * 64 / 64, momentum=0.9, weight_decay=5e-4),

@@ -1,5 +1,6 @@
 # 50 epochs of 662 optimizer steps of 16 images: the BCN authors' VOC schedule, weight decay on all parameters.
 # The learning rate follows optimizer steps. All else counts micro-batches, which accumulation k multiplies by k.
+_base_ = '../default_runtime.py'
 optim_wrapper = dict(
     type='OptimWrapper', optimizer=dict(type='SGD', lr=0.007, momentum=0.9, weight_decay=1e-4), accumulative_counts=1)
 auto_scale_lr = dict(base_batch_size=16, rule='linear', enable=False)
@@ -12,4 +13,4 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerPerStepHook'),
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     checkpoint=dict(type='SafeCheckpointHook', by_epoch=False, interval=3_310, max_keep_ckpts=3, save_best='mIoU'),
-    norm_check=dict(type='MicroBatchNormCheck'))
+    norm_check=dict(type='NormCheckHook'))

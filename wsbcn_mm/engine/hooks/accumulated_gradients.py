@@ -18,7 +18,7 @@ KEY = 'accumulated_gradients'
 
 
 @HOOKS.register_module()
-class AccumulatedGradients(Hook):
+class AccumulatedGradientsHook(Hook):
     """Save and restore what the micro-batches of an optimizer step that is not yet complete have added up.
 
     Only a checkpoint from the middle of an accumulation has such gradients. They are of the size of the model for each

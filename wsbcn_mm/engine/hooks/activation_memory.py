@@ -12,7 +12,7 @@ from ..runner_model import unwrapped_model
 
 
 @HOOKS.register_module()
-class ActivationMemory(Hook):
+class ActivationMemoryHook(Hook):
     """Apply the config's `activation_memory` before training and log to which blocks.
 
     `activation_memory` is a mode of `wsbcn_mm.microbatch.activation_memory.set_activation_memory`, or a dict of its

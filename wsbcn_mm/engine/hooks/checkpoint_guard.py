@@ -17,7 +17,7 @@ T = TypeVar('T')
 
 
 @HOOKS.register_module()
-class CheckpointGuard(Hook):
+class CheckpointGuardHook(Hook):
     """Write a model's fingerprint into its checkpoints, and compare it wherever weights are loaded.
 
     Checked are the file of `load_from` and of `--resume`, the checkpoint that tools/test.py evaluates, and the files

@@ -10,7 +10,7 @@ from ..class_list import ClassList, class_list_in, difference
 
 
 @HOOKS.register_module()
-class ClassGuard(Hook):
+class ClassGuardHook(Hook):
     """Write the hash of the class list beside the list into checkpoints, and compare lists wherever one is loaded.
 
     Checked are the file of `load_from` and of `--resume`, and the checkpoint that tools/test.py evaluates, against the

@@ -13,7 +13,7 @@ from ..effective_batch import effective_batch
 
 
 @HOOKS.register_module()
-class DataVerdict(Hook):
+class DataSpeedHook(Hook):
     """Log once how much of an iteration goes into waiting for data, and if it is 10 % or more, why and what to do.
 
     The first iterations, in which workers start and libraries choose algorithms, do not count. Only where data are

@@ -15,7 +15,7 @@ from ..runner_model import unwrapped_model
 
 
 @HOOKS.register_module()
-class Deterministic(Hook):
+class DeterministicHook(Hook):
     """Under `randomness=dict(deterministic=True)`, interpolate with `bilinear_upsample` inside the model's forward.
 
     mmengine asks torch and cuDNN for deterministic algorithms, which takes an environment variable for cuBLAS that is

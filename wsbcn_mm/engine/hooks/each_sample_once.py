@@ -9,7 +9,7 @@ from ..streaming_metric import NO_PADDING, StreamingMetric
 
 
 @HOOKS.register_module()
-class EachSampleOnce(Hook):
+class EvaluationPaddingHook(Hook):
     """Refuse a sampler that pads the evaluation of a `StreamingMetric`, which would find out only at its end.
 
     Raises:

@@ -11,7 +11,7 @@ from ..random_numbers import MODEL, seed_all, seed_of
 
 
 @HOOKS.register_module()
-class IterationSeeds(Hook):
+class IterationSeedHook(Hook):
     """Seed Python's, numpy's and torch's generators, on GPUs too, before every training iteration.
 
     Dropout and the like then draw the same numbers in an iteration whatever came before it: validation, another number

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 
 @HOOKS.register_module()
-class LoaderWatchdog(Hook):
+class LoaderWatchdogHook(Hook):
     """While no batch comes for `patience` seconds, log what each loader process has been on and for how long.
 
     It says so again whenever the wait has doubled, and stops nothing. What the processes are on is known for datasets
@@ -40,7 +40,9 @@ class LoaderWatchdog(Hook):
 
     def before_run(self, runner: Runner) -> None:
         self._stop.clear()
-        threading.Thread(target=self._watch, args=(weakref.ref(runner),), name='LoaderWatchdog', daemon=True).start()
+        threading.Thread(
+            target=self._watch, args=(weakref.ref(runner),), name='LoaderWatchdog', daemon=True
+        ).start()
 
     def after_run(self, runner: Runner) -> None:
         self._stop.set()

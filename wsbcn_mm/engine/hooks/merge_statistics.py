@@ -10,7 +10,7 @@ from ..runner_model import averaged_model, unwrapped_model
 
 
 @HOOKS.register_module()
-class MergeStatistics(Hook):
+class StatisticsMergeHook(Hook):
     """Merge the ranks' running statistics before each validation and each checkpoint (`merge_statistics`).
 
     For BatchNorm that is not synchronised: every rank has statistics of its own data, evaluates with them, and rank 0's

@@ -32,7 +32,7 @@ class NonFiniteError(RuntimeError):
 
 
 @HOOKS.register_module()
-class StopAtNonFinite(Hook):
+class NonFiniteHook(Hook):
     """Stop a training at the first loss that is infinite or nan, before it reaches a gradient.
 
     The loss is looked at between the forward and the backward pass, so that weights, optimizer and last checkpoint are

@@ -19,7 +19,7 @@ from ..runner_model import unwrapped_model
 
 
 @HOOKS.register_module()
-class NormReport(Hook):
+class NormReportHook(Hook):
     """Log convs, norms and the effective batch before training, and the census of the first iteration's forward.
 
     The census says which norms follow convolutions, what stands behind their statistics, and what is left out and why;

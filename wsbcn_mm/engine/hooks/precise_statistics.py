@@ -21,10 +21,10 @@ FIELDS = dict(mean='running_mean', var='running_var', num_batches_tracked='num_b
 
 
 @HOOKS.register_module()
-class PreciseStatistics(Hook):
+class PreciseStatisticsHook(Hook):
     """Before each validation and each checkpoint, measure the statistics of the weights that it has.
 
-        custom_hooks = [..., dict(type='PreciseStatistics')]
+        custom_hooks = [..., dict(type='PreciseStatisticsHook')]
 
     For BatchNorm at one or two samples, whose running variance misses how samples differ, for moving averages of
     weights, and wherever the running statistics are too noisy. Validation sees the measured statistics and the
@@ -87,8 +87,8 @@ class PreciseStatistics(Hook):
             return
         if self._measured is None and runner.world_size > 1:
             runner.logger.warning(
-                'this checkpoint has the running statistics of training, not those that PreciseStatistics measures: '
-                'with several ranks that needs SafeCheckpointHook'
+                'this checkpoint has the running statistics of training, not those that PreciseStatisticsHook '
+                'measures: with several ranks that needs SafeCheckpointHook'
             )
             return
         self.gather_for_checkpoint(runner)

@@ -23,7 +23,7 @@ CLOSE = 0.8
 
 
 @HOOKS.register_module()
-class Preflight(Hook):
+class LoaderMemoryHook(Hook):
     """Compare workers x prefetched batches x bytes per sample with free shared memory and with memory.
 
     One sample of each loader with workers is made to see how large it is; order, generators and augmentation of the run

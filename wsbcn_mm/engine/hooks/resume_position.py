@@ -16,7 +16,7 @@ SHOWN = 8
 
 
 @HOOKS.register_module()
-class ResumePosition(Hook):
+class ResumePositionHook(Hook):
     """Write a run's place in the order of its data into checkpoints, and have `--resume` go on there.
 
     Nothing is read twice or skipped: training's first batch is the one that would have come next. With another number

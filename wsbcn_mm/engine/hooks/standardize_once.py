@@ -11,7 +11,7 @@ from ...layers import standardize_once
 
 
 @HOOKS.register_module()
-class StandardizeOnceHook(Hook):
+class StandardizedWeightHook(Hook):
     """Hold `wsbcn_mm.layers.standardize_once` open from each optimizer step to the next, and while evaluating.
 
     In training it opens under accumulation only: with one forward per step there is nothing to save, and keeping the

@@ -24,12 +24,12 @@ KEY = 'start_from_bn'
 
 
 @HOOKS.register_module()
-class StartFromBN(Hook):
+class BNStartHook(Hook):
     """Adopt BN weights before the first iteration, exactly but for the filter means and the live channel half.
 
-        custom_hooks = [..., dict(type='StartFromBN', iters=1000)]
+        custom_hooks = [..., dict(type='BNStartHook', iters=1000)]
         load_from = 'bn.pth'            # or an init_cfg
-        allow_norm_mismatch = True      # CheckpointGuard refuses BN weights otherwise
+        allow_norm_mismatch = True      # CheckpointGuardHook refuses BN weights otherwise
 
     With `iters` the change is gradual (`wsbcn_mm.surgery.gradual`): the first iteration's network, in evaluation, is
     the BN network, and alpha grows linearly to 1. A checkpoint from before that has the ordinary state of the model and
@@ -71,13 +71,13 @@ class StartFromBN(Hook):
         elif runner.iter < self.iters:
             raise ValueError(
                 f'the checkpoint of iteration {runner.iter} does not say what remains of the BN network, which '
-                f'iters={self.iters} would need: it was written without StartFromBN, or with fewer iters'
+                f'iters={self.iters} would need: it was written without BNStartHook, or with fewer iters'
             )
 
     def _start(self, runner: Runner, model: nn.Module) -> None:
         if any(layer.get('conv') == 'WS' or layer.get('norm') == 'BCN' for layer in self._kind.values()):
             raise ValueError(
-                'StartFromBN takes weights that were trained with BN and without WS; the checkpoint is '
+                'BNStartHook takes weights that were trained with BN and without WS; the checkpoint is '
                 f'{describe(self._kind)}'
             )
         shape = tuple(self.input_shape or input_shape(runner.cfg))

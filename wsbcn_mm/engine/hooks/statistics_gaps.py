@@ -16,10 +16,10 @@ from ..training_batches import losses
 
 
 @HOOKS.register_module()
-class StatisticsGaps(Hook):
+class StatisticsGapHook(Hook):
     """Compare the norms' running statistics with what they receive in evaluation, on the last training samples.
 
-        custom_hooks = [..., dict(type='StatisticsGaps', interval=1000)]
+        custom_hooks = [..., dict(type='StatisticsGapHook', interval=1000)]
 
     The largest gap is logged as `statistics_gap`, the factor by which a running variance is off, and is a warning
     beyond the limits. Training is not changed by a bit. It costs a forward pass over `samples` per interval, in
