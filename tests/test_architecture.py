@@ -1,9 +1,10 @@
-"""Imports may only point down: tools, projects -> segmentation | video -> engine -> torch-only floors."""
+"""Imports point down only: tools, projects -> segmentation | video -> engine -> torch-only floors; and in no circle."""
 
 import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -61,8 +62,50 @@ def forbidden_arrows(root: Path) -> list[str]:
     return found
 
 
+def arrows_between(folder: Path, root: Path) -> dict[str, set[str]]:
+    """Which of the modules and rooms directly in a folder import which others of them; `__init__` is left out."""
+    inside = {p.stem: [p] for p in folder.glob('*.py') if p.name != '__init__.py'}
+    inside |= {p.name: sorted(p.rglob('*.py')) for p in folder.iterdir() if p.is_dir()}
+    package = [*folder.relative_to(root).parts]
+    arrows: dict[str, set[str]] = {}
+    for name, files in inside.items():
+        imported = (other.split('.') for file in files for _, other in imported_modules(file, root))
+        arrows[name] = {parts[len(package)] for parts in imported if parts[: len(package)] == package} & {*inside} - {
+            name
+        }
+    return arrows
+
+
+def circles(root: Path) -> list[str]:
+    """A circle of imports among neighbours, for each folder of the library that has one, as 'folder: a, b, a'."""
+    found = []
+    for folder in [root / PACKAGE, *sorted(p for p in (root / PACKAGE).rglob('*') if p.is_dir())]:
+        try:
+            TopologicalSorter(arrows_between(folder, root)).prepare()
+        except CycleError as error:
+            found.append(f'{folder.relative_to(root)}: {", ".join(error.args[1])}')
+    return found
+
+
 def test_arrows_point_down():
     assert forbidden_arrows(ROOT) == []
+
+
+def test_there_are_no_circles():
+    assert circles(ROOT) == []
+
+
+def test_a_floor_is_seen_at_a_glance():
+    for folder in [ROOT / 'tools', *(p for p in (ROOT / PACKAGE).rglob('*') if (p / '__init__.py').is_file())]:
+        entries = [p.name for p in folder.iterdir() if p.name not in ('__pycache__', '__init__.py')]
+        assert len(entries) <= 20, f'{folder.relative_to(ROOT)} has {len(entries)} entries'
+
+
+def test_both_tasks_have_the_same_rooms():
+    rooms = {
+        task: {p.name for p in (ROOT / PACKAGE / task).iterdir() if p.is_dir()} for task in ('segmentation', 'video')
+    }
+    assert rooms['video'] - {'__pycache__', 'decoding'} == rooms['segmentation'] - {'__pycache__'}
 
 
 def test_every_floor_is_known():
@@ -141,3 +184,37 @@ def test_a_forbidden_arrow_is_caught(tmp_path, path, text, name):
 def test_an_allowed_arrow_passes(tmp_path, path, text):
     write(tmp_path, path, text)
     assert forbidden_arrows(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ('files', 'circle'),
+    [
+        ({'ops/a.py': 'from .b import x', 'ops/b.py': 'from . import a'}, 'wsbcn_mm/ops: a, b, a'),
+        (
+            {
+                'engine/data/a.py': 'from ..memory.b import x',
+                'engine/memory/c.py': 'def f():\n    from ..data import a',
+            },
+            'wsbcn_mm/engine: data, memory, data',
+        ),
+        (
+            {'video/data/a.py': 'from ..models import x', 'video/models/__init__.py': 'from ..data.b import y'},
+            'wsbcn_mm/video: data, models, data',
+        ),
+        (
+            {'engine/run.py': 'import wsbcn_mm.engine.recipe.load', 'engine/recipe/load.py': 'from ..run import x'},
+            'wsbcn_mm/engine: recipe, run, recipe',
+        ),
+    ],
+)
+def test_a_circle_is_caught(tmp_path, files, circle):
+    for path, text in files.items():
+        write(tmp_path, f'wsbcn_mm/{path}', text)
+    write(tmp_path, 'wsbcn_mm/layers/__init__.py', 'from .a import x')
+    write(tmp_path, 'wsbcn_mm/layers/a.py', 'from ..ops import y')
+    (found,) = circles(tmp_path)
+    room, around = found.split(': ')
+    names = around.split(', ')
+    assert room == circle.split(': ')[0]
+    assert {*names} == {*circle.split(': ')[1].split(', ')}
+    assert names[0] == names[-1]

@@ -34,9 +34,9 @@ def main() -> None:
     require_openmmlab()
     from rich.console import Console
 
-    from wsbcn_mm.engine import recipe
-    from wsbcn_mm.engine.data_speed import time_recipe, usable_cores
-    from wsbcn_mm.engine.data_verdict import judge_loader
+    from wsbcn_mm.engine.data.advice import judge_loader
+    from wsbcn_mm.engine.data.speed import time_recipe, usable_cores
+    from wsbcn_mm.engine.recipe import load as recipe
 
     cfg = recipe.load_recipe(args.config, options=args.cfg_options)
     workers = cfg.train_dataloader.num_workers if args.workers is None else args.workers

@@ -10,9 +10,6 @@ import os
 import sys
 from pathlib import Path
 
-TASKS = {'mmseg': 'segmentation', 'mmengine': 'video'}
-"""By the default scope of a task's recipes."""
-
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -32,8 +29,8 @@ def main() -> None:
     from wsbcn_mm.engine.environment import require_openmmlab
 
     require_openmmlab()
-    from wsbcn_mm.engine import recipe
-    from wsbcn_mm.engine.browsing import browse
+    from wsbcn_mm.engine.data.browsing import browse
+    from wsbcn_mm.engine.recipe import load as recipe
 
     try:
         cfg = recipe.load_recipe(args.config, options=args.cfg_options)
@@ -47,10 +44,9 @@ def drawing_of(cfg):
     """How the samples of a recipe's task are drawn."""
     from importlib import import_module
 
-    scope = cfg.get('default_scope')
-    if scope not in TASKS:
-        raise ValueError(f'default_scope={scope!r} has no pictures: recipes of {" and ".join(TASKS)} have')
-    return import_module(f'wsbcn_mm.{TASKS[scope]}.browsing')
+    from wsbcn_mm.engine.recipe.load import task_of
+
+    return import_module(f'wsbcn_mm.{task_of(cfg)}.evaluation.browsing')
 
 
 if __name__ == '__main__':

@@ -38,9 +38,9 @@ def main() -> int:
     require_openmmlab()
     from rich.console import Console
 
-    from wsbcn_mm.engine import recipe
-    from wsbcn_mm.engine.layer_configs import check_layer_configs
-    from wsbcn_mm.engine.recipe_census import census_of_recipe
+    from wsbcn_mm.engine.recipe import load as recipe
+    from wsbcn_mm.engine.recipe.model import census_of_recipe
+    from wsbcn_mm.engine.recipe.norms import check_layer_configs
     from wsbcn_mm.surgery.census import breaches, summary
     from wsbcn_mm.surgery.policies import get_policy
 

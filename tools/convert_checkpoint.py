@@ -30,8 +30,8 @@ def main() -> None:
     from wsbcn_mm.engine.environment import require_openmmlab
 
     require_openmmlab()
-    from wsbcn_mm.engine import recipe
-    from wsbcn_mm.engine.checkpoint_conversion import convert_file
+    from wsbcn_mm.engine.checkpoint.conversion import convert_file
+    from wsbcn_mm.engine.recipe import load as recipe
 
     cfg = recipe.load_recipe(args.config, options=args.cfg_options)
     recipe.drop_pretrained(cfg)

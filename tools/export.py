@@ -11,10 +11,6 @@ import os
 import re
 import sys
 from pathlib import Path
-from types import ModuleType
-
-TASKS = {'mmseg': 'segmentation', 'mmengine': 'video'}
-"""Package of a recipe's task, by its default scope."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,13 +42,14 @@ def main() -> None:
     require_openmmlab()
     import torch
 
-    from wsbcn_mm.engine import exporting, recipe
-    from wsbcn_mm.engine.exported import load_pixels, require_onnx
+    from wsbcn_mm.engine import export as exporting
+    from wsbcn_mm.engine.export import load_pixels, require_onnx
+    from wsbcn_mm.engine.recipe import load as recipe
     from wsbcn_mm.surgery.export import SUFFIXES
 
     cfg = recipe.load_recipe(args.config, work_dir=args.work_dir, options=args.cfg_options)
     recipe.load_checkpoint_into(cfg, args.checkpoint)
-    deployment = deployment_of(cfg.get('default_scope'))
+    deployment = importlib.import_module(f'wsbcn_mm.{recipe.task_of(cfg)}.models.deployment')
     sizes = [parse_size(text, len(deployment.AXES) - 1) for text in args.check_sizes or deployment.CHECK_SIZES]
     inputs = [load_pixels(args.check_input, 2 + len(sizes[0]))] if args.check_input else []
     inputs += [255 * torch.rand(batch, 3, *size) for size in sizes for batch in (1, 3)]
@@ -84,13 +81,6 @@ def main() -> None:
     unfit = exporting.excess(done, args.to)
     if unfit:
         sys.exit(unfit)
-
-
-def deployment_of(scope: str | None) -> ModuleType:
-    """The module that says what is deployed of the models of a default scope."""
-    if scope not in TASKS:
-        raise ValueError(f'default_scope={scope!r} has no export: recipes of {" and ".join(TASKS)} have')
-    return importlib.import_module(f'wsbcn_mm.{TASKS[scope]}.deployment')
 
 
 def parse_size(text: str, rank: int) -> list[int]:

@@ -29,16 +29,16 @@ def main() -> None:
     import torch
     from mmengine.runner import Runner
 
-    from wsbcn_mm.engine import recipe
+    from wsbcn_mm.engine.recipe import load as recipe
 
     cfg = recipe.load_recipe(args.config, work_dir=args.work_dir, options=args.cfg_options)
     recipe.load_checkpoint_into(cfg, args.checkpoint)
-    if cfg.get('default_scope') != 'mmseg':
+    if recipe.task_of(cfg) != 'segmentation':
         raise ValueError(
-            f'{args.config!r} is no segmentation recipe: only mmseg has models to fold for, '
+            f'{args.config}: a recipe of segmentation is expected, as only mmseg has models to fold for; '
             'tools/export.py folds and exports those of both tasks'
         )
-    from wsbcn_mm.segmentation.folding import fold_for_mmseg
+    from wsbcn_mm.segmentation.models.folding import fold_for_mmseg
 
     runner = Runner.from_cfg(cfg)
     checkpoint = runner.load_checkpoint(args.checkpoint, strict=True)

@@ -67,15 +67,15 @@ def main() -> None:
     require_openmmlab()
     from rich.console import Console
 
-    from wsbcn_mm.engine import recipe
-    from wsbcn_mm.engine.recipe_memory import plan_recipe
+    from wsbcn_mm.engine.memory.plan import plan_recipe
+    from wsbcn_mm.engine.recipe import load as recipe
 
     if args.picture and not Path(args.picture).absolute().parent.is_dir():
         raise FileNotFoundError(f'--picture {args.picture!r}: there is no such folder')
     cfg = recipe.load_recipe(args.config, options=args.cfg_options)
     if args.tta is not None:
         recipe.require_segmentation(cfg, '--tta')
-        from wsbcn_mm.segmentation.tta import SCALES, use_tta
+        from wsbcn_mm.segmentation.evaluation.tta import SCALES, use_tta
 
         use_tta(cfg, args.tta or SCALES)
     plan = plan_recipe(cfg)

@@ -24,7 +24,7 @@ def main() -> None:
     from wsbcn_mm.engine.environment import require_openmmlab
 
     require_openmmlab()
-    from wsbcn_mm.engine.publishing import publish
+    from wsbcn_mm.engine.checkpoint.publishing import publish
 
     try:
         print(*publish(args.checkpoint, args.metrics, args.out), sep='\n')

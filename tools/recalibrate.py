@@ -31,8 +31,8 @@ def main() -> None:
 
     require_openmmlab()
     from wsbcn_mm.diagnostics.statistics_gap import table_of
-    from wsbcn_mm.engine import recipe
-    from wsbcn_mm.engine.recalibration import recalibrate
+    from wsbcn_mm.engine.recipe import load as recipe
+    from wsbcn_mm.engine.statistics.recalibration import recalibrate
 
     try:
         cfg = recipe.load_recipe(args.config, work_dir=args.work_dir, options=args.cfg_options)

@@ -55,25 +55,25 @@ def main() -> None:
     from mmengine.dist import is_main_process
     from mmengine.runner import Runner
 
-    from wsbcn_mm.engine import recipe
-    from wsbcn_mm.engine.launch import prepare_launch
-    from wsbcn_mm.engine.out_of_memory import explaining_out_of_memory
+    from wsbcn_mm.engine.launch.launch import prepare_launch
+    from wsbcn_mm.engine.memory.out_of_memory import explaining_out_of_memory
+    from wsbcn_mm.engine.recipe import load as recipe
 
     cfg = recipe.load_recipe(args.config, work_dir=args.work_dir, options=args.cfg_options)
     recipe.load_checkpoint_into(cfg, args.checkpoint)
     if args.format_only:
         recipe.require_segmentation(cfg, '--format-only')
-        from wsbcn_mm.segmentation.predictions import save_predictions_only
+        from wsbcn_mm.segmentation.evaluation.predictions import save_predictions_only
 
         save_predictions_only(cfg, args.format_only)
     if args.sliding_window:
         recipe.require_segmentation(cfg, '--sliding-window')
-        from wsbcn_mm.segmentation.tta import use_sliding_window, window_side
+        from wsbcn_mm.segmentation.evaluation.tta import use_sliding_window, window_side
 
         use_sliding_window(cfg, *map(window_side, args.sliding_window))
     if args.tta is not None:
         recipe.require_segmentation(cfg, '--tta')
-        from wsbcn_mm.segmentation.tta import SCALES, use_tta
+        from wsbcn_mm.segmentation.evaluation.tta import SCALES, use_tta
 
         use_tta(cfg, args.tta or SCALES)
     if args.show_dir:

@@ -63,16 +63,15 @@ def main() -> None:
     require_openmmlab()
     from mmengine.runner import Runner
 
-    from wsbcn_mm.engine import recipe
-    from wsbcn_mm.engine.batch_plan import world_size
-    from wsbcn_mm.engine.launch import prepare_launch
-    from wsbcn_mm.engine.layer_configs import check_layer_configs
-    from wsbcn_mm.engine.mixed_precision import use_amp
-    from wsbcn_mm.engine.norm_switch import switch_norm
-    from wsbcn_mm.engine.out_of_memory import explaining_out_of_memory
-    from wsbcn_mm.engine.resume import plan_batch_as_before
-    from wsbcn_mm.engine.seeded_samples import seed_samples
-    from wsbcn_mm.engine.unused_parameters import refuse_unused_parameters
+    from wsbcn_mm.engine.launch.launch import prepare_launch
+    from wsbcn_mm.engine.launch.unused_parameters import refuse_unused_parameters
+    from wsbcn_mm.engine.memory.out_of_memory import explaining_out_of_memory
+    from wsbcn_mm.engine.recipe import load as recipe
+    from wsbcn_mm.engine.recipe.batch_plan import world_size
+    from wsbcn_mm.engine.recipe.norms import check_layer_configs, switch_norm
+    from wsbcn_mm.engine.recipe.precision import use_amp
+    from wsbcn_mm.engine.resume.order import seed_samples
+    from wsbcn_mm.engine.resume.position import plan_batch_as_before
 
     cfg = recipe.load_recipe(args.config, work_dir=args.work_dir, options=args.cfg_options)
     check_layer_configs(cfg)

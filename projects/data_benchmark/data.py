@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from wsbcn_mm.segmentation.cityscapes import LABEL_MAPS
-from wsbcn_mm.segmentation.label_map import map_labels
+from wsbcn_mm.segmentation.data.cityscapes import LABEL_MAPS
+from wsbcn_mm.segmentation.data.label_map import map_labels
 
 CLIP_SIZE = (340, 256)
 STREET_SIZE = (2048, 1024)

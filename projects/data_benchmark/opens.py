@@ -34,7 +34,7 @@ def main() -> None:
 def memory_of_opens(folder: Path, opens: int) -> list[tuple[int, int]]:
     """Resident memory of the process, in kB, at the start and after each twentieth of the opens."""
     from tests.video.clip_files import write_clip
-    from wsbcn_mm.video import decoder_process
+    from wsbcn_mm.video.decoding import process as decoder_process
 
     decoder_process.FILES_PER_PROCESS = opens + 1
     path = str(write_clip(folder / 'clip.mp4', 30))

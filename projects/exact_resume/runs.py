@@ -19,10 +19,10 @@ from mmengine.runner import Runner
 import wsbcn_mm.segmentation
 import wsbcn_mm.video  # noqa: F401 - imported before the fork: a run then starts at once
 from projects.micro_batch_demo.run import find_recipe
-from wsbcn_mm.engine.batch_plan import world_size
-from wsbcn_mm.engine.launch import prepare_launch
-from wsbcn_mm.engine.resume import plan_batch_as_before
-from wsbcn_mm.engine.seeded_samples import seed_samples
+from wsbcn_mm.engine.launch.launch import prepare_launch
+from wsbcn_mm.engine.recipe.batch_plan import world_size
+from wsbcn_mm.engine.resume.order import seed_samples
+from wsbcn_mm.engine.resume.position import plan_batch_as_before
 
 ITERATIONS = 20
 ACCUMULATION = 4

@@ -31,7 +31,7 @@ def resumed(checkpoint: Path, iteration: int, data: Path, work_dir: Path) -> dic
     from mmengine.registry import TRANSFORMS
     from mmengine.runner import Runner
 
-    from wsbcn_mm.engine.seeded_samples import seed_samples
+    from wsbcn_mm.engine.resume.order import seed_samples
 
     from . import runs
 
@@ -69,7 +69,7 @@ def resumed(checkpoint: Path, iteration: int, data: Path, work_dir: Path) -> dic
 
 def sampled(size: int, iteration: int) -> dict[str, Any]:
     """The sampler alone, at one sample per iteration."""
-    from wsbcn_mm.engine.samplers import GlobalOrderSampler
+    from wsbcn_mm.engine.resume.order import GlobalOrderSampler
 
     start = time.perf_counter()
     sampler = GlobalOrderSampler(range(size), seed=0)

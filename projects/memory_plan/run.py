@@ -47,11 +47,11 @@ def rows_of(recipe: str) -> list[dict[str, Any]]:
     from mmengine.registry import DefaultScope
     from torch import Tensor
 
-    from wsbcn_mm.engine.recipe import load_recipe
-    from wsbcn_mm.engine.recipe_memory import batch_of, plan_recipe, step_of_test
-    from wsbcn_mm.engine.recipe_model import build_model
+    from wsbcn_mm.engine.memory.plan import batch_of, plan_recipe, step_of_test
+    from wsbcn_mm.engine.recipe.load import load_recipe
+    from wsbcn_mm.engine.recipe.model import build_model
     from wsbcn_mm.layers import standardize_once
-    from wsbcn_mm.segmentation.tta import use_tta
+    from wsbcn_mm.segmentation.evaluation.tta import use_tta
 
     cfg = load_recipe(recipe)
     if cfg.default_scope == 'mmseg':

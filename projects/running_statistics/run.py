@@ -66,7 +66,7 @@ def evaluations(cfg: Any, checkpoint: Path) -> Iterator[dict[str, Any]]:
 
     from wsbcn_mm.diagnostics.running_statistics import norms_with_statistics
     from wsbcn_mm.diagnostics.statistics_gap import statistics_gaps
-    from wsbcn_mm.engine.training_batches import losses, training_batches
+    from wsbcn_mm.engine.data.training_batches import losses, training_batches
     from wsbcn_mm.surgery.calibration import calibrate
 
     saved = torch.load(checkpoint, weights_only=True)

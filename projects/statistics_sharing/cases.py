@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from projects.statistics_sharing.sync_batch_norm import synchronize
-from wsbcn_mm.engine.config_tree import dicts_in
-from wsbcn_mm.engine.recipe import load_recipe
-from wsbcn_mm.engine.recipe_memory import batch_of
-from wsbcn_mm.engine.recipe_model import build_model
+from wsbcn_mm.engine.memory.plan import batch_of
+from wsbcn_mm.engine.recipe.load import load_recipe
+from wsbcn_mm.engine.recipe.model import build_model
+from wsbcn_mm.engine.recipe.tree import dicts_in
 from wsbcn_mm.microbatch import StepStatistics
 
 CONFIGS = Path(__file__).parents[2] / 'configs'

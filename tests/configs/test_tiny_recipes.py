@@ -19,7 +19,7 @@ from projects.micro_batch_demo.clips import video_classes
 from projects.micro_batch_demo.run import CLIPS, NORMS, SAMPLES, SCENES, SETTINGS, find_recipe
 from projects.micro_batch_demo.run import MODELS as DEMO_MODELS
 from wsbcn_mm.surgery.kinds import count_convs, count_norms
-from wsbcn_mm.video.samples import ClipDataSample
+from wsbcn_mm.video.data.samples import ClipDataSample
 
 FOLDER = Path(__file__).parents[2] / 'configs' / 'tiny'
 RECIPES = {path.stem: path for path in sorted(FOLDER.glob('*.py'))}

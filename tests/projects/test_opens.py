@@ -1,5 +1,5 @@
 from projects.data_benchmark.opens import memory_of_opens
-from wsbcn_mm.video import decoder_process
+from wsbcn_mm.video.decoding import process as decoder_process
 
 
 def test_memory_is_recorded_over_the_opens(tmp_path, monkeypatch):

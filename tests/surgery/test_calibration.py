@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from trained_bn import Branches
 
+from tests.surgery.trained_bn import Branches
 from wsbcn_mm.diagnostics.statistics_gap import statistics_gaps
 from wsbcn_mm.layers import BatchChannelNorm, WSConv2d
 from wsbcn_mm.microbatch import StepStatistics

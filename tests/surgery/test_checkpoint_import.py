@@ -10,25 +10,25 @@ import torch
 import torchvision
 from mmengine.registry import DefaultScope
 from mmseg.models.backbones import ResNet, ResNetV1c, ResNetV1d
-from public_files import authors_aspp, authors_bcn, bit_arrays, deep_stem_of_timm, mmaction2_recognizer, randomize_
 from timm.layers import StdConv2d
 from timm.models.resnetv2 import ResNetV2
 from torch import nn
 
 import wsbcn_mm.segmentation  # noqa: F401  registers layers and heads
-from wsbcn_mm.layers import WSConv2d
-from wsbcn_mm.surgery.checkpoint_import import (
-    SOURCES,
-    Imported,
-    from_bit,
-    identify,
-    import_checkpoint,
-    match,
+from tests.surgery.public_files import (
+    authors_aspp,
+    authors_bcn,
+    bit_arrays,
+    deep_stem_of_timm,
+    mmaction2_recognizer,
+    randomize_,
 )
+from wsbcn_mm.layers import WSConv2d
+from wsbcn_mm.surgery.checkpoint_import import SOURCES, Imported, from_bit, identify, import_checkpoint, match
 from wsbcn_mm.surgery.fingerprint import fingerprint
 from wsbcn_mm.surgery.layer_names import canonical_names, join_norm_halves, stage_of
-from wsbcn_mm.video.recognizer import Recognizer3d
-from wsbcn_mm.video.resnet3d import ResNet3d
+from wsbcn_mm.video.models.recognizer import Recognizer3d
+from wsbcn_mm.video.models.resnet3d import ResNet3d
 
 BCN = dict(type='BCN', num_groups=32)
 WS_BCN = dict(type='WSConv2d', variant='bcn')

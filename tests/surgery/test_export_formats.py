@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from wsbcn_mm.engine.exported import compare, load_exported
+from wsbcn_mm.engine.export import compare, load_exported
 from wsbcn_mm.layers import BatchChannelNorm, WSConv2d
 from wsbcn_mm.surgery.export import FORMATS, SUFFIXES, export
 from wsbcn_mm.surgery.fold import fold

@@ -7,10 +7,10 @@ import pytest
 import torch
 from mmengine.registry import DefaultScope
 from mmseg.models.backbones import ResNet
-from public_files import authors_bcn
 from torch import nn
 
 import wsbcn_mm.segmentation  # noqa: F401  registers the layers
+from tests.surgery.public_files import authors_bcn
 from wsbcn_mm.layers import BatchChannelNorm, WSConv2d
 from wsbcn_mm.surgery.fingerprint import compare, describe, fingerprint, fingerprint_of_state
 

@@ -9,8 +9,8 @@ import torch
 import torchvision
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from trained_bn import CONVS, Branches, one_layer, train_statistics, trained_branches
 
+from tests.surgery.trained_bn import CONVS, Branches, one_layer, train_statistics, trained_branches
 from wsbcn_mm.layers import BatchChannelNorm, WSConv2d
 from wsbcn_mm.microbatch import StepStatistics
 from wsbcn_mm.ops.bcn_reference import batch_half, channel_half

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torchvision
 from torch import nn
-from trained_bn import CONVS, Branches, one_layer, trained_branches
 
+from tests.surgery.trained_bn import CONVS, Branches, one_layer, trained_branches
 from wsbcn_mm.layers import BatchChannelNorm, WSConv2d
 from wsbcn_mm.ops import weight_standardize
 from wsbcn_mm.surgery.convert import convert

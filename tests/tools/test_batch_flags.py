@@ -4,7 +4,8 @@ import re
 
 import pytest
 from mmengine.config import Config
-from tiny_runs import iterations_in, logs, options, recipe, run_tool
+
+from tests.tools.tiny_runs import iterations_in, logs, options, recipe, run_tool
 
 
 def test_a_planned_run_accumulates_and_leaves_the_plan_in_its_config(tiny_data, tmp_path, capsys):

@@ -13,7 +13,7 @@ from PIL import Image
 from tests.segmentation.small_trees import cityscapes_tree
 from tests.tools.tiny_runs import FOLDERS, ROOT, recipe, run_tool
 from tests.video.clip_files import write_clip, write_frames
-from wsbcn_mm.engine.pictures import GAP, LINE_HEIGHT, MARGIN
+from wsbcn_mm.engine.data.browsing import GAP, LINE_HEIGHT, MARGIN
 
 
 def cityscapes(root: Path) -> None:
@@ -169,6 +169,6 @@ def test_missing_data_are_named_in_one_line(name: str, text: str, tmp_path: Path
 def test_a_recipe_of_neither_task_is_refused(tmp_path: Path) -> None:
     other = tmp_path / 'other.py'
     other.write_text("default_scope = 'mmdet'\n")
-    text = r"^ValueError: default_scope='mmdet' has no pictures: recipes of mmseg and mmengine have; docs/data.md "
+    text = r"^ValueError: default_scope='mmdet': 'mmseg' .* or 'mmengine' \(video\) is expected; docs/data.md "
     with pytest.raises(SystemExit, match=text):
         run_tool('browse_dataset.py', other, '--out', tmp_path)

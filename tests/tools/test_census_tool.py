@@ -4,7 +4,8 @@ import json
 import re
 
 import pytest
-from tiny_runs import logs, options, recipe, run_tool
+
+from tests.tools.tiny_runs import logs, options, recipe, run_tool
 
 
 def run_census(*arguments):

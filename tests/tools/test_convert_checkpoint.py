@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tiny_runs import ROOT, options, recipe, run_tool
 
-from wsbcn_mm.engine.checkpoint_files import read_checkpoint, sha256
+from tests.tools.tiny_runs import ROOT, options, recipe, run_tool
+from wsbcn_mm.engine.checkpoint.reading import read_checkpoint, sha256
 
 
 def convert(*arguments):
@@ -23,7 +23,7 @@ def tiny_resnet(norm):
     """The state of a tiny recipe's 2D backbone, with statistics that moved."""
     from mmengine.registry import MODELS, init_default_scope
 
-    from wsbcn_mm.engine.recipe import load_recipe
+    from wsbcn_mm.engine.recipe.load import load_recipe
 
     cfg = load_recipe(recipe('segmentation', norm))
     init_default_scope('mmseg')

@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from tiny_runs import ROOT, run_tool
+
+from tests.tools.tiny_runs import ROOT, run_tool
 
 
 def test_a_whole_environment(capsys):

@@ -10,8 +10,8 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
-from tiny_runs import METRIC, options, recipe, run_tool
 
+from tests.tools.tiny_runs import METRIC, options, recipe, run_tool
 from wsbcn_mm.layers import BatchChannelNorm
 from wsbcn_mm.surgery.fingerprint import fingerprint
 
@@ -108,7 +108,7 @@ except NotImplementedError:
 
 
 def test_a_file_that_is_not_the_model_ends_with_an_error(checkpoints, tiny_data, tmp_path, monkeypatch):
-    monkeypatch.setattr('wsbcn_mm.engine.exporting.load_exported', lambda path: lambda x: torch.ones(len(x), 8))
+    monkeypatch.setattr('wsbcn_mm.engine.export.load_exported', lambda path: lambda x: torch.ones(len(x), 8))
     with pytest.raises(
         SystemExit, match=r'video\.ts differs from the model by \d.*e.\d+ of its largest output, more than 1'
     ):
@@ -139,7 +139,7 @@ def test_bad_command_lines_stop_before_anything_is_built(checkpoints, tiny_data,
         export('segmentation', checkpoints, tiny_data, work_dir, '--check-input', tmp_path / 'pixels.npy')
     with pytest.raises(FileNotFoundError, match=r"^checkpoint 'gone.pth' does not exist$"):
         run_tool('export.py', recipe('video'), 'gone.pth', '--work-dir', work_dir)
-    monkeypatch.setattr('wsbcn_mm.engine.exported.find_spec', lambda name: None if name == 'onnxscript' else name)
+    monkeypatch.setattr('wsbcn_mm.engine.export.find_spec', lambda name: None if name == 'onnxscript' else name)
     with pytest.raises(
         ImportError, match=r'^ONNX needs onnxscript, which this environment lacks: pip install onnxscript==[\d.]+$'
     ):

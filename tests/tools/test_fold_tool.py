@@ -6,9 +6,9 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmseg.apis import init_model
 from mmseg.registry import MODELS
-from tiny_runs import options, recipe, run_tool
 
 import wsbcn_mm.segmentation  # noqa: F401
+from tests.tools.tiny_runs import options, recipe, run_tool
 from wsbcn_mm.surgery.fingerprint import fingerprint
 from wsbcn_mm.surgery.kinds import count_norms
 
@@ -63,7 +63,7 @@ def test_a_checkpoint_of_other_classes_is_refused_without_the_data(tmp_path):
 def test_a_video_recipe_is_sent_to_the_other_tool(tmp_path):
     (tmp_path / 'trained.pth').touch()
     with pytest.raises(
-        ValueError, match=r' is no segmentation recipe: only mmseg has models to fold for, tools/export'
+        ValueError, match=r': a recipe of segmentation is expected, as only mmseg has models to fold for; tools/export'
     ):
         run_tool('fold.py', recipe('video'), tmp_path / 'trained.pth', '--work-dir', tmp_path / 'work')
     assert not (tmp_path / 'work').exists()

@@ -4,10 +4,10 @@ import re
 
 import pytest
 import torch
-from tiny_runs import logs, options, recipe, run_tool
 from torch._subclasses.fake_tensor import FakeTensor
 
-from wsbcn_mm.video.head import ClipHead
+from tests.tools.tiny_runs import logs, options, recipe, run_tool
+from wsbcn_mm.video.models.head import ClipHead
 
 
 def checkpoint(path):

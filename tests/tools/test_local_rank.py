@@ -4,7 +4,8 @@ import runpy
 import sys
 
 import pytest
-from tiny_runs import ROOT
+
+from tests.tools.tiny_runs import ROOT
 
 
 @pytest.mark.parametrize('argument', ['--local-rank=3', '--local_rank=3'])

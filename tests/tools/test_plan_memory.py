@@ -5,7 +5,8 @@ import re
 import runpy
 
 import pytest
-from tiny_runs import ROOT, recipe, run_tool
+
+from tests.tools.tiny_runs import ROOT, recipe, run_tool
 
 
 def test_the_plan_of_a_recipe_for_a_device(tmp_path, capsys):

@@ -7,10 +7,10 @@ import pytest
 import torch
 from mmengine.config import Config
 from safetensors.torch import load_file
-from tiny_runs import METRIC, options, recipe, run_tool
 
-from wsbcn_mm.engine.checkpoint_files import read_checkpoint, sha256
-from wsbcn_mm.engine.publishing import publish
+from tests.tools.tiny_runs import METRIC, options, recipe, run_tool
+from wsbcn_mm.engine.checkpoint.publishing import publish
+from wsbcn_mm.engine.checkpoint.reading import read_checkpoint, sha256
 
 
 @pytest.fixture(scope='module')

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from tiny_runs import METRIC, options, recipe, run_tool
 
-from wsbcn_mm.engine.checkpoint_files import read_checkpoint
+from tests.tools.tiny_runs import METRIC, options, recipe, run_tool
+from wsbcn_mm.engine.checkpoint.reading import read_checkpoint
 
 TASKS = ('segmentation', 'video')
 

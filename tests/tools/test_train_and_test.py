@@ -8,10 +8,10 @@ import sys
 import pytest
 import torch
 from PIL import Image
-from tiny_runs import METRIC, ROOT, iterations_in, logs, options, recipe, run_tool
 
 from projects.micro_batch_demo.run import CLIPS, SCENES
-from wsbcn_mm.engine.class_list import class_list
+from tests.tools.tiny_runs import METRIC, ROOT, iterations_in, logs, options, recipe, run_tool
+from wsbcn_mm.engine.checkpoint.guards import class_list
 
 TASKS = ('segmentation', 'video')
 
@@ -118,7 +118,9 @@ def test_format_only_writes_label_files_and_evaluates_nothing(trained, tiny_data
     arguments = ['test.py', recipe(task), work_dir / 'iter_4.pth', '--work-dir', tmp_path]
     arguments += ['--format-only', tmp_path / 'labels', *options(task, tiny_data, 4)]
     if task == 'video':
-        with pytest.raises(ValueError, match=r'^--format-only: .* is no segmentation recipe'):
+        with pytest.raises(
+            ValueError, match=r'^--format-only with a recipe of video \(.*\): only segmentation has it$'
+        ):
             run_tool(*arguments)
         return
     run_tool(*arguments)
@@ -170,7 +172,9 @@ def test_scales_mirror_images_and_windows_are_for_segmentation(trained, tiny_dat
     arguments = ['test.py', recipe(task), work_dir / 'iter_4.pth', '--work-dir', tmp_path, '--tta', 0.5, 1]
     arguments += ['--sliding-window', 48, '16x24', *options(task, tiny_data, 4)]
     if task == 'video':
-        with pytest.raises(ValueError, match=r'^--sliding-window: .* is no segmentation recipe, only these can do it$'):
+        with pytest.raises(
+            ValueError, match=r'^--sliding-window with a recipe of video \(.*\): only segmentation has it$'
+        ):
             run_tool(*arguments)
         return
     run_tool(*arguments)

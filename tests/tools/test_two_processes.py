@@ -9,9 +9,9 @@ import re
 
 import pytest
 import torch
-from tiny_runs import METRIC, finish, iterations_in, logs, options, recipe, run_tool, start
 
-from wsbcn_mm.engine.slurm import ports_of
+from tests.tools.tiny_runs import METRIC, finish, iterations_in, logs, options, recipe, run_tool, start
+from wsbcn_mm.engine.launch.slurm import ports_of
 
 pytestmark = pytest.mark.slow
 

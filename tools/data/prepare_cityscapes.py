@@ -18,8 +18,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    from wsbcn_mm.engine.preparation import exit_code_of
-    from wsbcn_mm.segmentation.prepare_cityscapes import prepare_cityscapes
+    from wsbcn_mm.engine.data.preparation import exit_code_of
+    from wsbcn_mm.segmentation.data.prepare_cityscapes import prepare_cityscapes
 
     return exit_code_of(prepare_cityscapes, args.root)
 

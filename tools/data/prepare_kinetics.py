@@ -25,8 +25,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    from wsbcn_mm.engine.preparation import exit_code_of
-    from wsbcn_mm.video.prepare_kinetics import prepare_kinetics
+    from wsbcn_mm.engine.data.preparation import exit_code_of
+    from wsbcn_mm.video.data.prepare_kinetics import prepare_kinetics
 
     prepare = partial(prepare_kinetics, processes=args.processes, deadline=args.deadline)
     return exit_code_of(prepare, args.root)

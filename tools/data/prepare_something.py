@@ -25,8 +25,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    from wsbcn_mm.engine.preparation import exit_code_of
-    from wsbcn_mm.video.prepare_something import prepare_something
+    from wsbcn_mm.engine.data.preparation import exit_code_of
+    from wsbcn_mm.video.data.prepare_something import prepare_something
 
     options = dict(suffix=args.suffix, processes=args.processes, deadline=args.deadline)
     prepare = partial(prepare_something, version=args.version, **options)

@@ -10,7 +10,7 @@ from mmengine.logging import print_log
 from mmengine.registry import VISBACKENDS
 from mmengine.visualization import LocalVisBackend
 
-from .atomic_files import NO_ROOM
+from .files import NO_ROOM
 
 
 @VISBACKENDS.register_module()

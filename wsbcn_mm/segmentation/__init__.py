@@ -16,21 +16,19 @@ with warnings.catch_warnings():
     import mmseg.models as _models  # noqa: F401
 
 from ..engine import hooks as _hooks  # noqa: F401
-from ..engine import mixed_precision as _mixed_precision  # noqa: F401
-from ..engine import seeded_samples as _seeded_samples  # noqa: F401
-from .checks import NormCheckHook, check_norms
-from .cityscapes import StrictCityscapesDataset
-from .heads import DeepLabV3Head, DeepLabV3PlusHead
-from .image_files import LoadImage
-from .label_map import LoadStrictLabels
-from .metrics import StrictIoUMetric
-from .overlays import OverlayHook
-from .photometric import PhotoMetricDistortionByTable
-from .predictions import SavePredictions
-from .scaled_crop import RandomScaledCrop
-from .transforms import RandomLogScale
-from .tta import MeanProbability
-from .voc import StrictVOCDataset
+from ..engine.recipe import precision as _mixed_precision  # noqa: F401
+from ..engine.resume import order as _seeded_samples  # noqa: F401
+from .data.cityscapes import StrictCityscapesDataset
+from .data.image_files import LoadImage
+from .data.label_map import LoadStrictLabels
+from .data.transforms import PhotoMetricDistortionByTable, RandomLogScale, RandomScaledCrop
+from .data.voc import StrictVOCDataset
+from .evaluation.metrics import StrictIoUMetric
+from .evaluation.overlays import OverlayHook
+from .evaluation.predictions import SavePredictions
+from .evaluation.tta import MeanProbability
+from .models.checks import NormCheckHook, check_norms
+from .models.heads import DeepLabV3Head, DeepLabV3PlusHead
 
 __all__ = [
     'DeepLabV3Head',

@@ -9,9 +9,11 @@ from ..engine.environment import require_openmmlab
 require_openmmlab('video')
 
 from ..engine import hooks as _hooks  # noqa: F401
-from ..engine import mixed_precision as _mixed_precision  # noqa: F401
-from ..engine import seeded_samples as _seeded_samples  # noqa: F401
-from . import datasets, head, inflation, metrics, preprocessor, recognizer, resnet3d, strips, transforms
+from ..engine.recipe import precision as _mixed_precision  # noqa: F401
+from ..engine.resume import order as _seeded_samples  # noqa: F401
+from .data import datasets, transforms
+from .evaluation import metrics, strips
+from .models import head, inflation, preprocessor, recognizer, resnet3d
 
 __all__ = [
     'datasets',

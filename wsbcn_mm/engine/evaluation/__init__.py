@@ -1,0 +1,1 @@
+"""Evaluation: metrics that are exact over any number of processes."""

@@ -1,0 +1,1 @@
+"""Guards that stop a run whose numbers are wrong."""

@@ -1,0 +1,1 @@
+"""Memory: planning it, explaining its exhaustion, and keeping fewer activations."""

@@ -1,0 +1,1 @@
+"""Recipes: reading them, and changing their norm, batch and precision before a Runner sees them."""

@@ -1,0 +1,160 @@
+"""Switch the norm of a recipe: every conv_cfg and norm_cfg of its model at once, checked on the model that they build.
+
+A recipe's norm stands in several places, because configs copy by value. One forgotten place, or one key left of the old
+norm, is a model that no name describes.
+"""
+
+import inspect
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+
+from ...surgery.census import breaches, census
+from ...surgery.kinds import CONVS, count_convs, count_norms
+from ...surgery.policies import BACKBONE_SUFFIX, get_policy
+from ...surgery.trace import trace
+from .load import dicts_in
+from .model import build_model, input_shape, run_all_parts
+from .tree import PRETRAINED
+
+STANDARDISED = ('ConvWS', 'ConvAWS', 'WSConv1d', 'WSConv2d', 'WSConv3d')
+PLAIN = ('Conv', 'Conv1d', 'Conv2d', 'Conv3d')
+
+
+def parts_with_norm(node: Any, path: str = 'model') -> Iterator[tuple[str, dict[str, Any]]]:
+    """Path and dict of every part of a model config that has a norm_cfg."""
+    if isinstance(node, dict):
+        if isinstance(node.get('norm_cfg'), dict):
+            yield path, node
+        for key, child in node.items():
+            if key not in ('norm_cfg', 'conv_cfg'):
+                yield from parts_with_norm(child, f'{path}.{key}')
+    elif isinstance(node, (list, tuple)):
+        for i, child in enumerate(node):
+            yield from parts_with_norm(child, f'{path}.{i}')
+
+
+def check_layer_configs(cfg: Config) -> None:
+    """Refuse a conv_cfg or norm_cfg of the model with a key that its layer does not take, left of another one.
+
+    Raises:
+        ValueError: For such a key, an unknown type, or a convolution that is neither plain nor standardised.
+    """
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        for path, part in parts_with_norm(cfg.model):
+            for name in ('norm_cfg', 'conv_cfg'):
+                if isinstance(part.get(name), dict):
+                    _check_layer_config(f'{path}.{name}', part[name])
+
+
+def _check_layer_config(path: str, layer_cfg: Mapping[str, Any]) -> None:
+    kind = layer_cfg.get('type')
+    with MODELS.switch_scope_and_registry(None) as registry:
+        layer = kind if inspect.isclass(kind) else registry.get(str(kind))
+    if layer is None:
+        raise ValueError(f'{path}: no layer is registered as {kind!r}')
+    known = {'type', 'requires_grad'}
+    for base in layer.__mro__:  # what a class hands on as **kwargs, its bases take
+        known.update(inspect.signature(vars(base).get('__init__', object)).parameters)
+    unknown = [key for key in layer_cfg if key not in known]
+    if unknown:
+        raise ValueError(f'{path}: {kind} takes no {", ".join(unknown)}; was it left of another layer?')
+    if issubclass(layer, CONVS) and kind not in (*PLAIN, *STANDARDISED):
+        raise ValueError(f'{path}: {kind!r} is neither a plain nor a standardised convolution')
+
+
+OF_ANY_NORM = ('requires_grad', 'eps')
+"""Keys of a norm_cfg that every norm has: they stay."""
+
+PRETRAINED_NAME = re.compile(r'_(bn|gn|gn_ws|bn_ws|bcn|bcn_ws)(?=\.\w+$)')
+"""Where a recipe's pretrained file says which norm it is of."""
+
+
+def switch_norm(cfg: Config, norm: str, fragments: Path, *, num_groups: int | None = None) -> list[str]:
+    """Rewrite the model of a recipe for another norm, in place.
+
+    The new keys come from the fragment of the norm. `num_groups` of a recipe that has it stays, and so do the keys that
+    any norm has, or all keys where the type of the norm stays. Files of pretrained weights that name the old norm are
+    exchanged for those of the new one. The model is then built, without memory for its weights, and run once to see
+    that every layer is what the name says.
+
+    Args:
+        cfg: A recipe.
+        norm: One of `wsbcn_mm.surgery.policies.POLICIES`; `-backbone` after it confines WS to the backbone.
+        fragments: Folder of the norm fragments.
+        num_groups: Of GroupNorm and BatchChannelNorm, in place of the recipe's and the fragment's.
+
+    Returns:
+        What was changed, line by line.
+
+    Raises:
+        ValueError: For an unknown norm, for keys that a layer does not take, and for a model that does not become what
+            the norm's name says, because a part of it does not pass its keys on.
+    """
+    policy = get_policy(norm)
+    check_layer_configs(cfg)
+    fragment = Config.fromfile(fragments / f'{norm.removesuffix(BACKBONE_SUFFIX)}.py')
+    before = build_model(cfg)
+
+    rewritten, dropped = [], []
+    for path, part in parts_with_norm(cfg.model):
+        old_norm, old_conv = part['norm_cfg'], part.get('conv_cfg')
+        axes = '_3d' if any(str((old or {}).get('type')).endswith('3d') for old in (old_norm, old_conv)) else ''
+        part['norm_cfg'] = new_norm = norm_config(old_norm, fragment[f'norm_cfg{axes}'], num_groups)
+        dropped += [f'{key}={value!r}' for key, value in old_norm.items() if key not in new_norm]
+        if policy.wants_ws(path.removeprefix('model.')):
+            part['conv_cfg'] = dict(fragment[f'conv_cfg{axes}'])
+        elif old_conv is not None:
+            part['conv_cfg'] = dict(type='Conv3d' if axes else 'Conv2d')
+        rewritten.append(path)
+    if not rewritten:
+        raise ValueError('the model of this recipe has no norm_cfg: there is no norm to switch')
+    for key in fragment:
+        if key in cfg:
+            cfg[key] = fragment[key]
+    files = exchange_pretrained(cfg, norm)
+
+    model = build_model(cfg)
+    found = census(model, trace(model, run_all_parts(model, input_shape(cfg, batch_size=2))))
+    wrong = breaches(found, policy)
+    if wrong:
+        raise ValueError(f'--norm {norm} does not reach every layer: {"; ".join(wrong)}')
+    return [
+        f'norms: {_counts(count_norms(before))} -> {_counts(count_norms(model))}',
+        f'convolutions: {_counts(count_convs(before))} -> {_counts(count_convs(model))}',
+        f'rewritten: {", ".join(rewritten)}',
+        *([f'dropped, as the new norm does not have them: {", ".join(dict.fromkeys(dropped))}'] if dropped else []),
+        *(f'pretrained weights: {old} -> {new}' for old, new in files.items()),
+    ]
+
+
+def norm_config(old: Mapping[str, Any], wanted: Mapping[str, Any], num_groups: int | None) -> dict[str, Any]:
+    """The wanted norm_cfg with what the old one says of any norm, of groups, or of the same type of norm."""
+    new = dict(wanted)
+    if old['type'] == new['type']:
+        new |= {key: value for key, value in old.items() if key != 'statistics'}
+    if 'num_groups' in new:
+        new['num_groups'] = num_groups or old.get('num_groups') or new['num_groups']
+    return new | {key: old[key] for key in OF_ANY_NORM if key in old}
+
+
+def exchange_pretrained(cfg: Config, norm: str) -> dict[str, str]:
+    """Name the pretrained files of another norm, where the file's name says which norm it is of; returns old: new."""
+    ours = norm.removesuffix(BACKBONE_SUFFIX).replace('syncbn', 'bn').replace('bcnsync', 'bcn').replace('-', '_')
+    files: dict[str, str] = {}
+    for node in dicts_in(cfg.model):
+        if node.get('type') in PRETRAINED and PRETRAINED_NAME.search(str(node.get('checkpoint'))):
+            old = node['checkpoint']
+            node['checkpoint'] = PRETRAINED_NAME.sub(f'_{ours}', old)
+            if node['checkpoint'] != old:
+                files[old] = node['checkpoint']
+    return files
+
+
+def _counts(counts: Counter[str]) -> str:
+    return ', '.join(f'{count} {kind}' for kind, count in sorted(counts.items())) or 'none'

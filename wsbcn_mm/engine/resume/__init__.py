@@ -1,0 +1,1 @@
+"""Resuming: the position in the data, the order of samples, and unfinished accumulation."""

@@ -1,0 +1,1 @@
+"""Running statistics of norms: sharing, measuring, averaging and comparing them."""

@@ -1,0 +1,1 @@
+"""Segmentation data: data sets, strict labels, transforms and preparation."""

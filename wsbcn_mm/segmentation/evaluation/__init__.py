@@ -1,0 +1,1 @@
+"""Segmentation results: metrics, test-time augmentation, overlays and predictions."""

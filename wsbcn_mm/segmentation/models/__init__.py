@@ -1,0 +1,1 @@
+"""Segmentation models: heads, checks, folding and deployment."""

@@ -1,0 +1,1 @@
+"""Video data: data sets, manifests, sampling, transforms and preparation."""

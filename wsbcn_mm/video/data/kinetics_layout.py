@@ -1,0 +1,140 @@
+"""Where the videos and annotations of Kinetics-400 are, in the layouts that people have."""
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Set
+from pathlib import Path
+from typing import NamedTuple
+
+from ...engine.files import some
+from .annotations import load_kinetics_csv
+
+CVDF = 'https://github.com/cvdfoundation/kinetics-dataset'
+
+DOWNLOADED = 'k400_targz'
+UNPACKED = 'k400'
+"""Folders that CVDF's scripts make beside each other, the second one for the annotations too."""
+
+SPLITS = {'train': ('train',), 'val': ('val', 'validate', 'validation'), 'test': ('test',)}
+"""What folders and annotation files of each split are called."""
+
+PACKED = ('.tar', '.tar.gz', '.tgz')
+VIDEOS = ('.mp4', '.mkv', '.webm', '.avi', '.mov', '.flv', '.m4v', '.3gp')
+REPLACEMENTS = 'replacement_for_corrupted_k400'
+"""What CVDF calls about 1400 training videos that go before the damaged ones in its parts."""
+
+YOUTUBE_ID = 11
+"""Characters."""
+
+
+class NamedClip(NamedTuple):
+    """A clip by the name of its class.
+
+    Attributes:
+        path: below the folder of its split.
+        class_name: None in a test split without public labels.
+        place: where it says so, for messages.
+    """
+
+    path: str
+    class_name: str | None
+    place: str
+
+
+def video_folder(root: Path, split: str) -> Path:
+    """Where the recipes look for the videos of a split."""
+    return root / f'videos_{split}'
+
+
+def find_videos(root: Path, split: str) -> None:
+    """Make `videos_train` a link to `train`, `k400/train` or `videos/train`, where these have the videos."""
+    wanted = video_folder(root, split)
+    if wanted.exists():
+        return
+    places = [place / name for name in SPLITS[split] for place in (root, root / UNPACKED, root / 'videos')]
+    there = next((place for place in places if any(_walk(place))), None)
+    if there:
+        wanted.symlink_to(there.relative_to(root), target_is_directory=True)
+
+
+def find_replacements(root: Path) -> None:
+    """Have CVDF's replacements below the training videos, if they were unpacked beside them."""
+    link = video_folder(root, 'train') / REPLACEMENTS
+    folders = [root / at / REPLACEMENTS for at in ('', 'replacement', f'{UNPACKED}/replacement')]
+    there = next((folder for folder in folders if folder.is_dir()), None)
+    if there and link.parent.is_dir() and not link.exists():
+        link.symlink_to(there.resolve(), target_is_directory=True)
+
+
+def packed_videos(root: Path, split: str) -> list[Path]:
+    """Archives of a split: `train/part_0.tar.gz` and so on, as CVDF's scripts leave them."""
+    places = [base / name for base in (root, root / DOWNLOADED) for name in SPLITS[split]]
+    files = [file for place in places if place.is_dir() for file in sorted(place.iterdir())]
+    if split == 'train':
+        files += [root / at / f'{REPLACEMENTS}.tgz' for at in ('', 'replacement', f'{DOWNLOADED}/replacement')]
+    return [file for file in files if file.name.endswith(PACKED) and file.is_file()]
+
+
+def videos_below(folder: Path) -> set[str]:
+    """Videos below a folder, also where links lead, by their paths below it; no hidden ones, such as macOS's `._`."""
+    return set(_walk(folder))
+
+
+def annotation_file(root: Path, split: str) -> Path | None:
+    """`train.csv` or `kinetics_train.csv`, in the folder, in `annotations/` or in `k400/annotations/`."""
+    places = [
+        root / at / f'{prefix}{name}.csv'
+        for at in ('', 'annotations', f'{UNPACKED}/annotations')
+        for prefix in ('', 'kinetics_')
+        for name in SPLITS[split]
+    ]
+    return next((file for file in places if file.is_file()), None)
+
+
+def clips_by_annotations(file: Path, videos: Set[str]) -> list[NamedClip]:
+    """All clips of an annotation file, with the videos that are theirs: `<id>_<start>_<end>.mp4` or `<id>.mp4`.
+
+    A clip without a video gets the first of these names. Of a YouTube id that has more than one clip, only videos of
+    the first of these names can be told apart.
+
+    Raises:
+        ValueError: for a clip that is annotated twice, or two videos of one clip, with file and line.
+    """
+    annotated = load_kinetics_csv(str(file))
+    clips_of_id = Counter(clip.youtube_id for clip in annotated)
+    by_stem: dict[str, list[str]] = defaultdict(list)
+    by_id: dict[str, list[str]] = defaultdict(list)
+    for path in sorted(videos):
+        stem = Path(path).stem
+        by_stem[stem].append(path)
+        by_id[stem[:YOUTUBE_ID]].append(path)
+    clips: list[NamedClip] = []
+    lines: dict[str, int] = {}
+    for clip in annotated:
+        if clip.stem in lines:
+            raise ValueError(f'{file}:{clip.line}: {clip.stem} is in line {lines[clip.stem]} already')
+        lines[clip.stem] = clip.line
+        candidates = by_stem[clip.stem] if clips_of_id[clip.youtube_id] > 1 else by_id[clip.youtube_id]
+        better = [path for path in candidates if REPLACEMENTS in path] or by_stem[clip.stem] or candidates
+        if len(better) > 1:
+            raise ValueError(f'{file}:{clip.line}: {len(better)} videos are {clip.stem}: {some(better)}')
+        path = better[0] if better else f'{clip.stem}.mp4'
+        clips.append(NamedClip(path, clip.class_name, f'{file}:{clip.line}'))
+    return clips
+
+
+def clips_by_folders(folder: Path, videos: Set[str]) -> list[NamedClip]:
+    """Videos in folders of their classes, whose names may have underscores for blanks; others are left out."""
+    clips = []
+    for path in sorted(videos):
+        name, below, _ = path.partition('/')
+        if below and name != REPLACEMENTS:
+            clips.append(NamedClip(path, name.replace('_', ' '), str(folder / name)))
+    return clips
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    for at, _, names in os.walk(folder, followlinks=True):
+        below = Path(at).relative_to(folder)
+        videos = (name for name in names if name.lower().endswith(VIDEOS) and not name.startswith('.'))
+        yield from (str(below / name) for name in videos)

@@ -1,0 +1,210 @@
+"""From Kinetics-400 as people have it to lists, a class list and a manifest that the recipes read."""
+
+import json
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence, Set
+from pathlib import Path
+
+from rich.console import Console
+
+from ...engine.checkpoint.reading import sha256
+from ...engine.data.archives import unpack
+from ...engine.data.preparation import print_report, progress_bar
+from ...engine.files import nearest, some, update_atomically, write_atomically
+from .annotations import load_classes, load_path_label_lines
+from .inventory import Clip, describe, take_inventory
+from .kinetics_layout import (
+    CVDF,
+    SPLITS,
+    NamedClip,
+    annotation_file,
+    clips_by_annotations,
+    clips_by_folders,
+    find_replacements,
+    find_videos,
+    packed_videos,
+    video_folder,
+    videos_below,
+)
+from .manifest import MANIFEST, OK
+
+PUBLISHED = {'train': 246534, 'val': 19906, 'test': 39805}
+"""Clips of each split in the annotations that CVDF has. Videos have left YouTube since: its copy has 241258, 19881 and
+38685 of them."""
+
+NUM_CLASSES = 400
+CLASS_FILE = 'label_map_k400.txt'
+LIST = 'kinetics400_{}_list_videos.txt'
+OWN = '.prepared.json'
+"""Hashes of the lists that were written here, and may be written anew."""
+
+
+def prepare_kinetics(
+    root: Path,
+    console: Console,
+    *,
+    published: Mapping[str, int] = PUBLISHED,
+    num_classes: int = NUM_CLASSES,
+    processes: int = 1,
+    deadline: float = 20.0,
+) -> list[str]:
+    """Unpack what is packed, list the clips by class, and write `root/manifest.csv`; a second time is quick.
+
+    Accepted are
+
+    * CVDF's download: `train/part_*.tar.gz`, or the same below `k400_targz/`, or what they unpack to, and the
+      annotations `train.csv` beside them or in `annotations/`; `replacement_for_corrupted_k400.tgz`;
+    * a folder for each class below `videos_train/` or `train/`, with or without annotations;
+    * mmaction2's lists, `kinetics400_train_list_videos.txt` and `label_map_k400.txt`, with their videos.
+
+    The recipes read the last of these, so lists and class list are written in this form; those that are there already,
+    of other origin, are taken as they are. Classes are in alphabetical order where no class list says otherwise.
+
+    Args:
+        root: folder of the downloads.
+        console: where progress and the report go.
+        published: clips of each split; fewer are said and no error, as videos leave YouTube.
+        num_classes: classes of the data set.
+        processes: how many clips are decoded at the same time.
+        deadline: seconds for each.
+
+    Returns:
+        What is wrong, one line each: empty for a usable data set.
+
+    Raises:
+        FileNotFoundError: if there are no videos of train or val, or no classes for them, saying where they belong.
+        ValueError: for a class that the class list lacks, a clip that is listed or present twice, a damaged archive, or
+            annotations that are malformed, with file and line.
+    """
+    found = _videos(root, console)
+    named = {split: _named_clips(root, split, videos) for split, videos in found.items()}
+    classes = _classes(root, num_classes, named)
+    clips: list[Clip] = []
+    notes = []
+    for split, own in named.items():
+        listed = _clips_in_list(root, split, classes) if own is None else _with_labels(root, split, own, classes)
+        if own is not None and split != 'test':
+            _write_own(root, LIST.format(split), [f'{_below(clip)} {clip.label}' for clip in listed])
+        clips += listed
+        unlisted = sorted(found[split] - {_below(clip) for clip in listed})
+        if unlisted:
+            notes.append(f'{split}: {len(unlisted)} videos are in no list and are not used: {some(unlisted)}')
+    rows = take_inventory(root, clips, console, processes=processes, deadline=deadline)
+    usable = Counter(row.split for row in rows if row.status == OK)
+    problems = [f'{split}: none of its clips can be used' for split in ('train', 'val') if not usable[split]]
+    if len(classes) != num_classes:
+        problems.append(f'{CLASS_FILE}: {len(classes)} classes, {num_classes} are published')
+    problems += _in_two_splits(clips)
+    lines = [f'{len(classes)} classes, in the order of {CLASS_FILE}', *describe(rows, published), *notes]
+    print_report(console, lines, problems, root / MANIFEST)
+    return problems
+
+
+def _videos(root: Path, console: Console) -> dict[str, set[str]]:
+    """Videos of each split that has any, by their paths below its folder, unpacked if they were packed."""
+    for split in SPLITS:
+        find_videos(root, split)
+    with progress_bar(console) as progress:
+        for split in SPLITS:
+            for archive in packed_videos(root, split):
+                unpack(archive, video_folder(root, split), ('',), progress)
+    find_replacements(root)
+    found = {split: videos_below(video_folder(root, split)) for split in SPLITS}
+    absent = [split for split in ('train', 'val') if not found[split]]
+    if absent:
+        places = '; '.join(
+            f'{video_folder(root, split)}/ with videos or {root / split}/part_*.tar.gz' for split in absent
+        )
+        raise FileNotFoundError(f'missing: {places}, from {CVDF}; {nearest(video_folder(root, absent[0]))}')
+    return {split: videos for split, videos in found.items() if videos}
+
+
+def _named_clips(root: Path, split: str, videos: Set[str]) -> list[NamedClip] | None:
+    """Clips with the names of their classes, from annotations or folders; None where a list says their labels."""
+    listed = root / LIST.format(split)
+    if listed.is_file() and not _is_own(root, listed.name):
+        return None
+    annotations = annotation_file(root, split)
+    if annotations:
+        return clips_by_annotations(annotations, videos)
+    clips = clips_by_folders(video_folder(root, split), videos)
+    if clips:
+        return clips
+    if split == 'test':
+        return [NamedClip(path, None, '') for path in sorted(videos)]
+    raise FileNotFoundError(
+        f'missing: {root / "annotations" / f"{split}.csv"}, from {CVDF}, or {listed}, or folders of classes: none of '
+        f'the {len(videos)} videos in {video_folder(root, split)} has a class'
+    )
+
+
+def _classes(root: Path, num_classes: int, named: Mapping[str, Sequence[NamedClip] | None]) -> list[str]:
+    """The class list that is there, or all names in alphabetical order."""
+    file = root / CLASS_FILE
+    if not file.is_file() or _is_own(root, CLASS_FILE):
+        names = {clip.class_name for clips in named.values() for clip in clips or () if clip.class_name}
+        if not names or None in named.values():
+            raise FileNotFoundError(
+                f'missing: {file}, the {num_classes} class names in label order, which the labels of the lists mean; '
+                f'{nearest(file)}'
+            )
+        _write_own(root, CLASS_FILE, sorted(names))
+    return load_classes(str(file))
+
+
+def _clips_in_list(root: Path, split: str, classes: Sequence[str]) -> list[Clip]:
+    listed = load_path_label_lines(str(root / LIST.format(split)), len(classes))
+    folder = video_folder(root, split).name
+    return [Clip(f'{folder}/{name}', label, classes[label], split) for name, label in listed]
+
+
+def _with_labels(root: Path, split: str, named: Sequence[NamedClip], classes: Sequence[str]) -> list[Clip]:
+    ids = {_key(name): label for label, name in enumerate(classes)}
+    folder = video_folder(root, split).name
+    clips = []
+    for path, name, place in named:
+        if name is None:
+            clips.append(Clip(f'{folder}/{path}', None, '', split))
+            continue
+        label = ids.get(_key(name))
+        if label is None:
+            raise ValueError(f'{place}: class {name!r} is not in {root / CLASS_FILE}')
+        clips.append(Clip(f'{folder}/{path}', label, classes[label], split))
+    return clips
+
+
+def _key(name: str) -> str:
+    """How class names are compared: folders may have underscores for blanks, and other capitals."""
+    return unicodedata.normalize('NFC', name).replace('_', ' ').casefold()
+
+
+def _below(clip: Clip) -> str:
+    """Path below the folder of the split, as lists have it."""
+    return clip.path.partition('/')[2]
+
+
+def _in_two_splits(clips: Sequence[Clip]) -> list[str]:
+    splits: dict[str, set[str]] = defaultdict(set)
+    for clip in clips:
+        video = re.sub(r'_[0-9]{6}_[0-9]{6}$', '', Path(clip.path).stem)
+        splits[video].add(clip.split)
+    shared = [f'{video} ({" and ".join(sorted(where))})' for video, where in splits.items() if len(where) > 1]
+    return [f'{len(shared)} videos are in two splits: {some(shared)}'] if shared else []
+
+
+def _is_own(root: Path, name: str) -> bool:
+    """Whether a list was written here, and nobody has changed it since."""
+    return _own(root).get(name) == sha256(root / name)
+
+
+def _own(root: Path) -> dict[str, str]:
+    file = root / OWN
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def _write_own(root: Path, name: str, lines: Sequence[str]) -> None:
+    content = ''.join(f'{line}\n' for line in lines).encode()
+    if update_atomically(root / name, content):
+        write_atomically(root / OWN, json.dumps(_own(root) | {name: sha256(root / name)}, indent=1).encode())

@@ -1,0 +1,1 @@
+"""Video decoding in a process that a deadline can end."""

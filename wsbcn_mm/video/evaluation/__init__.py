@@ -1,0 +1,1 @@
+"""Video results: metrics, clip strips and contact sheets."""

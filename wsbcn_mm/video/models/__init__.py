@@ -1,0 +1,1 @@
+"""Video models: 3D ResNets, inflation, recognizer and deployment."""

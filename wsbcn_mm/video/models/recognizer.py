@@ -1,0 +1,106 @@
+"""The video recognizer: clips in, a loss in training, one score vector a video in testing."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from torch import Tensor
+
+from ..data.samples import ClipDataSample
+
+AVERAGES = ('prob', 'score')
+
+
+@MODELS.register_module()
+class Recognizer3d(BaseModel):
+    """Backbone and head over clips; a video is judged by the mean over its views.
+
+    Testing reads many views of a video (10 clips x 3 crops are usual), training one. Views are therefore run
+    `max_test_views` at a time, and wait for it as bytes: the default of 1 never needs more activation memory than
+    training with as many videos a batch. The result does not depend on it.
+
+    Args:
+        backbone: Config of a module (N, C, T, H, W) -> (N, C', T', H', W').
+        head: Config of a module with `loss`, features -> (N, K) logits.
+        data_preprocessor: Config of the preprocessor.
+        average_views: 'prob' averages probabilities over views, 'score' averages logits and takes their softmax.
+        max_test_views: Views of each video in one forward pass when testing; None runs all of them at once.
+
+    Raises:
+        ValueError: For bad arguments, and for inputs that are not (N, V, C, T, H, W).
+    """
+
+    def __init__(
+        self,
+        backbone: dict[str, Any],
+        head: dict[str, Any],
+        data_preprocessor: dict[str, Any] | None = None,
+        average_views: str = 'prob',
+        max_test_views: int | None = 1,
+        init_cfg: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        if average_views not in AVERAGES:
+            raise ValueError(f'average_views is {average_views!r}, must be one of {AVERAGES}')
+        if max_test_views is not None and max_test_views < 1:
+            raise ValueError(f'max_test_views is {max_test_views}, must be at least 1, or None for all views at once')
+        self.backbone = MODELS.build(backbone)
+        self.head = MODELS.build(head)
+        widths = getattr(self.backbone, 'out_channels', None), getattr(self.head, 'in_channels', None)
+        if None not in widths and widths[0] != widths[1]:
+            raise ValueError(f'head.in_channels is {widths[1]}, must be the {widths[0]} channels of the backbone')
+        self.average_views = average_views
+        self.max_test_views = max_test_views
+
+    def forward(
+        self, inputs: Tensor, data_samples: Sequence[ClipDataSample] | None = None, mode: str = 'tensor'
+    ) -> dict[str, Tensor] | list[ClipDataSample] | Tensor:
+        """Run one of three modes.
+
+        Args:
+            inputs: (N, V, C, T, H, W), V views of each video, normalised or uint8, which are normalised here.
+            data_samples: N samples; `loss` reads their `gt_label`, `predict` writes `pred_score` (K,) and `pred_label`
+                () into them.
+            mode: 'loss' returns losses (every view is a training clip), 'predict' the samples, 'tensor' logits
+                (N, V, K).
+        """
+        if inputs.ndim != 6:
+            raise ValueError(f'inputs have shape {tuple(inputs.shape)}, must be (N, V, C, T, H, W)')
+        if mode == 'tensor':
+            return self._logits(inputs)
+        if mode == 'loss':
+            return self.loss(inputs, data_samples)
+        if mode == 'predict':
+            return self.predict(inputs, data_samples)
+        raise ValueError(f"mode is {mode!r}, must be one of ('loss', 'predict', 'tensor')")
+
+    def loss(self, inputs: Tensor, data_samples: Sequence[ClipDataSample] | None) -> dict[str, Tensor]:
+        """Losses over N * V clips; each clip carries its video's label."""
+        if not data_samples or len(data_samples) != len(inputs) or any('gt_label' not in s for s in data_samples):
+            raise ValueError(f"mode 'loss' needs {len(inputs)} data_samples with a gt_label, got {data_samples}")
+        labels = torch.stack([sample.gt_label.reshape(()) for sample in data_samples]).to(inputs.device)
+        num_views = inputs.shape[1]
+        return self.head.loss(self._logits(inputs).flatten(0, 1), labels.repeat_interleave(num_views))
+
+    def predict(self, inputs: Tensor, data_samples: Sequence[ClipDataSample] | None = None) -> list[ClipDataSample]:
+        """The samples with scores averaged over views."""
+        samples = [ClipDataSample() for _ in inputs] if data_samples is None else list(data_samples)
+        num_views = inputs.shape[1]
+        chunks = inputs.split(self.max_test_views or num_views, dim=1)
+        logits = torch.cat([self._logits(chunk) for chunk in chunks], dim=1).float()
+        if self.average_views == 'prob':
+            scores = logits.softmax(dim=2).mean(dim=1)
+        else:
+            scores = logits.mean(dim=1).softmax(dim=1)
+        for sample, score in zip(samples, scores, strict=True):
+            sample.pred_score = score
+            sample.pred_label = score.argmax(dim=0)
+        return samples
+
+    def _logits(self, inputs: Tensor) -> Tensor:
+        """(N, V, C, T, H, W) -> (N, V, K), all views at once."""
+        if inputs.dtype == torch.uint8:
+            inputs = self.data_preprocessor.normalise(inputs)
+        return self.head(self.backbone(inputs.flatten(0, 1))).unflatten(0, inputs.shape[:2])
