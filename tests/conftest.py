@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,3 +42,18 @@ def _own_mmengine_for_modules() -> Iterator[None]:
 def _own_mmengine_for_tests() -> Iterator[None]:
     with _mmengine_restored():
         yield
+
+
+@pytest.fixture(scope='session')
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's data sets with 12 training and 5 validation samples: an odd number, which two devices cannot share."""
+    from rich.console import Console
+
+    from projects.micro_batch_demo import data
+    from projects.micro_batch_demo.run import CLIPS, SCENES
+
+    root = tmp_path_factory.mktemp('data')
+    counts = dict(n_train=12, n_val=5, console=Console(file=StringIO()))
+    data.build_segmentation(root, **(SCENES | counts))
+    data.build_video(root, **(CLIPS | counts))
+    return root

@@ -10,6 +10,7 @@ own. With --format-only a segmentation recipe writes its predictions for a test 
 import argparse
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 
@@ -49,48 +50,45 @@ def main() -> None:
     args = parse_args()
     # Before torch is imported: OpenMP threads that wait by spinning make a busy CPU up to 50 times slower.
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
-    from wsbcn_mm.engine.environment import require_openmmlab
+    from wsbcn_mm.engine.run import evaluate, is_main_process
 
-    require_openmmlab()
-    from mmengine.dist import is_main_process
-    from mmengine.runner import Runner
-
-    from wsbcn_mm.engine.launch.launch import prepare_launch
-    from wsbcn_mm.engine.memory.out_of_memory import explaining_out_of_memory
-    from wsbcn_mm.engine.recipe import load as recipe
-
-    cfg = recipe.load_recipe(args.config, work_dir=args.work_dir, options=args.cfg_options)
-    recipe.load_checkpoint_into(cfg, args.checkpoint)
-    if args.format_only:
-        recipe.require_segmentation(cfg, '--format-only')
-        from wsbcn_mm.segmentation.evaluation.predictions import save_predictions_only
-
-        save_predictions_only(cfg, args.format_only)
-    if args.sliding_window:
-        recipe.require_segmentation(cfg, '--sliding-window')
-        from wsbcn_mm.segmentation.evaluation.tta import use_sliding_window, window_side
-
-        use_sliding_window(cfg, *map(window_side, args.sliding_window))
-    if args.tta is not None:
-        recipe.require_segmentation(cfg, '--tta')
-        from wsbcn_mm.segmentation.evaluation.tta import SCALES, use_tta
-
-        use_tta(cfg, args.tta or SCALES)
-    if args.show_dir:
-        recipe.save_pictures(cfg, args.show_dir, args.show_max)
-    prepare_launch(cfg, args.launcher, local_rank=args.local_rank)
-    runner = Runner.from_cfg(cfg)
-    # The data come first, as the guards compare the checkpoint with them. The Runner itself would only warn of weights
-    # that the checkpoint lacks, and evaluate random ones.
-    _ = runner.test_dataloader
-    runner.load_checkpoint(args.checkpoint, strict=True)
-    with explaining_out_of_memory(cfg, args.config):
-        metrics = runner.test()
+    metrics, cfg = evaluate(
+        args.config,
+        args.checkpoint,
+        options=args.cfg_options,
+        work_dir=args.work_dir,
+        change=partial(change_test, args=args),
+        show_dir=args.show_dir,
+        show_max=args.show_max,
+        launcher=args.launcher,
+        local_rank=args.local_rank,
+    )
     if is_main_process():
         file = Path(args.format_only or Path(cfg.work_dir) / metrics_name(args.tta is not None, args.sliding_window))
         if not args.format_only:
             file.write_text(json.dumps(metrics, indent=2, default=float) + '\n')
         print(f'{", ".join(f"{name} {value:.2f}" for name, value in metrics.items())} -> {file}')
+
+
+def change_test(cfg, args: argparse.Namespace) -> None:
+    """Change a segmentation recipe's test as the options ask; they are rejected for a recipe of another task."""
+    from wsbcn_mm.engine.run import require_segmentation
+
+    if args.format_only:
+        require_segmentation(cfg, '--format-only')
+        from wsbcn_mm.segmentation.evaluation.predictions import save_predictions_only
+
+        save_predictions_only(cfg, args.format_only)
+    if args.sliding_window:
+        require_segmentation(cfg, '--sliding-window')
+        from wsbcn_mm.segmentation.evaluation.tta import use_sliding_window, window_side
+
+        use_sliding_window(cfg, *map(window_side, args.sliding_window))
+    if args.tta is not None:
+        require_segmentation(cfg, '--tta')
+        from wsbcn_mm.segmentation.evaluation.tta import SCALES, use_tta
+
+        use_tta(cfg, args.tta or SCALES)
 
 
 def metrics_name(tta: bool, sliding_window) -> str:

@@ -68,6 +68,8 @@ def _check_layer_config(path: str, layer_cfg: Mapping[str, Any]) -> None:
         raise ValueError(f'{path}: {kind!r} is neither a plain nor a standardised convolution')
 
 
+FRAGMENTS = Path(__file__).parents[2] / '.mim' / 'configs' / '_base_' / 'norms'
+
 OF_ANY_NORM = ('requires_grad', 'eps')
 """Keys of a norm_cfg that every norm has: they stay."""
 
@@ -75,7 +77,7 @@ PRETRAINED_NAME = re.compile(r'_(bn|gn|gn_ws|bn_ws|bcn|bcn_ws)(?=\.\w+$)')
 """Where a recipe's pretrained file says which norm it is of."""
 
 
-def switch_norm(cfg: Config, norm: str, fragments: Path, *, num_groups: int | None = None) -> list[str]:
+def switch_norm(cfg: Config, norm: str, fragments: Path = FRAGMENTS, *, num_groups: int | None = None) -> list[str]:
     """Rewrite the model of a recipe for another norm, in place.
 
     The new keys come from the fragment of the norm. `num_groups` of a recipe that has it stays, and so do the keys that
@@ -86,7 +88,7 @@ def switch_norm(cfg: Config, norm: str, fragments: Path, *, num_groups: int | No
     Args:
         cfg: A recipe.
         norm: One of `wsbcn_mm.surgery.policies.POLICIES`; `-backbone` after it confines WS to the backbone.
-        fragments: Folder of the norm fragments.
+        fragments: Folder of the norm fragments; by default the package's own.
         num_groups: Of GroupNorm and BatchChannelNorm, in place of the recipe's and the fragment's.
 
     Returns:
