@@ -37,7 +37,7 @@ def expected(samples):
 @pytest.fixture
 def log(monkeypatch):
     lines = []
-    for module in ('video.metrics', 'engine.streaming_metric'):
+    for module in ('video.evaluation.metrics', 'engine.evaluation.streaming_metric'):
         monkeypatch.setattr(f'wsbcn_mm.{module}.print_log', lambda text, *args, **kwargs: lines.append(text))
     return lines
 
