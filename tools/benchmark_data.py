@@ -36,9 +36,9 @@ def main() -> None:
 
     from wsbcn_mm.engine.data.advice import judge_loader
     from wsbcn_mm.engine.data.speed import time_recipe, usable_cores
-    from wsbcn_mm.engine.recipe import load as recipe
+    from wsbcn_mm.engine.recipe.load import load_recipe
 
-    cfg = recipe.load_recipe(args.config, options=args.cfg_options)
+    cfg = load_recipe(args.config, options=args.cfg_options)
     workers = cfg.train_dataloader.num_workers if args.workers is None else args.workers
     batch = cfg.train_dataloader.batch_size
     sample, speed = time_recipe(cfg, workers, args.samples)

@@ -30,10 +30,10 @@ def main() -> None:
 
     require_openmmlab()
     from wsbcn_mm.engine.data.browsing import browse
-    from wsbcn_mm.engine.recipe import load as recipe
+    from wsbcn_mm.engine.recipe.load import load_recipe
 
     try:
-        cfg = recipe.load_recipe(args.config, options=args.cfg_options)
+        cfg = load_recipe(args.config, options=args.cfg_options)
         for file in browse(cfg, drawing_of(cfg), args.split, args.number, args.out, args.seed):
             print(file)
     except (OSError, ValueError) as error:
@@ -44,7 +44,7 @@ def drawing_of(cfg):
     """How the samples of a recipe's task are drawn."""
     from importlib import import_module
 
-    from wsbcn_mm.engine.recipe.load import task_of
+    from wsbcn_mm.engine.recipe.task import task_of
 
     return import_module(f'wsbcn_mm.{task_of(cfg)}.evaluation.browsing')
 

@@ -38,17 +38,18 @@ def main() -> int:
     require_openmmlab()
     from rich.console import Console
 
-    from wsbcn_mm.engine.recipe import load as recipe
+    from wsbcn_mm.engine.recipe.checks import require_checkpoint
+    from wsbcn_mm.engine.recipe.load import load_recipe
     from wsbcn_mm.engine.recipe.model import census_of_recipe
     from wsbcn_mm.engine.recipe.norms import check_layer_configs
     from wsbcn_mm.surgery.census import breaches, summary
     from wsbcn_mm.surgery.policies import get_policy
 
     policy = get_policy(args.expect) if args.expect else None
-    cfg = recipe.load_recipe(args.config, options=args.cfg_options)
+    cfg = load_recipe(args.config, options=args.cfg_options)
     check_layer_configs(cfg)
     if args.checkpoint:
-        recipe.require_checkpoint(args.checkpoint)
+        require_checkpoint(args.checkpoint)
     found, shape = census_of_recipe(cfg, args.checkpoint, shape=args.input_shape, devices=args.devices)
 
     console = Console()

@@ -31,10 +31,11 @@ def main() -> None:
 
     require_openmmlab()
     from wsbcn_mm.engine.checkpoint.conversion import convert_file
-    from wsbcn_mm.engine.recipe import load as recipe
+    from wsbcn_mm.engine.recipe.load import load_recipe
+    from wsbcn_mm.engine.recipe.tree import drop_pretrained
 
-    cfg = recipe.load_recipe(args.config, options=args.cfg_options)
-    recipe.drop_pretrained(cfg)
+    cfg = load_recipe(args.config, options=args.cfg_options)
+    drop_pretrained(cfg)
     try:
         print(
             convert_file(

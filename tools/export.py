@@ -44,12 +44,13 @@ def main() -> None:
 
     from wsbcn_mm.engine import export as exporting
     from wsbcn_mm.engine.export import load_pixels, require_onnx
-    from wsbcn_mm.engine.recipe import load as recipe
+    from wsbcn_mm.engine.recipe.load import load_checkpoint_into, load_recipe
+    from wsbcn_mm.engine.recipe.task import task_of
     from wsbcn_mm.surgery.export import SUFFIXES
 
-    cfg = recipe.load_recipe(args.config, work_dir=args.work_dir, options=args.cfg_options)
-    recipe.load_checkpoint_into(cfg, args.checkpoint)
-    deployment = importlib.import_module(f'wsbcn_mm.{recipe.task_of(cfg)}.models.deployment')
+    cfg = load_recipe(args.config, work_dir=args.work_dir, options=args.cfg_options)
+    load_checkpoint_into(cfg, args.checkpoint)
+    deployment = importlib.import_module(f'wsbcn_mm.{task_of(cfg)}.models.deployment')
     sizes = [parse_size(text, len(deployment.AXES) - 1) for text in args.check_sizes or deployment.CHECK_SIZES]
     inputs = [load_pixels(args.check_input, 2 + len(sizes[0]))] if args.check_input else []
     inputs += [255 * torch.rand(batch, 3, *size) for size in sizes for batch in (1, 3)]

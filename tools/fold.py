@@ -29,11 +29,12 @@ def main() -> None:
     import torch
     from mmengine.runner import Runner
 
-    from wsbcn_mm.engine.recipe import load as recipe
+    from wsbcn_mm.engine.recipe.load import load_checkpoint_into, load_recipe
+    from wsbcn_mm.engine.recipe.task import task_of
 
-    cfg = recipe.load_recipe(args.config, work_dir=args.work_dir, options=args.cfg_options)
-    recipe.load_checkpoint_into(cfg, args.checkpoint)
-    if recipe.task_of(cfg) != 'segmentation':
+    cfg = load_recipe(args.config, work_dir=args.work_dir, options=args.cfg_options)
+    load_checkpoint_into(cfg, args.checkpoint)
+    if task_of(cfg) != 'segmentation':
         raise ValueError(
             f'{args.config}: a recipe of segmentation is expected, as only mmseg has models to fold for; '
             'tools/export.py folds and exports those of both tasks'

@@ -68,13 +68,14 @@ def main() -> None:
     from rich.console import Console
 
     from wsbcn_mm.engine.memory.plan import plan_recipe
-    from wsbcn_mm.engine.recipe import load as recipe
+    from wsbcn_mm.engine.recipe.load import load_recipe
+    from wsbcn_mm.engine.recipe.task import require_segmentation
 
     if args.picture and not Path(args.picture).absolute().parent.is_dir():
         raise FileNotFoundError(f'--picture {args.picture!r}: there is no such folder')
-    cfg = recipe.load_recipe(args.config, options=args.cfg_options)
+    cfg = load_recipe(args.config, options=args.cfg_options)
     if args.tta is not None:
-        recipe.require_segmentation(cfg, '--tta')
+        require_segmentation(cfg, '--tta')
         from wsbcn_mm.segmentation.evaluation.tta import SCALES, use_tta
 
         use_tta(cfg, args.tta or SCALES)

@@ -31,12 +31,12 @@ def main() -> None:
 
     require_openmmlab()
     from wsbcn_mm.diagnostics.statistics_gap import table_of
-    from wsbcn_mm.engine.recipe import load as recipe
+    from wsbcn_mm.engine.recipe.load import load_checkpoint_into, load_recipe
     from wsbcn_mm.engine.statistics.recalibration import recalibrate
 
     try:
-        cfg = recipe.load_recipe(args.config, work_dir=args.work_dir, options=args.cfg_options)
-        recipe.load_checkpoint_into(cfg, args.checkpoint)
+        cfg = load_recipe(args.config, work_dir=args.work_dir, options=args.cfg_options)
+        load_checkpoint_into(cfg, args.checkpoint)
         done = recalibrate(cfg, args.checkpoint, args.out, samples=args.samples, sweeps=args.sweeps)
     except (OSError, ValueError) as error:
         sys.exit(f'not recalibrated: {error}')

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import wsbcn_mm.segmentation
 import wsbcn_mm.video  # noqa: F401
-from wsbcn_mm.engine.recipe.load import dicts_in
+from wsbcn_mm.engine.recipe.tree import dicts_in
 from wsbcn_mm.layers import standardize_once
 from wsbcn_mm.microbatch.activation_memory import set_activation_memory
 from wsbcn_mm.microbatch.step_statistics import StepStatistics

@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 import wsbcn_mm.segmentation
 import wsbcn_mm.video  # noqa: F401
 from tests.tools.tiny_runs import options, recipe, run_tool
-from wsbcn_mm.engine.recipe.load import OF_MMENGINE
+from wsbcn_mm.engine.recipe.hooks import OF_MMENGINE
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 RECIPES = sorted(file for file in CONFIGS.glob('*/*.py') if file.parent.name != '_base_')

@@ -13,7 +13,7 @@ from rich.console import Console
 from projects.operator_benchmark import goals, norms, report, rows, run, steps, timing, weights
 from projects.operator_benchmark.memory import saved_bytes
 from tests.ops import reference
-from wsbcn_mm.engine.recipe.load import dicts_in
+from wsbcn_mm.engine.recipe.tree import dicts_in
 
 CPU = torch.device('cpu')
 SHAPE = (2, 64, 5, 3)

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from tests.video.clip_files import write_clip
-from wsbcn_mm.engine.recipe.load import dicts_in
+from wsbcn_mm.engine.recipe.tree import dicts_in
 from wsbcn_mm.layers import BatchChannelNorm
 from wsbcn_mm.surgery.fingerprint import fingerprint
 from wsbcn_mm.video.models.resnet3d import ResNet3d

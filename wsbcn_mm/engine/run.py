@@ -17,19 +17,13 @@ from .launch.launch import prepare_launch
 from .launch.unused_parameters import refuse_unused_parameters
 from .memory.out_of_memory import explaining_out_of_memory
 from .recipe.batch_plan import world_size
-from .recipe.load import (
-    add_guards,
-    changes_of,
-    check_recipe,
-    drop_pretrained,
-    load_checkpoint_into,
-    load_recipe,
-    require_segmentation,
-    resume_from,
-    save_pictures,
-)
+from .recipe.checks import check_recipe
+from .recipe.hooks import add_guards, save_pictures
+from .recipe.load import changes_of, load_checkpoint_into, load_recipe, resume_from
 from .recipe.norms import check_layer_configs, switch_norm
 from .recipe.precision import use_amp
+from .recipe.task import require_segmentation
+from .recipe.tree import drop_pretrained
 from .resume.order import seed_samples
 from .resume.position import plan_batch_as_before
 

@@ -85,6 +85,6 @@ def test_what_cannot_be_checked_is_said_and_trains(recipe, capsys):
     recipe.train_dataloader.dataset.pipeline = []
     refuse_unused_parameters(recipe)
     assert capsys.readouterr().out == (
-        'not checked for parameters without a gradient: ValueError: the recipe does not say the size of its inputs: '
-        'give it with --input-shape\n'
+        'not checked for parameters without a gradient: ValueError: the recipe does not give the size of its inputs: '
+        'set --input-shape\n'
     )

@@ -13,7 +13,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from wsbcn_mm.engine.memory.activations import requested_activation_memory
-from wsbcn_mm.engine.recipe.load import check_recipe, load_recipe
+from wsbcn_mm.engine.recipe.checks import check_recipe
+from wsbcn_mm.engine.recipe.load import load_recipe
 from wsbcn_mm.layers import BatchChannelNorm, WSConv2d
 from wsbcn_mm.microbatch.activation_memory import find_blocks, set_activation_memory
 
@@ -109,7 +110,7 @@ def test_a_run_goes_on_in_another_mode(tmp_path):
     [
         (
             dict(activation_memory='save-conv'),
-            "activation_memory='save-conv' is unknown: choose one of all, save_conv, full_checkpoint",
+            "activation_memory='save-conv': one of all, save_conv, full_checkpoint is expected",
         ),
         (
             dict(activation_memory=dict(blocks=['backbone'])),
@@ -117,13 +118,12 @@ def test_a_run_goes_on_in_another_mode(tmp_path):
         ),
         (
             dict(activation_memory='save_conv', compile=True),
-            "activation_memory='save_conv' does not go with compile=True, which decides on its own what is recomputed: "
-            'leave one of them out',
+            "activation_memory='save_conv' with compile=True: both decide what is recomputed; set one of them",
         ),
         (
             dict(activation_memory='full_checkpoint', activation_checkpointing=['backbone.layer1']),
-            "activation_memory='full_checkpoint' does not go with activation_checkpointing=['backbone.layer1'], which "
-            'decides on its own what is recomputed: leave one of them out',
+            "activation_memory='full_checkpoint' with activation_checkpointing=['backbone.layer1']: both decide what "
+            'is recomputed; set one of them',
         ),
     ],
 )

@@ -6,18 +6,10 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from wsbcn_mm.engine.recipe.load import (
-    add_guards,
-    changes_of,
-    check_recipe,
-    dicts_in,
-    drop_pretrained,
-    load_checkpoint_into,
-    load_recipe,
-    parse_options,
-    resume_from,
-    save_pictures,
-)
+from wsbcn_mm.engine.recipe.checks import check_recipe
+from wsbcn_mm.engine.recipe.hooks import add_guards, save_pictures
+from wsbcn_mm.engine.recipe.load import changes_of, load_checkpoint_into, load_recipe, parse_options, resume_from
+from wsbcn_mm.engine.recipe.tree import dicts_in, drop_pretrained
 
 TINY = Path(__file__).parents[3] / 'configs' / 'tiny'
 RECIPE = "default_scope = 'mmseg'\nmodel = dict(depth=18, out_indices=(0, 1))\noptim_wrapper = dict(lr=0.1)\n"
@@ -76,8 +68,8 @@ def test_a_variable_that_was_copied_is_refused_with_the_places_of_its_copies(tmp
         'model = dict(backbone=dict(norm_cfg=norm_cfg), heads=[dict(norm_cfg=norm_cfg)])\n'
     )
     message = (
-        '--cfg-options norm_cfg.type: norm_cfg is a variable of the recipe, which was copied when the file was read. '
-        'Change the copies: model.backbone.norm_cfg, model.heads.0.norm_cfg'
+        '--cfg-options norm_cfg.type: norm_cfg is a variable of the recipe, whose value was copied when the file was '
+        'read. Change the copies: model.backbone.norm_cfg, model.heads.0.norm_cfg'
     )
     with pytest.raises(ValueError, match=exactly(message)):
         load_recipe(str(file), options=['norm_cfg.type=GN'])
@@ -86,7 +78,7 @@ def test_a_variable_that_was_copied_is_refused_with_the_places_of_its_copies(tmp
 
 
 def test_an_option_without_a_value_is_refused():
-    with pytest.raises(ValueError, match=exactly("--cfg-options 'model.depth' is not of the form KEY=VALUE")):
+    with pytest.raises(ValueError, match=exactly("--cfg-options 'model.depth': KEY=VALUE is expected")):
         parse_options(['model.depth'], known={'model'})
 
 

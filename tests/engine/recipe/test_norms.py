@@ -238,5 +238,5 @@ def test_the_shape_of_a_recipes_input(recipe, shape):
 def test_a_recipe_that_says_no_size_is_refused():
     cfg = stock_config()
     cfg.model.data_preprocessor.pop('size')
-    with pytest.raises(ValueError, match=r'does not say the size of its inputs: give it with --input-shape$'):
+    with pytest.raises(ValueError, match=r'^the recipe does not give the size of its inputs: set --input-shape$'):
         input_shape(cfg)

@@ -55,7 +55,7 @@ def test_a_gpu_without_bfloat16_gets_float16_and_scaled_losses():
     amp = dict(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic')
     assert cfg.optim_wrapper == dict(accumulative_counts=4, **amp)
     cfg = wrapper(type='AmpOptimWrapper', loss_scale=512.0)
-    assert use_amp(cfg) == ['amp: the recipe has its own AmpOptimWrapper']
+    assert use_amp(cfg) == ['amp: the recipe already sets AmpOptimWrapper']
     assert cfg.optim_wrapper == dict(type='AmpOptimWrapper', loss_scale=512.0)
     assert use_amp(cfg, 'fp16') == ['amp: forward passes in float16, loss scale 512.0']
 
@@ -65,15 +65,15 @@ def test_what_cannot_be_is_refused_in_a_line(cpu, monkeypatch):
         with pytest.raises(ValueError, match=f'^{re.escape(text)}$'):
             use_amp(wrapper(**keys), precision)
 
-    refused('fp16', '--amp fp16 needs a GPU, and there is none: --amp bf16 runs on CPU too')
-    refused('fp8', "--amp 'fp8' is no precision: choose one of bf16, fp16")
+    refused('fp16', '--amp fp16: a GPU is needed, and none was found; --amp bf16 also runs on CPUs')
+    refused('fp8', "--amp 'fp8': bf16 or fp16 is expected")
     apex = dict(type='ApexOptimWrapper')
-    refused('bf16', "--amp works with optim_wrapper type 'OptimWrapper', not 'ApexOptimWrapper'", **apex)
+    refused('bf16', "--amp with optim_wrapper.type='ApexOptimWrapper': 'OptimWrapper' is expected", **apex)
 
 
 @pytest.mark.usefixtures('gpu')
 def test_bfloat16_is_refused_where_it_would_be_emulated():
-    with pytest.raises(ValueError, match=r'^--amp bf16: Tesla T4 does not compute in it; --amp fp16 does$'):
+    with pytest.raises(ValueError, match=r'^--amp bf16: Tesla T4 does not support it; use --amp fp16$'):
         use_amp(wrapper(), 'bf16')
 
 
@@ -84,7 +84,7 @@ def test_float16_gives_the_gain_to_what_starts_from_scratch():
     said = use_amp(cfg, 'fp16')
     assert said[1:] == [
         "amp: gain='fan_in' for the WS convolutions of model.decode_head, model.auxiliary_head",
-        'amp: no gain for those of model.backbone, which start from a file without',
+        'amp: no gain for those of model.backbone, which start from a file trained without it',
     ]
     assert cfg.model.decode_head.conv_cfg == dict(type='WSConv2d', gain='fan_in')
     assert 'gain' not in cfg.model.backbone.conv_cfg

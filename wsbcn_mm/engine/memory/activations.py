@@ -5,7 +5,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ...microbatch.activation_memory import describe_blocks, set_activation_memory
-from ..recipe.load import requested_activation_memory
+from ..recipe.checks import requested_activation_memory
 from ..runner import unwrapped_model
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ...microbatch.memory_plan import Choice, by_speed
-from ..recipe.load import TASKS
+from ..recipe.task import TASKS
 from ..recipe.tree import hooks_in
 from .loaders import available_memory, gibibytes
 from .plan import RecipeMemory, plan_recipe

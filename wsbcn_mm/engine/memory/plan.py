@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 from ...microbatch.activation_memory import MODES, set_activation_memory
 from ...microbatch.memory_plan import Choice, StepMemory, fake_tensors, step_memory
 from ...surgery.kinds import conv_kind
-from ..recipe.load import requested_activation_memory
+from ..recipe.checks import requested_activation_memory
 from ..recipe.model import build_model, copies_of_test, evaluation_shape, input_shape
 from ..recipe.tree import hooks_in
 

@@ -1,4 +1,4 @@
-"""A recipe's model without its weights: to look at its layers before anything is loaded."""
+"""A recipe's model without weights, the shapes of its inputs, and its census, before anything is loaded."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,27 +16,29 @@ from ...surgery.census import Census, census
 from ...surgery.trace import trace
 from .tree import dicts_in, hooks_in
 
+STEPWISE_HOOK = 'StepStatisticsHook'
+
 SIDE = 112
-"""Height and width of clips whose recipe does not say."""
+"""Height and width of clips where the recipe does not give them."""
 
 
 def build_model(cfg: Config, device: str = 'meta') -> nn.Module:
-    """Build the model of a recipe; on the meta device, the default, this takes no memory and next to no time."""
+    """Build the model of a recipe; on the meta device, the default, it takes no memory and little time."""
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')), torch.device(device):
         return MODELS.build(cfg.model)
 
 
 def input_shape(cfg: Config, batch_size: int | None = None) -> tuple[int, ...]:
-    """Shape of what a recipe's model receives in training: (N, 3, H, W), or (N, 1, 3, T, H, W) of clips.
+    """Return the shape of a recipe's training batch: (N, 3, H, W) for images, (N, 1, 3, T, H, W) for clips.
 
-    Clips that the recipe leaves at the size of their files are taken to be of `SIDE` pixels.
+    Clips that the recipe leaves at the size of their files count as `SIDE` pixels high and wide.
 
     Args:
         cfg: A recipe.
         batch_size: N; by default that of the training loader.
 
     Raises:
-        ValueError: If the recipe does not say.
+        ValueError: If the recipe does not give the size.
     """
     loader = cfg.get('train_dataloader') or {}
     batch_size = batch_size or loader.get('batch_size', 1)
@@ -50,21 +52,21 @@ def input_shape(cfg: Config, batch_size: int | None = None) -> tuple[int, ...]:
     if not sizes and clips:
         sizes = [SIDE]
     if not sizes or (clips and not frames):
-        raise ValueError('the recipe does not say the size of its inputs: give it with --input-shape')
+        raise ValueError('the recipe does not give the size of its inputs: set --input-shape')
     height, width = (sizes[-1], sizes[-1]) if isinstance(sizes[-1], int) else sizes[-1]
     return (batch_size, 1, 3, frames[0], height, width) if clips else (batch_size, 3, height, width)
 
 
 def frames_of(sampler: dict[str, Any]) -> int:
-    """Frames of a clip: of a dense sampler, or one of each segment."""
+    """Return the number of frames of a clip: its length if dense, the number of segments if sparse."""
     return sampler['clip_len'] if 'clip_len' in sampler else sampler['num_segments']
 
 
 def evaluation_shape(cfg: Config, part: str) -> tuple[int, ...]:
-    """Shape of what the model receives in `val` or `test`: (N, 3, H, W), or (N, V, 3, T, H, W) of clips with V views.
+    """Return the shape of a `val` or `test` batch: (N, 3, H, W), or (N, V, 3, T, H, W) for clips of V views.
 
-    Images are taken to fill the box they are resized to, those that are not resized to be as large as in training. Of
-    the copies of a test-time augmentation it is the largest.
+    Images count as large as the box they are resized to, and as large as in training if they are not resized. With
+    test-time augmentation the largest copy counts.
     """
     loader = cfg.get(f'{part}_dataloader') or {}
     training = input_shape(cfg)
@@ -81,13 +83,13 @@ def evaluation_shape(cfg: Config, part: str) -> tuple[int, ...]:
 
 
 def pipeline_of(cfg: Config, part: str) -> list[dict[str, Any]]:
-    """Steps that a recipe's `train`, `val` or `test` data go through."""
+    """Return the pipeline of a recipe's `train`, `val` or `test` data."""
     loader = cfg.get(f'{part}_dataloader') or {}
     return next((node['pipeline'] for node in dicts_in(loader.get('dataset')) if 'pipeline' in node), [])
 
 
 def image_sizes(steps: Sequence[dict[str, Any]], otherwise: tuple[int, ...]) -> list[tuple[int, int]]:
-    """(H, W) that a pipeline of an evaluation gives, one for each copy of a test-time augmentation."""
+    """Return (H, W) after an evaluation pipeline, one for each copy of a test-time augmentation."""
     augmented = next((step['transforms'] for step in steps if step['type'] == 'TestTimeAug'), None)
     if augmented is not None:
         return [size for chosen in product(*augmented) for size in image_sizes(chosen, otherwise)]
@@ -102,13 +104,13 @@ def image_sizes(steps: Sequence[dict[str, Any]], otherwise: tuple[int, ...]) -> 
 
 
 def copies_of_test(cfg: Config) -> tuple[dict[str, Any], list[tuple[int, int]]] | None:
-    """Config of the model that averages over copies of an image, and (H, W) of each; None without augmentation."""
+    """Return the config of the model that averages over copies of an image, and (H, W) of each; None without them."""
     averaging = next((dict(hook['tta_cfg']) for hook in hooks_in(cfg) if hook.get('type') == 'PrepareTTAHook'), None)
     return None if averaging is None else (averaging, image_sizes(pipeline_of(cfg, 'test'), input_shape(cfg)[2:]))
 
 
 def run_all_parts(model: nn.Module, shape: Sequence[int]) -> Callable[[], object]:
-    """A function that runs a model on zeros of a shape, on its device, with the heads that only training uses."""
+    """Return a function that runs a model on zeros of a shape, with the heads that only training uses."""
     device = next(model.parameters()).device
 
     def run() -> object:
@@ -122,19 +124,19 @@ def run_all_parts(model: nn.Module, shape: Sequence[int]) -> Callable[[], object
     return run
 
 
-STEPWISE_HOOK = 'StepStatisticsHook'
-
-
 def census_of_recipe(
     cfg: Config, checkpoint: str | None = None, *, shape: Sequence[int] | None = None, devices: int = 1
 ) -> tuple[Census, tuple[int, ...]]:
-    """Build a recipe's model, run it once and take its census; returns it with the shape of the input.
+    """Build a recipe's model, run it once and take its census.
 
     Args:
         cfg: A recipe.
-        checkpoint: File whose weights and statistics the model shall have, all of them; without it nothing is computed.
-        shape: Of the input; by default the recipe's, with its batch per device.
-        devices: Processes that train together.
+        checkpoint: File with every weight and statistic of the model. Without it, nothing is computed.
+        shape: Input shape; by default the recipe's, with its batch per device.
+        devices: Number of processes that train together.
+
+    Returns:
+        The census, and the shape of the input.
     """
     shape = tuple(shape or input_shape(cfg))
     model = build_model(cfg)

@@ -18,9 +18,8 @@ from ...surgery.census import breaches, census
 from ...surgery.kinds import CONVS, count_convs, count_norms
 from ...surgery.policies import BACKBONE_SUFFIX, get_policy
 from ...surgery.trace import trace
-from .load import dicts_in
 from .model import build_model, input_shape, run_all_parts
-from .tree import PRETRAINED
+from .tree import PRETRAINED, dicts_in
 
 STANDARDISED = ('ConvWS', 'ConvAWS', 'WSConv1d', 'WSConv2d', 'WSConv3d')
 PLAIN = ('Conv', 'Conv1d', 'Conv2d', 'Conv3d')

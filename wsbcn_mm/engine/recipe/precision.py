@@ -1,4 +1,4 @@
-"""Train in 16 bits: bfloat16 wherever it runs, float16 where it must, with filters whose outputs fit into it."""
+"""Mixed precision: bfloat16 where the device supports it, else float16 with filters whose outputs stay in its range."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,18 +15,18 @@ from .tree import PRETRAINED
 
 PRECISIONS = ('bf16', 'fp16')
 SCALING = ('loss_scale', 'dtype', 'use_fsdp')
-"""What an AmpOptimWrapper takes and a Bf16OptimWrapper has no use for."""
+"""Arguments of AmpOptimWrapper that Bf16OptimWrapper does not have."""
 
 
 @OPTIM_WRAPPERS.register_module()
 class Bf16OptimWrapper(OptimWrapper):
-    """mmengine's OptimWrapper with forward passes in bfloat16 autocast, on GPUs and on CPUs.
+    """mmengine's OptimWrapper with forward passes in bfloat16 autocast, on GPUs and CPUs.
 
-    bfloat16 has the range of float32, so that losses need no scaling. mmengine's AmpOptimWrapper scales them in any
-    case, and refuses CPUs.
+    bfloat16 has the range of float32, so losses need no scaling. mmengine's AmpOptimWrapper always scales them, and
+    rejects CPUs.
 
-    On a CPU, models with 3D convolutions go backward without oneDNN, which is slow: its gradient of a 3D filter in
-    bfloat16 has parts that nothing was written to (torch 2.14, an x86 CPU with AVX512-BF16, two frames).
+    On a CPU, models with 3D convolutions run backward without oneDNN, which is slower. With oneDNN, parts of the
+    bfloat16 gradient of a 3D filter stay uninitialised (torch 2.14, an x86 CPU with AVX512-BF16, two frames).
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -52,33 +52,33 @@ class Bf16OptimWrapper(OptimWrapper):
 def use_amp(cfg: Config, precision: str | None = None) -> list[str]:
     """Make a recipe train in automatic mixed precision.
 
-    In float16 the WS convolutions get `gain='fan_in'`, but for those of parts that start from a file, whose norms and
-    layers behind were trained without it.
+    In float16, WS convolutions get `gain='fan_in'`. Parts that start from a file do not: their norms and the layers
+    after them were trained without it.
 
     Args:
-        cfg: Changed in place. A run that is resumed gets what its beginning got.
-        precision: 'bf16' or 'fp16'; None for bfloat16 where the device computes in it, else float16.
+        cfg: A recipe. Changed in place; a resumed run gets what its first part got.
+        precision: 'bf16' or 'fp16'; None for bfloat16 where the device supports it, else float16.
 
     Returns:
-        What was changed, line by line.
+        The changes, one per line.
 
     Raises:
-        ValueError: For an unknown precision, one that the device does not compute in, or an optimizer wrapper that has
-            no mixed-precision form.
+        ValueError: For an unknown precision, one that the device does not support, or an optimizer wrapper without a
+            mixed-precision form.
     """
     if precision not in (None, *PRECISIONS):
-        raise ValueError(f'--amp {precision!r} is no precision: choose one of {", ".join(PRECISIONS)}')
+        raise ValueError(f'--amp {precision!r}: {" or ".join(PRECISIONS)} is expected')
     on_gpu = torch.cuda.is_available()
     has_bf16 = not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == 'fp16' and not on_gpu:
-        raise ValueError('--amp fp16 needs a GPU, and there is none: --amp bf16 runs on CPU too')
+        raise ValueError('--amp fp16: a GPU is needed, and none was found; --amp bf16 also runs on CPUs')
     if precision == 'bf16' and not has_bf16:
-        raise ValueError(f'--amp bf16: {torch.cuda.get_device_name()} does not compute in it; --amp fp16 does')
+        raise ValueError(f'--amp bf16: {torch.cuda.get_device_name()} does not support it; use --amp fp16')
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
     if kind not in ('OptimWrapper', 'AmpOptimWrapper', 'Bf16OptimWrapper'):
-        raise ValueError(f"--amp works with optim_wrapper type 'OptimWrapper', not {kind!r}")
+        raise ValueError(f"--amp with optim_wrapper.type={kind!r}: 'OptimWrapper' is expected")
     if precision is None and kind != 'OptimWrapper':
-        return [f'amp: the recipe has its own {kind}']
+        return [f'amp: the recipe already sets {kind}']
     if (precision or ('bf16' if has_bf16 else 'fp16')) == 'bf16':
         for key in SCALING:
             cfg.optim_wrapper.pop(key, None)
@@ -92,15 +92,15 @@ def use_amp(cfg: Config, precision: str | None = None) -> list[str]:
     return [
         f'amp: forward passes in float16, loss scale {scale}',
         *([f"amp: gain='fan_in' for the WS convolutions of {', '.join(gained)}"] if gained else []),
-        *([f'amp: no gain for those of {", ".join(left)}, which start from a file without'] if left else []),
+        *([f'amp: no gain for those of {", ".join(left)}, which start from a file trained without it'] if left else []),
     ]
 
 
 def give_fan_in_gain(cfg: Config) -> tuple[list[str], list[str]]:
-    """Set `gain='fan_in'` in every conv_cfg of WS that says nothing of a gain, where no file is started from.
+    """Set `gain='fan_in'` in every conv_cfg of WS that sets no gain, except in parts that start from a file.
 
     Returns:
-        Paths in the config of the parts that have the gain, and of those that start from a file.
+        Config paths of the parts that have the gain, and of those that start from a file.
     """
     gained: list[str] = []
     left: list[str] = []
@@ -114,7 +114,7 @@ def give_fan_in_gain(cfg: Config) -> tuple[list[str], list[str]]:
 
 
 def parts_with_ws(node: Any, from_file: bool, path: str = 'model') -> Iterator[tuple[str, dict[str, Any], bool]]:
-    """Path and dict of every part of a model's config whose conv_cfg is WS, and whether it starts from a file."""
+    """Yield path and dict of every part of a model's config whose conv_cfg is WS, and whether it starts from a file."""
     if isinstance(node, dict):
         init = node.get('init_cfg') or []
         inits = [init] if isinstance(init, dict) else init

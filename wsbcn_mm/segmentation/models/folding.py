@@ -11,7 +11,7 @@ from mmengine.registry import DefaultScope
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from ...engine.recipe.load import dicts_in
+from ...engine.recipe.tree import dicts_in
 from ...engine.registration import CONVS
 from ...layers import BatchChannelNorm
 from ...surgery.fold import FoldReport, fold
