@@ -192,7 +192,8 @@ def test_bad_command_lines_stop_before_anything_is_built(tiny_data, tmp_path, mo
     work_dir = tmp_path / 'work'
     short = options('video', tiny_data, 2)
     start = ['train.py', recipe('video'), '--work-dir', work_dir]
-    with pytest.raises(ValueError, match=r'^--amp fp16: a GPU is needed, and none was found; '):
+    message = r'^--amp fp16: a GPU is needed, and none was found; --amp bf16 also runs on CPUs$'
+    with pytest.raises(ValueError, match=message):
         run_tool(*start, '--amp', 'fp16', *short)
     with pytest.raises(ValueError, match=r"has 'train_cfgg'; did you mean 'train_cfg'\?$"):
         run_tool(*start, *short, 'train_cfgg.max_iters=2')

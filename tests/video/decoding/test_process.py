@@ -107,6 +107,15 @@ def test_a_decoder_dies_with_its_parent_in_the_middle_of_a_file(misbehaving):
     wait_until(lambda: not is_alive(pid))
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises, also in a process that was started in the background, where SIGINT is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures('interruptible')
 def test_an_interrupted_request_leaves_no_answer_for_the_next_one(misbehaving, clip):
     process = decoder_process()
     process.open('decord', clip, 20)
