@@ -75,7 +75,7 @@ def set_activation_memory(model: nn.Module, mode: str, modules: Sequence[str] | 
                 'recomputation would move them twice'
             )
     for block in blocks.values():
-        block.forward = partial(_checkpointed_forward, block, mode)  # type: ignore[method-assign]
+        block.forward = partial(_checkpointed_forward, block, mode)
     return blocks
 
 
@@ -153,7 +153,7 @@ def _named(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
 
 
 # A compiler would run neither the dispatch modes nor the buffers' exchange in the right pass.
-@torch.compiler.disable(reason='activation_memory runs blocks eagerly; a compiler plans its own recomputation')
+@torch.compiler.disable(reason='activation_memory runs blocks eagerly')  # type: ignore[untyped-decorator]
 def _checkpointed_forward(block: nn.Module, mode: str, *args: Any, **kwargs: Any) -> Any:
     forward = partial(type(block).forward, block)
     if not torch.is_grad_enabled():
