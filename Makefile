@@ -8,7 +8,7 @@ READY := $(ENV)/.wsbcn_mm-ready
 # Two threads of OpenMP that wait by spinning are up to 50 times slower on a busy machine with few cores.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo demo-full test test-runs test-library lint benchmark clean
+.PHONY: demo demo-full test test-runs test-library lint benchmark stress clean
 
 demo: $(READY)
 	$(PYTHON) -m projects.micro_batch_demo.run
@@ -32,7 +32,11 @@ lint: $(READY)
 	$(PYTHON) -m mypy
 
 benchmark: $(READY)
-	$(PYTHON) tools/benchmark.py
+	$(PYTHON) -m projects.operator_benchmark.run
+
+stress: $(READY)
+	$(PYTHON) -m tests.stress.kill_and_resume
+	$(PYTHON) -m tests.stress.first_batch
 
 $(READY): pyproject.toml constraints.txt tools/set_up.py
 	test -x $(PYTHON) || python3 -m venv $(ENV)

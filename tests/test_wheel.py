@@ -8,7 +8,7 @@ from setuptools.dist import Distribution
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / 'wsbcn_mm'
-NEED_A_CLONE = {'tools/set_up.py', 'tools/benchmark.py'}
+NEED_A_CLONE = {'tools/set_up.py'}
 
 
 @pytest.fixture(scope='module')

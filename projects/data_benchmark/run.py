@@ -15,8 +15,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from projects.csv_rows import write_rows
-from projects.readme_tables import write_table
+from projects.common.csv_rows import write_rows
+from projects.common.readme_tables import write_table
 
 HERE = Path(__file__).parent
 COLUMNS = ('comparison', 'side', 'round', 'samples', 'ms_per_sample', 'cpu', 'commit', 'date')

@@ -15,8 +15,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from projects.csv_rows import read_rows, write_rows
-from projects.readme_tables import write_table
+from projects.common.csv_rows import read_rows, write_rows
+from projects.common.readme_tables import write_table
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / 'configs'

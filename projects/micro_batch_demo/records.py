@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import mean, stdev
 
-from projects.csv_rows import write_rows
+from projects.common.csv_rows import write_rows
 
 TASKS = ('segmentation', 'video')
 NORM_ORDER = ('bn', 'syncbn', 'gn', 'gn-ws', 'bn-ws', 'bcn-ws', 'bcnsync-ws')

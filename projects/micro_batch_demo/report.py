@@ -16,6 +16,7 @@ import jinja2
 from rich.console import Console
 from rich.table import Table
 
+from projects.common.readme_tables import write_table
 from projects.micro_batch_demo.figures import write_curves
 from projects.micro_batch_demo.records import (
     TASKS,
@@ -30,7 +31,6 @@ from projects.micro_batch_demo.records import (
     setting_text,
     summarize,
 )
-from projects.readme_tables import write_table
 
 TEMPLATE = Path(__file__).with_name('report.html.j2')
 TABLE = 'demo-table'

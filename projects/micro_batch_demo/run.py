@@ -26,9 +26,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
-from projects.micro_batch_demo import data
 from projects.micro_batch_demo.records import RunRecord
 from projects.micro_batch_demo.report import Picture, update_readme_table, write_report
+from projects.toy_data import data
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

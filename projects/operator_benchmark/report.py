@@ -13,9 +13,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table as ConsoleTable
 
-from projects.operator_benchmark.goals import Verdict, judge, word
+from projects.common.readme_tables import write_table
 from projects.operator_benchmark.rows import BASELINES, Environment, Row, find, load_csv, ratios, spread
-from projects.readme_tables import write_table
 
 NAMES = {
     'bn': 'BatchNorm',
@@ -126,35 +125,18 @@ def ratio_text(row: Row | None, baseline: Row | None) -> str:
     return 'none' if value is None else f'{value.median:.2f}x'
 
 
-def goals_table(verdicts: Sequence[Verdict]) -> Table:
-    """A line for each goal: its limit, the range of the medians over its cases, in how many it is reached."""
-    lines = []
-    for goal in dict.fromkeys(item.goal for item in verdicts):
-        of_goal = [item for item in verdicts if item.goal == goal]
-        medians = sorted(item.value.median for item in of_goal if item.value)
-        span = ' to '.join(dict.fromkeys(f'{value:.2f}' for value in (medians[0], medians[-1]))) if medians else ''
-        reached = sum(item.reached is True for item in of_goal)
-        if medians:
-            judgement = word(of_goal[0]) if len(of_goal) == 1 else f'reached in {reached} of {len(of_goal)} cases'
-        else:
-            judgement = of_goal[0].reason
-        lines.append((goal.name, f'{goal.limit:.2f}', span, judgement))
-    return Table('Goals', ('goal', 'at most', 'measured', ''), tuple(lines))
+def all_tables(rows: Sequence[Row]) -> list[Table]:
+    return [table for section in TITLES for table in section_tables(rows, section)]
 
 
-def all_tables(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> list[Table]:
-    return [table for section in TITLES for table in section_tables(rows, section)] + [goals_table(verdicts)]
+def summary_tables(rows: Sequence[Row]) -> list[Table]:
+    """Return the tables of the norms and of the steps, for the first dtype and layout of each."""
+    return [table for section in ('norm_relu', 'step') for table in section_tables(rows, section)[:1]]
 
 
-def summary_tables(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> list[Table]:
-    """The first dtype and layout of the norms, the steps, and the goals."""
-    chosen = [section_tables(rows, section)[:1] for section in ('norm_relu', 'step')]
-    return [*chosen[0], *chosen[1], goals_table(verdicts)]
-
-
-def print_tables(rows: Sequence[Row], verdicts: Sequence[Verdict], console: Console) -> None:
-    """All tables; ratios are to the first column of numbers."""
-    for table in all_tables(rows, verdicts):
+def print_tables(rows: Sequence[Row], console: Console) -> None:
+    """Print all tables; ratios are to the first column of numbers."""
+    for table in all_tables(rows):
         shown = ConsoleTable(title=table.title, caption='\n'.join(table.notes), title_justify='left')
         for index, name in enumerate(table.header):
             shown.add_column(name, justify='left' if index == 0 else 'right')
@@ -205,7 +187,7 @@ def update_readme(readme: Path, results: Path, choose: Callable[..., list[Table]
         parts.append(
             f'Generated from [`{source}`]({source}): {where(rows)} Numbers with x are ratios to the first column.'
         )
-        parts += [markdown(table) for table in choose(rows, judge(rows))]
+        parts += [markdown(table) for table in choose(rows)]
         if pictures:
             parts += [
                 f'![{picture.stem}]({Path(os.path.relpath(picture.resolve(), readme.resolve().parent)).as_posix()})'

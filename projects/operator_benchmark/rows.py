@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from projects.csv_rows import write_rows
+from projects.common.csv_rows import write_rows
 
 ROOT = Path(__file__).parents[2]
 BASELINES = {

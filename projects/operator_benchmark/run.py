@@ -1,4 +1,12 @@
-"""Runs the sections of the benchmark: the gate, then interleaved rounds, a row for every side of every case."""
+"""Time and memory of WS and BCN beside BatchNorm, GroupNorm, the plain formulas and mmcv's ConvWS.
+
+python -m projects.operator_benchmark.run                    everything, into results/, then both READMEs
+python -m projects.operator_benchmark.run --sections norms   one section; the others keep their rows
+python -m projects.operator_benchmark.run --quick            tiny shapes, into work_dirs/benchmark: does it run?
+python -m projects.operator_benchmark.run --report           tables and pictures from the CSV files, no measuring
+
+Each section checks its sides at the gate, times them in interleaved rounds, and gives a row for every side of a case.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +24,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from projects.operator_benchmark import norms, report, steps, weights
-from projects.operator_benchmark.goals import judge, save_verdicts
 from projects.operator_benchmark.memory import saved_bytes
 from projects.operator_benchmark.rows import ROOT, Environment, Row, describe_environment, load_csv, save_csv
 from projects.operator_benchmark.timing import Work, interleave, reason_of
@@ -239,12 +246,30 @@ def run(settings: Settings, out: Path, console: Console) -> Path:
     return file
 
 
-def run_command(args: argparse.Namespace, console: Console | None = None) -> None:
-    """What tools/benchmark.py does.
+def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--device', choices=['cpu', 'cuda'], help='default: cuda if there is a GPU')
+    parser.add_argument('--sections', nargs='+', choices=[*SECTIONS], help='default: all')
+    dtypes = ['float32', 'bfloat16', 'float16']
+    parser.add_argument('--dtypes', nargs='+', choices=dtypes, help='default: float32, and bfloat16 on a GPU')
+    parser.add_argument('--layouts', nargs='+', choices=LAYOUTS, default=LAYOUTS, help='default: both')
+    parser.add_argument('--threads', type=int, help='threads of the CPU operators (default: the cores of this process)')
+    parser.add_argument('--rounds', type=int, help='rounds of the operators (default: 30)')
+    parser.add_argument('--step-rounds', type=int, help='rounds of the training steps (default: 7)')
+    parser.add_argument('--leave-out', nargs='+', default=[], metavar='SIDE', help='sides not to measure')
+    parser.add_argument('--quick', action='store_true', help='tiny shapes and models, three rounds')
+    parser.add_argument('--report', action='store_true', help='only make tables and pictures from the CSV files')
+    parser.add_argument('--out', type=Path, help='folder of the results; the READMEs show those of the default one')
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> None:
+    """Measure and report.
 
     Raises:
-        ValueError: For arguments that cannot be followed here.
+        ValueError: For arguments that cannot be followed on this machine.
     """
+    args = parse_args(arguments)
     console = console or Console(width=None if sys.stdout.isatty() else 160)
     out = args.out or (ROOT / 'work_dirs' / 'benchmark' if args.quick else RESULTS)
     if args.report:
@@ -275,12 +300,15 @@ def run_command(args: argparse.Namespace, console: Console | None = None) -> Non
 
 
 def make_reports(results: Path, console: Console) -> None:
-    """Goals and pictures of every device beside its CSV file, and the tables of both READMEs if they show these."""
+    """Pictures of every device beside its CSV file, and the tables of both READMEs if they show these."""
     for file in sorted(results.glob('*/measurements.csv')):
         rows = load_csv(file)
-        save_verdicts(judge(rows), file.with_name('goals.csv'))
         report.write_pictures(rows, file.parent)
-        report.print_tables(rows, judge(rows), console)
+        report.print_tables(rows, console)
     if results == RESULTS:
         report.update_readme(ROOT / 'README.md', results, report.summary_tables)
         report.update_readme(Path(__file__).with_name('README.md'), results, report.all_tables, pictures=True)
+
+
+if __name__ == '__main__':
+    main()

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from projects.scenes_study import run_study
+from projects.common.scenes_study import run_study
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

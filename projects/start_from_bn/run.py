@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from projects.scenes_study import run_study
+from projects.common.scenes_study import run_study
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -45,7 +45,7 @@ class Start(NamedTuple):
     loads: bool = True
     """Whether it goes on from the BN model."""
     hook: dict[str, Any] | None = None
-    """Arguments of BNStartHook; `iters` as a share of the run."""
+    """Arguments of BNStartHook."""
 
 
 STARTS = {
@@ -56,7 +56,6 @@ STARTS = {
     'calibrated': Start(
         'BCN + WS, scales absorbed, calibrated', 'bcn-ws', hook=dict(calibration_batches=CALIBRATION_BATCHES)
     ),
-    'gradual': Start('BCN + WS, gradual over half of the run', 'bcn-ws', hook=dict(iters=0.5)),
 }
 
 
@@ -73,8 +72,7 @@ def target_config(start: Start, source: str, data_root: Path, work_dir: Path, se
         cfg.load_from = source
         cfg.allow_norm_mismatch = start.norm != 'bn'
     if start.hook is not None:
-        iters = int(start.hook.get('iters', 0) * length.target)
-        cfg.custom_hooks = [dict(type='BNStartHook', **{**start.hook, 'iters': iters})]
+        cfg.custom_hooks = [dict(type='BNStartHook', **start.hook)]
     return cfg
 
 

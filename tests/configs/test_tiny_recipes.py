@@ -15,7 +15,7 @@ from mmseg.structures import SegDataSample
 from torch import nn
 
 import wsbcn_mm.segmentation  # noqa: F401  registers the modules
-from projects.micro_batch_demo.clips import video_classes
+from projects.toy_data.clips import video_classes
 from projects.micro_batch_demo.run import CLIPS, NORMS, SAMPLES, SCENES, SETTINGS, find_recipe
 from projects.micro_batch_demo.run import MODELS as DEMO_MODELS
 from wsbcn_mm.surgery.kinds import count_convs, count_norms

@@ -59,14 +59,8 @@ def to_torch_export(network: nn.Module, example: Tensor, path: str, axes: Axes) 
     torch.export.save(program, path)
 
 
-def to_torchscript(network: nn.Module, example: Tensor, path: str, axes: Axes) -> None:
-    """TorchScript of a traced forward, for `torch.jit.load` in Python and C++. All its axes are free."""
-    torch.jit.trace(network, example, check_trace=False).save(path)
-
-
 FORMATS: dict[str, Callable[[nn.Module, Tensor, str, Axes], None]] = {
     'onnx': to_onnx,
     'torch_export': to_torch_export,
-    'torchscript': to_torchscript,
 }
-SUFFIXES = {'onnx': '.onnx', 'torch_export': '.pt2', 'torchscript': '.ts'}
+SUFFIXES = {'onnx': '.onnx', 'torch_export': '.pt2'}

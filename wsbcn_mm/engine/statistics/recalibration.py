@@ -18,7 +18,6 @@ from ...surgery.calibration import Calibration, calibrate, precise_statistics
 from ..checkpoint.reading import refuse_existing, write_checkpoint
 from ..data.training_batches import losses, training_batches
 from ..runner import averaged_model, unwrapped_model
-from .start_from_bn import KEY as UNFINISHED_START
 
 
 class Recalibration(NamedTuple):
@@ -53,16 +52,11 @@ def recalibrate(
 
     Raises:
         FileExistsError: If `out` exists.
-        ValueError: If the checkpoint is not the recipe's, was written while `BNStartHook` was at work, or as
-            `precise_statistics`.
+        ValueError: If the checkpoint is not the recipe's, or as `precise_statistics`.
     """
     refuse_existing(out)
     runner = Runner.from_cfg(cfg)
     loaded = runner.load_checkpoint(str(checkpoint), strict=True)
-    if UNFINISHED_START in loaded:
-        raise ValueError(
-            f'{checkpoint} is from the way from BN to WS and BCN: its layers are not yet what they will be'
-        )
     model: Any = runner.model
     norms = norms_with_statistics(model)
     before = statistics_of(norms)
