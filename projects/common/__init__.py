@@ -1,1 +1,1 @@
-"""What several studies share: rows of CSV files, tables in READMEs, a study on scenes."""
+"""What several studies share: result files, tables in READMEs, recipes, a command line."""

@@ -44,8 +44,7 @@ def run_study(
     parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / here.name)
     args = parser.parse_args(arguments)
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
-    from projects.micro_batch_demo.run import SCENES
-    from projects.toy_data.data import build_segmentation
+    from projects.toy_data.data import SCENES, build_segmentation
 
     shutil.rmtree(args.work_dir, ignore_errors=True)
     if args.quick:

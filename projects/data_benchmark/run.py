@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from projects.common.csv_rows import write_rows
+from projects.common.provenance import commit_of, cpu_name
 from projects.common.readme_tables import write_table
 
 HERE = Path(__file__).parent
@@ -90,9 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     samples, rounds = (2, 1) if args.quick else (args.samples, args.rounds)
     from projects.data_benchmark import data, sides
-    from projects.operator_benchmark.rows import ROOT, commit_of, cpu_name
 
-    about = dict(cpu=cpu_name(), commit=commit_of(ROOT), date=datetime.now(timezone.utc).isoformat(timespec='seconds'))
+    about = dict(cpu=cpu_name(), commit=commit_of(), date=datetime.now(timezone.utc).isoformat(timespec='seconds'))
     rows: list[dict[str, Any]] = []
     for comparison in [args.only] if args.only else TITLES:
         if comparison == 'clips':

@@ -12,8 +12,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
-from projects.operator_benchmark.rows import ROOT
-
+CONFIGS = Path(__file__).parents[2] / 'configs'
 CROPS = 'deeplabv3/deeplabv3_r50-d8_bcn-ws_8xb1-acc1-80k_cityscapes-512x1024.py'
 CLIPS = 'resnet3d/i3d-r50_bcn-ws_8xb1-acc8-188k_kinetics400-32x2x1-224x224.py'
 STOCK_CROPS = [
@@ -59,7 +58,7 @@ def clip_sides(root: Path) -> dict[str, Make]:
 
 def recipe_dataset(name: str, root: Path, backend: str | None = None) -> Any:
     """The training data of a recipe, in another folder and with another decoder if it is named."""
-    cfg = Config.fromfile(ROOT / 'configs' / name)
+    cfg = Config.fromfile(CONFIGS / name)
     init_default_scope(cfg.default_scope)
     dataset = cfg.train_dataloader.dataset
     dataset.data_root = f'{root}/'

@@ -26,22 +26,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
+from projects.common.tiny_recipes import MODELS, find_recipe
 from projects.micro_batch_demo.records import RunRecord
 from projects.micro_batch_demo.report import Picture, update_readme_table, write_report
 from projects.toy_data import data
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-RECIPES = ROOT / 'configs' / 'tiny'
 NORMS = ('bn', 'gn', 'gn-ws', 'bcn-ws')
 SETTINGS = ('1xb1-acc1', '1xb1-acc16', '1xb16-acc1')
 SHORT = {('bn', '1xb16-acc1'), ('gn-ws', '1xb1-acc16'), ('bcn-ws', '1xb1-acc16')}
 """What the short demo runs of the settings with a batch of 16."""
-MODELS = {'segmentation': 'deeplabv3_r18-tiny', 'video': 'r3d-18-tiny'}
 METRICS = {'segmentation': ('mIoU', 'mIoU'), 'video': ('top-1', 'acc/top1')}
 """The metric's name in the report and in the log."""
-SCENES = dict(n_train=2400, n_val=200, size=64, digit_size=(28, 52), digits_per_scene=(2, 3), digits=(0, 1, 4))
-CLIPS = dict(n_train=2400, n_val=200, size=40)
 SAMPLES = 2400
 """Training samples of every run; the schedules in configs/_base_/schedules/demo-*.py say the same."""
 POLL_SECONDS = 0.5
@@ -89,18 +86,6 @@ def plan(work_dir: Path, *, full: bool, seeds: int) -> list[Run]:
         Run(task, norm, setting, seed, find_recipe(task, norm, setting), work_dir / f'{task}_{norm}_{setting}_{seed}')
         for task, norm, setting, seed in sorted(chosen, key=lambda run: run[2] == '1xb16-acc1')
     ]
-
-
-def find_recipe(task: str, norm: str, setting: str) -> Path:
-    """The tiny recipe of a task, norm and setting.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
-    found = sorted(RECIPES.glob(f'{MODELS[task]}_{norm}_{setting}-*.py'))
-    if not found:
-        raise FileNotFoundError(f'no recipe {MODELS[task]}_{norm}_{setting}-*.py in {RECIPES}')
-    return found[0]
 
 
 def commands(run: Run) -> Iterator[tuple[str, list[str]]]:
@@ -263,8 +248,8 @@ def sheet(rows: Sequence[tuple[str, Sequence[Path]]], folder: Path, task: str) -
 
 def build_data(root: Path, console: Console) -> None:
     """Both data sets of the demo."""
-    data.build_segmentation(root, **SCENES, console=console)
-    data.build_video(root, **CLIPS, console=console)
+    data.build_segmentation(root, **data.SCENES, console=console)
+    data.build_video(root, **data.CLIPS, console=console)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -28,8 +28,9 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from projects.micro_batch_demo.run import HERE, METRICS, NORMS, ROOT, SETTINGS, build_data, find_recipe
-from projects.micro_batch_demo.run import MODELS as MODEL_NAMES
+from projects.common.tiny_recipes import MODELS as MODEL_NAMES
+from projects.common.tiny_recipes import find_recipe
+from projects.micro_batch_demo.run import HERE, METRICS, NORMS, ROOT, SETTINGS, build_data
 from wsbcn_mm.layers import BatchChannelNorm
 from wsbcn_mm.microbatch import StepStatistics
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import platform
-import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
@@ -16,8 +15,8 @@ import numpy as np
 import torch
 
 from projects.common.csv_rows import write_rows
+from projects.common.provenance import commit_of, cpu_name
 
-ROOT = Path(__file__).parents[2]
 BASELINES = {
     'norm_relu': 'bn',
     'norm_memory': 'bn',
@@ -196,29 +195,6 @@ def describe_environment(device: torch.device) -> Environment:
         python=platform.python_version(),
         system=f'{platform.system()} {platform.machine()}',
         wait_policy=os.environ.get('OMP_WAIT_POLICY', ''),
-        commit=commit_of(ROOT),
+        commit=commit_of(),
         date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
     )
-
-
-def cpu_name() -> str:
-    """As the system calls its processor."""
-    try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def commit_of(folder: Path) -> str:
-    """Short hash of the commit a folder is at, with a '+' where tracked files differ; 'unknown' without git."""
-
-    def git(*arguments: str) -> str:
-        command = ['git', '-C', str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git('rev-parse', '--short=10', 'HEAD') + ('+' if git('status', '--porcelain', '-uno') else '')
-    except (OSError, subprocess.CalledProcessError):
-        return 'unknown'

@@ -25,11 +25,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from projects.operator_benchmark import norms, report, steps, weights
 from projects.operator_benchmark.memory import saved_bytes
-from projects.operator_benchmark.rows import ROOT, Environment, Row, describe_environment, load_csv, save_csv
+from projects.operator_benchmark.rows import Environment, Row, describe_environment, load_csv, save_csv
 from projects.operator_benchmark.timing import Work, interleave, reason_of
 from wsbcn_mm.diagnostics.activation_bytes import activation_bytes
 
-RESULTS = Path(__file__).parent / 'results'
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+RESULTS = HERE / 'results'
 DTYPES = {'cpu': ('float32',), 'cuda': ('float32', 'bfloat16')}
 LAYOUTS = ('contiguous', 'channels_last')
 MIB = 2**20

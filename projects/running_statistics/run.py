@@ -14,10 +14,9 @@ from statistics import mean
 from typing import Any
 
 from projects.common.scenes_study import run_study
+from projects.common.tiny_recipes import find_recipe
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
-RECIPES = ROOT / 'configs' / 'tiny'
 COLUMNS = ('recipe', 'seed', 'weights', 'statistics', 'mIoU', 'norm', 'var_ratio', 'mean_shift')
 MODELS = {
     'bn 1xb1-acc1': 'BN, 1 sample',
@@ -42,9 +41,7 @@ def config(recipe: str, data_root: Path, work_dir: Path, seed: int, samples: int
     """A tiny recipe over a number of samples, with an average of its weights."""
     from mmengine.config import Config
 
-    norm, setting = recipe.split()
-    (file,) = RECIPES.glob(f'deeplabv3_r18-tiny_{norm}_{setting}-*.py')
-    cfg = Config.fromfile(str(file))
+    cfg = Config.fromfile(find_recipe('segmentation', *recipe.split()))
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         loader.dataset.data_root = str(data_root)
     iters = max(2, samples // cfg.train_dataloader.batch_size)
@@ -103,13 +100,13 @@ def evaluations(cfg: Any, checkpoint: Path) -> Iterator[dict[str, Any]]:
 
 def study(data_root: Path, work_dir: Path, seeds: int, quick: bool) -> list[dict[str, Any]]:
     """Train every recipe and evaluate what it saved; one row per evaluation."""
-    from mmengine.runner import Runner
+    from wsbcn_mm.engine.run import train
 
     rows, samples = [], 4 if quick else SAMPLES
     for seed in range(seeds):
         for recipe in MODELS:
             folder = work_dir / f'{recipe.replace(" ", "_")}_{seed}'
-            Runner.from_cfg(config(recipe, data_root, folder, seed, samples)).train()
+            train(config(recipe, data_root, folder, seed, samples), launcher='none')
             checkpoint = Path((folder / 'last_checkpoint').read_text().strip())
             cfg = config(recipe, data_root, folder, seed, samples)
             rows += [dict(recipe=recipe, seed=seed, **row) for row in evaluations(cfg, checkpoint)]

@@ -13,10 +13,9 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from projects.common.scenes_study import run_study
+from projects.common.tiny_recipes import find_recipe
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
-RECIPES = ROOT / 'configs' / 'tiny'
 COLUMNS = ('start', 'seed', 'iteration', 'mIoU')
 
 
@@ -79,8 +78,7 @@ def target_config(start: Start, source: str, data_root: Path, work_dir: Path, se
 def _config(norm: str, setting: str, data_root: Path, work_dir: Path, seed: int, iters: int, interval: int) -> Any:
     from mmengine.config import Config
 
-    (recipe,) = RECIPES.glob(f'deeplabv3_r18-tiny_{norm}_{setting}-*.py')
-    cfg = Config.fromfile(str(recipe))
+    cfg = Config.fromfile(find_recipe('segmentation', norm, setting))
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         loader.dataset.data_root = str(data_root)
     cfg.work_dir, cfg.randomness = str(work_dir), dict(seed=seed)
@@ -98,6 +96,8 @@ def train(cfg: Any, *, evaluate_first: bool) -> list[tuple[int, float]]:
     from mmengine.hooks import Hook
     from mmengine.runner import Runner
 
+    from wsbcn_mm.engine import run
+
     scores: list[tuple[int, float]] = []
 
     class Scores(Hook):
@@ -112,9 +112,7 @@ def train(cfg: Any, *, evaluate_first: bool) -> list[tuple[int, float]]:
         def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
             scores.append((runner.iter, (metrics or {})['mIoU']))
 
-    runner = Runner.from_cfg(cfg)
-    runner.register_hook(Scores())
-    runner.train()
+    run.train(cfg, launcher='none', hooks=[Scores()])
     return scores
 
 

@@ -1,1 +1,1 @@
-"""Small data sets drawn from data that ships in scikit-learn, in the formats of the real ones."""
+"""Two small data sets in the formats of the real ones, drawn from data that ships with scikit-learn."""

@@ -23,6 +23,9 @@ from projects.toy_data import appearance, clips, scenes
 from projects.toy_data.contact_sheet import write_contact_sheet
 
 MANIFEST = 'manifest.json'
+SCENES = dict(n_train=2400, n_val=200, size=64, digit_size=(28, 52), digits_per_scene=(2, 3), digits=(0, 1, 4))
+CLIPS = dict(n_train=2400, n_val=200, size=40)
+"""Parameters of the scenes and clips that the studies train on."""
 
 
 def build_segmentation(

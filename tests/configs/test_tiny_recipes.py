@@ -16,8 +16,10 @@ from torch import nn
 
 import wsbcn_mm.segmentation  # noqa: F401  registers the modules
 from projects.toy_data.clips import video_classes
-from projects.micro_batch_demo.run import CLIPS, NORMS, SAMPLES, SCENES, SETTINGS, find_recipe
-from projects.micro_batch_demo.run import MODELS as DEMO_MODELS
+from projects.common.tiny_recipes import find_recipe
+from projects.micro_batch_demo.run import NORMS, SAMPLES, SETTINGS
+from projects.toy_data.data import CLIPS, SCENES
+from projects.common.tiny_recipes import MODELS as DEMO_MODELS
 from wsbcn_mm.surgery.kinds import count_convs, count_norms
 from wsbcn_mm.video.data.samples import ClipDataSample
 

@@ -79,8 +79,8 @@ def build_data(root: Path) -> Path:
 
     from rich.console import Console
 
-    from projects.micro_batch_demo.run import CLIPS, SCENES
     from projects.toy_data import data
+    from projects.toy_data.data import CLIPS, SCENES
 
     few = dict(n_train=12, n_val=2, console=Console(file=StringIO()))
     data.build_segmentation(root, **(SCENES | few))

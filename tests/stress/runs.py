@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 
 import wsbcn_mm.segmentation
 import wsbcn_mm.video  # noqa: F401 - imported before the fork: a run then starts at once
-from projects.micro_batch_demo.run import find_recipe
+from projects.common.tiny_recipes import find_recipe
 from wsbcn_mm.engine import run
 
 ITERATIONS = 20

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from projects.micro_batch_demo.run import CLIPS, SCENES
+from projects.toy_data.data import CLIPS, SCENES
 from tests.tools.tiny_runs import METRIC, ROOT, iterations_in, logs, options, recipe, run_tool
 from wsbcn_mm.engine.checkpoint.guards import class_list
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from projects.micro_batch_demo.run import find_recipe
+from projects.common.tiny_recipes import find_recipe
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = {'segmentation': 'seg', 'video': 'video'}

@@ -2,8 +2,8 @@
 
 import pytest
 
+from projects.common.tiny_recipes import find_recipe
 from projects.memory_plan import run
-from projects.micro_batch_demo.run import find_recipe
 
 
 def test_the_table_is_that_of_the_results_and_within_the_goal():

@@ -14,9 +14,10 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
+from projects.common.tiny_recipes import MODELS, RECIPES, find_recipe
 from projects.micro_batch_demo import run
 from projects.micro_batch_demo.records import load_csv
-from projects.micro_batch_demo.run import MODELS, NORMS, RECIPES, SAMPLES, SETTINGS, SHORT, Run, find_recipe, plan
+from projects.micro_batch_demo.run import NORMS, SAMPLES, SETTINGS, SHORT, Run, plan
 from projects.toy_data import data
 
 
@@ -230,8 +231,8 @@ def test_the_demo_builds_trains_evaluates_and_reports(tmp_path, monkeypatch):
 
     def build(_, console):
         counts = dict(n_train=4, n_val=3, console=console)
-        data.build_segmentation(root, **(run.SCENES | counts))
-        data.build_video(root, **(run.CLIPS | counts))
+        data.build_segmentation(root, **(data.SCENES | counts))
+        data.build_video(root, **(data.CLIPS | counts))
 
     def few(work_dir, *, full, seeds):
         assert (full, seeds) == (False, 1)

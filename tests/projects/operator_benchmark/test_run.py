@@ -225,7 +225,7 @@ def test_steps_run_in_lower_precision_and_channels_last():
 
 @pytest.mark.parametrize('readme', ['README.md', 'projects/operator_benchmark/README.md'])
 def test_the_readmes_have_their_markers(readme):
-    text = (rows.ROOT / readme).read_text()
+    text = (run.ROOT / readme).read_text()
     assert [text.count(marker) for marker in MARKS] == [1, 1]
     assert text.index(MARKS[0]) < text.index(MARKS[1])
 
