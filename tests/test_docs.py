@@ -209,6 +209,27 @@ def test_markers_are_those_that_the_report_writes():
     assert tuple(f'<!-- {report.TABLE}:{side} -->' for side in ('start', 'end')) == MARKERS
 
 
+@pytest.mark.parametrize(
+    ('section', 'side', 'layouts', 'documents'),
+    [
+        ('norm_relu', 'bcn', ('contiguous', 'channels_last'), ('README.md', 'docs/limits.md')),
+        ('norm_relu', 'bcn', ('contiguous',), ('docs/benchmarks.md',)),
+        ('norm_relu', 'bcn', ('channels_last',), ('docs/benchmarks.md',)),
+        ('step', 'bcn-ws', ('contiguous',), ('docs/benchmarks.md',)),
+        ('step_memory', 'bcn-ws', ('contiguous',), ('docs/benchmarks.md',)),
+        ('step', 'bcn-ws-save-conv', ('contiguous',), ('docs/benchmarks.md', 'docs/memory.md')),
+        ('step_memory', 'bcn-ws-save-conv', ('contiguous',), ('docs/benchmarks.md', 'docs/memory.md')),
+    ],
+)
+def test_ranges_of_speed_and_memory_are_those_measured(section, side, layouts, documents):
+    with (ROOT / 'projects' / 'operator_benchmark' / 'results' / 'cpu' / 'measurements.csv').open() as file:
+        rows = [row for row in csv.DictReader(file) if (row['section'], row['side']) == (section, side)]
+    ratios = [float(row['ratio']) for row in rows if row['layout'] in layouts]
+    measured = f'{min(ratios):.2f} to {max(ratios):.2f}'
+    for document in documents:
+        assert measured in ' '.join((ROOT / document).read_text().split()), document
+
+
 def test_the_readme_is_read_in_minutes():
     assert len((ROOT / 'README.md').read_text().split()) <= 1400
 
