@@ -1,6 +1,6 @@
 """Time and memory of WS and BCN beside BatchNorm, GroupNorm, the plain formulas and mmcv's ConvWS.
 
-python -m projects.operator_benchmark.run                    everything, into results/, then both READMEs
+python -m projects.operator_benchmark.run                    everything, into results/, then the documents' tables
 python -m projects.operator_benchmark.run --sections norms   one section; the others keep their rows
 python -m projects.operator_benchmark.run --quick            tiny shapes, into work_dirs/benchmark: does it run?
 python -m projects.operator_benchmark.run --report           tables and pictures from the CSV files, no measuring
@@ -261,7 +261,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--leave-out', nargs='+', default=[], metavar='SIDE', help='sides not to measure')
     parser.add_argument('--quick', action='store_true', help='tiny shapes and models, three rounds')
     parser.add_argument('--report', action='store_true', help='only make tables and pictures from the CSV files')
-    parser.add_argument('--out', type=Path, help='folder of the results; the READMEs show those of the default one')
+    parser.add_argument('--out', type=Path, help='folder of the results; the documents show those of the default one')
     return parser.parse_args(arguments)
 
 
@@ -302,13 +302,13 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
 
 
 def make_reports(results: Path, console: Console) -> None:
-    """Pictures of every device beside its CSV file, and the tables of both READMEs if they show these."""
+    """Pictures of every device beside its CSV file, and the tables of the documents if they show these."""
     for file in sorted(results.glob('*/measurements.csv')):
         rows = load_csv(file)
         report.write_pictures(rows, file.parent)
         report.print_tables(rows, console)
     if results == RESULTS:
-        report.update_readme(ROOT / 'README.md', results, report.summary_tables)
+        report.update_readme(ROOT / 'docs' / 'benchmarks.md', results, report.summary_tables)
         report.update_readme(Path(__file__).with_name('README.md'), results, report.all_tables, pictures=True)
 
 

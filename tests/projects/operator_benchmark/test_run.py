@@ -223,7 +223,7 @@ def test_steps_run_in_lower_precision_and_channels_last():
     assert loss().isfinite()
 
 
-@pytest.mark.parametrize('readme', ['README.md', 'projects/operator_benchmark/README.md'])
+@pytest.mark.parametrize('readme', ['docs/benchmarks.md', 'projects/operator_benchmark/README.md'])
 def test_the_readmes_have_their_markers(readme):
     text = (run.ROOT / readme).read_text()
     assert [text.count(marker) for marker in MARKS] == [1, 1]
