@@ -179,11 +179,11 @@ def print_table(records: Sequence[RunRecord], console: Console | None = None) ->
         console.print(f'failed: {line}', style='red', markup=False)
 
 
-def markdown_table(records: Sequence[RunRecord]) -> str:
-    """The same table in Markdown."""
+def markdown_table(records: Sequence[RunRecord], *, blocks: int | None = None) -> str:
+    """Return the same table in Markdown, or only its first `blocks`."""
     marks = {'best': '**{}**', 'failed': '*{}*', '': '{}'}
     parts = []
-    for block in table_blocks(records):
+    for block in table_blocks(records)[:blocks]:
         lines = [f'**{block.title}** ({"; ".join(block.notes)})', '']
         lines.append('| ' + ' | '.join(block.header) + ' |')
         lines.append('|' + '|'.join(' --- ' if index < 2 else ' ---: ' for index in range(len(block.header))) + '|')
@@ -195,19 +195,24 @@ def markdown_table(records: Sequence[RunRecord]) -> str:
     return '\n\n'.join(parts)
 
 
-def update_readme_table(readme_path: str | Path, csv_path: str | Path) -> bool:
-    """Regenerates the table between the two markers of a README from a file of :func:`save_csv`.
+def update_table(document: str | Path, csv_path: str | Path, *, blocks: int | None = None) -> bool:
+    """Write the table of a file of `save_csv` between the two markers of a document.
+
+    Args:
+        document: Markdown file.
+        csv_path: The results.
+        blocks: How many blocks of the table to show; by default all.
 
     Returns:
-        Whether the README changed.
+        Whether the document changed.
 
     Raises:
-        ValueError: The README has not exactly one pair of markers, in order.
+        ValueError: If the document does not have exactly one pair of markers, in order.
     """
-    readme_path, csv_path = Path(readme_path), Path(csv_path)
-    source = Path(os.path.relpath(csv_path.resolve(), readme_path.resolve().parent)).as_posix()
-    text = f'Generated from [`{source}`]({source}).\n\n{markdown_table(load_csv(csv_path))}'
-    return write_table(readme_path, TABLE, text)
+    document, csv_path = Path(document), Path(csv_path)
+    source = Path(os.path.relpath(csv_path.resolve(), document.resolve().parent)).as_posix()
+    text = f'Generated from [`{source}`]({source}).\n\n{markdown_table(load_csv(csv_path), blocks=blocks)}'
+    return write_table(document, TABLE, text)
 
 
 def _data_uri(path: Path) -> str:

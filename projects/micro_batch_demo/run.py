@@ -28,7 +28,7 @@ from rich.table import Column
 
 from projects.common.tiny_recipes import MODELS, find_recipe
 from projects.micro_batch_demo.records import RunRecord
-from projects.micro_batch_demo.report import Picture, update_readme_table, write_report
+from projects.micro_batch_demo.report import Picture, update_table, write_report
 from projects.toy_data import data
 
 HERE = Path(__file__).parent
@@ -272,8 +272,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shown = [Picture('Data', folder / 'data.png', 'Scenes with labels, and clips.'), *pictures(runs, folder)]
     page = write_report(records, folder, shown, about(args.workers), console)
     if args.full:
-        for readme in (ROOT / 'README.md', HERE / 'README.md'):
-            update_readme_table(readme, folder / 'results.csv')
+        for document, blocks in ((ROOT / 'README.md', 1), (ROOT / 'docs/results.md', None), (HERE / 'README.md', None)):
+            update_table(document, folder / 'results.csv', blocks=blocks)
     console.print(f'{(time.time() - started) / 60:.1f} minutes; report: {page}')
     return 1 if any(result.reason for result in records) else 0
 

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import mmseg
 import pytest
 from mmengine.config import Config
 
@@ -15,6 +16,7 @@ from wsbcn_mm.engine.recipe.norms import (
     parts_with_norm,
     switch_norm,
 )
+from wsbcn_mm.engine.recipe.tree import drop_pretrained
 from wsbcn_mm.surgery.census import breaches
 from wsbcn_mm.surgery.kinds import count_convs, count_norms
 from wsbcn_mm.surgery.policies import POLICIES, get_policy
@@ -134,6 +136,27 @@ def stock_config():
             ),
         )
     )
+
+
+SHIPPED = Path(mmseg.__file__).parent / '.mim' / 'configs'
+
+
+@pytest.mark.parametrize(
+    'name', ['pspnet/pspnet_r50-d8_4xb4-20k_voc12aug-512x512.py', 'fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py']
+)
+def test_a_config_that_mmsegmentation_ships_is_switched_as_it_is(name):
+    cfg = Config.fromfile(SHIPPED / name)
+    report = switch_norm(cfg, 'bcn-ws')
+    assert report[3] == (
+        'model.backbone.zero_init_residual=False: the host would zero the weight of BCN, which is not its output scale'
+    )
+    assert cfg.model.backbone.zero_init_residual is False
+    assert cfg.model.pretrained == 'open-mmlab://resnet50_v1c'  # building the model twice must leave the config alone
+    assert cfg.model.backbone.get('pretrained') is None
+    drop_pretrained(cfg)
+    assert cfg.model.pretrained is None
+    switched = Config.fromfile(SHIPPED / name)
+    assert 'zero_init_residual' not in '\n'.join(switch_norm(switched, 'gn-ws'))
 
 
 def test_a_recipe_of_a_user_gets_conv_cfg_where_it_has_none():
