@@ -149,7 +149,7 @@ def norm_config(old: Mapping[str, Any], wanted: Mapping[str, Any], num_groups: i
 
 
 def zeroes_last_norms(cfg: Config, part: Mapping[str, Any]) -> bool:
-    """Whether a host's backbone zeroes the weight of its blocks' last norms at the start; ours zero BCN's output scale."""
+    """Whether a host's backbone starts the last norm of each block with weight 0; ours zero BCN's output scale."""
     with (
         DefaultScope.overwrite_default_scope(cfg.get('default_scope')),
         MODELS.switch_scope_and_registry(None) as known,
