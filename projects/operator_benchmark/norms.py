@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsbcn_mm.ops.batch_channel_norm import batch_channel_norm, normalize_and_measure
+from wsbcn_mm.ops.bcn.batch_channel_norm import batch_channel_norm, normalize_and_measure
 
 SHAPES: tuple[tuple[int, ...], ...] = (
     (1, 256, 128, 128),

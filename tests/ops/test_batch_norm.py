@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from tests.ops import reference
-from tests.ops.test_batch_channel_norm import assert_near, random, random_affine
+from tests.ops.bcn.test_batch_channel_norm import assert_near, random, random_affine
 from wsbcn_mm.ops import batch_norm
 
 BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}

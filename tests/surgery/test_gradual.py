@@ -13,7 +13,7 @@ from trained_bn import CONVS, Branches, one_layer, train_statistics, trained_bra
 
 from wsbcn_mm.layers import BatchChannelNorm, WSConv2d
 from wsbcn_mm.microbatch import StepStatistics
-from wsbcn_mm.ops.bcn_reference import batch_half, channel_half
+from wsbcn_mm.ops.bcn.reference import batch_half, channel_half
 from wsbcn_mm.surgery.gradual import Gradual
 from wsbcn_mm.surgery.start_from_bn import start_from_bn
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from ..ops.batch_channel_norm import batch_channel_norm, normalize_and_measure
 from ..ops.batch_norm import batch_norm, num_ranks
-from ..ops.bcn_reference import channel_half
+from ..ops.bcn.batch_channel_norm import batch_channel_norm, normalize_and_measure
+from ..ops.bcn.reference import channel_half
 from ..ops.memory_format import like_input
 from .recomputation import first_pass, is_recomputation
 

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops.fused_weight_standardization import Standardized, connect, standardize
-from ..ops.weight_standardization import Variant
+from ..ops.ws.fused import Standardized, connect, standardize
+from ..ops.ws.weight_standardization import Variant
 
 
 class KeptWeight:

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ..ops.fused_weight_standardization import is_supported
-from ..ops.weight_standardization import fan_in, get_variant, weight_standardize
+from ..ops.ws.fused import is_supported
+from ..ops.ws.weight_standardization import fan_in, get_variant, weight_standardize
 from .kept_weight import KeptWeight, may_be_kept
 
 T = TypeVar('T', bound='_WSConv')

@@ -6,7 +6,7 @@
     gradient map     dx = p dz + q (x - centre) + s, and dz for the residual
 
 A row is one (sample, channel). All arithmetic is in float32. What happens to the rows' numbers in between is in
-`bcn_triton_algebra`. Nothing imports this module on a machine without triton: the dispatcher asks for it at
+`triton_algebra`. Nothing imports this module on a machine without triton: the dispatcher asks for it at
 the first CUDA tensor.
 
 Both memory layouts go through the same code, as (samples, rows, positions):
@@ -30,7 +30,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .memory_format import CHANNELS_LAST
+from ..memory_format import CHANNELS_LAST
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -6,7 +6,7 @@ Source: Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and 
 (arXiv 1903.10520 v2), Eq. 5-7. Published code differs from the paper and from itself in the variance (biased or
 not) and in where eps stands; `VARIANTS` names each of these formulas, because weights trained with one do not fit
 another. A gain may follow, a factor that is the same for all filters of a layer (`GAINS`).
-`fused_weight_standardization.py` has the fast path, which `weight_standardize_reference` pins.
+`fused.py` has the fast path, which `weight_standardize_reference` pins.
 """
 
 import math
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .fused_weight_standardization import connect, is_supported, standardize
+from .fused import connect, is_supported, standardize
 
 
 class Variant(NamedTuple):

@@ -7,7 +7,7 @@ In micro-batch BCN, mean_c and var_c are running estimates that carry no gradien
 differentiated. Source: arXiv 1903.10520 v2, Algorithm 1; README (`EstBN`, `BCNorm`) of
 joe-siyuan-qiao/Batch-Channel-Normalization.
 
-`bcn_reference` is the readable form, `one_pass_bcn` the fast one.
+`reference` is the readable form, `operator` the fast one.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .bcn_reference import batch_channel_norm_steps
-from .one_pass_bcn import one_pass_batch_channel_norm, runs_in_one_pass
+from .operator import one_pass_batch_channel_norm, runs_in_one_pass
+from .reference import batch_channel_norm_steps
 
 STATISTICS = ('estimated', 'batch', 'frozen')
 

@@ -1,6 +1,6 @@
 /* BCN of float32 tensors on CPU, contiguous or channels last.
 
-   The mathematics and its names are those of bcn_algebra.py. A row is one (sample, channel). Its positions lie side by
+   The mathematics and its names are those of algebra.py. A row is one (sample, channel). Its positions lie side by
    side, or `channels` apart in channels last, where the rows of a span of channels are handled together. Nothing that
    BCN computes crosses the border of a group of channels, so each thread takes whole groups, reduces and maps them
    while they are in its cache, and no thread waits for another. Sums are taken in float over short stretches and in

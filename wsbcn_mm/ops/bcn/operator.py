@@ -3,7 +3,7 @@
     torch.ops.wsbcn_mm.bcn            output, and the O(N*C) numbers that backward and the running statistics need
     torch.ops.wsbcn_mm.bcn_backward   every gradient
 
-The device of the input chooses the passes: `bcn_c` or `bcn_aten` on CPU, `bcn_triton` on CUDA; `bcn_algebra` is the
+The device of the input chooses the passes: `c` or `aten` on CPU, `triton` on CUDA; `algebra` is the
 mathematics of all. As registered operators they are opaque to torch.compile, take part in FakeTensor propagation, and
 leave autocast alone: the output has the input's dtype. Backward keeps x and O(N*C) numbers, and makes ReLU's mask again
 from them; with a residual it keeps the output too, which the next layer keeps as its input anyway.
@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import bcn_aten, bcn_c
-from .bcn_algebra import Affines, Half, Moments, Options
-from .bcn_reference import batch_half, channel_half, moments
-from .memory_format import in_layout_of, like_input
+from ..memory_format import in_layout_of, like_input
+from . import aten, c
+from .algebra import Affines, Half, Moments, Options
+from .reference import batch_half, channel_half, moments
 
 _DISPATCH_KEYS = ('CPU', 'CUDA')
 _DTYPES: dict[str, tuple[torch.dtype, ...]] = {'cpu': (torch.float32, torch.float64, torch.bfloat16, torch.float16)}
@@ -65,7 +65,7 @@ def one_pass_batch_channel_norm(
     relu: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `wsbcn_mm.ops.batch_channel_norm.normalize_and_measure`, which has the arguments."""
+    """As `wsbcn_mm.ops.bcn.batch_channel_norm.normalize_and_measure`, which has the arguments."""
     if not isinstance(rate, Tensor):
         rate = torch.full((), rate, dtype=running_mean.dtype, device=x.device)
     out, mean, var = _BatchChannelNorm.apply(
@@ -88,8 +88,8 @@ def one_pass_batch_channel_norm(
 
 def _passes(x: Tensor) -> ModuleType:
     if x.device.type == 'cuda':
-        return importlib.import_module('.bcn_triton', __package__)  # triton is there on machines that need it
-    return bcn_c if bcn_c.takes(x) else bcn_aten
+        return importlib.import_module('.triton', __package__)  # triton is there on machines that need it
+    return c if c.takes(x) else aten
 
 
 @torch.library.impl('wsbcn_mm::bcn', _DISPATCH_KEYS)

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .bcn_triton_passes import part_length
+from .triton_passes import part_length
 
 # Numbers that a program holds of every tensor: 8 per thread, what registers can take of the backward's fifteen tensors.
 TILE = 1024

@@ -7,7 +7,7 @@ from torch import nn
 
 from tests.ops import reference
 from wsbcn_mm.ops import VARIANTS, weight_standardize
-from wsbcn_mm.ops.weight_standardization import fan_in, get_variant
+from wsbcn_mm.ops.ws.weight_standardization import fan_in, get_variant
 
 # (shape, groups, transposed)
 SHAPES = [

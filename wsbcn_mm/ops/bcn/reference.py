@@ -8,7 +8,7 @@ traced graphs, for empty batches and second derivatives. Source: arXiv 1903.1052
 import torch
 from torch import Tensor
 
-from .memory_format import like_input
+from ..memory_format import like_input
 
 
 def batch_channel_norm_steps(
@@ -27,7 +27,7 @@ def batch_channel_norm_steps(
     relu: bool = False,
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `wsbcn_mm.ops.batch_channel_norm.normalize_and_measure`, which has the arguments."""
+    """As `wsbcn_mm.ops.bcn.batch_channel_norm.normalize_and_measure`, which has the arguments."""
     if statistics == 'batch':
         mean, var = moved_mean, moved_var = moments(x)
     elif statistics == 'frozen' or x.numel() == 0:

@@ -44,7 +44,7 @@ class Affines(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What a call of BCN chooses; `wsbcn_mm.ops.batch_channel_norm.normalize_and_measure` has the meanings."""
+    """What a call of BCN chooses; `wsbcn_mm.ops.bcn.batch_channel_norm.normalize_and_measure` has the meanings."""
 
     num_groups: int
     statistics: str

@@ -8,7 +8,7 @@ With a filter w of I weights, c = w - mean(w), n = |c| and the divisor s(n) of i
 The Jacobian is symmetric, so that forward-mode differentiation is the same map.
 
 A filter is a row here: (O, I), O output channels, I the fan-in. `weight_standardization.py` has the readable reference
-and chooses between it and this; `fused_weight_standardization_triton.py` has the kernels for GPUs.
+and chooses between it and this; `triton.py` has the kernels for GPUs.
 """
 
 import math
@@ -187,9 +187,9 @@ def runs_on_triton(weight: Tensor) -> bool:
 
 def triton_kernels() -> Any:
     """The module of Triton kernels, imported where one runs: Triton is there on GPU machines only."""
-    from . import fused_weight_standardization_triton
+    from . import triton
 
-    return fused_weight_standardization_triton
+    return triton
 
 
 def standardize_rows(rows: Tensor, divisor: Divisor, dtype: torch.dtype) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -8,7 +8,7 @@ float32. All inputs of the size of x are dense in the memory format of x, contig
 import torch
 from torch import Tensor
 
-from .bcn_algebra import Affines, Half, Moments, Options, choose_half, gradients, output_map
+from .algebra import Affines, Half, Moments, Options, choose_half, gradients, output_map
 
 aten = torch.ops.aten
 

@@ -6,15 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from wsbcn_mm.ops import batch_channel_norm, bcn_aten, bcn_c
-from wsbcn_mm.ops.batch_channel_norm import STATISTICS, normalize_and_measure
-from wsbcn_mm.ops.bcn_reference import batch_channel_norm_steps
-from wsbcn_mm.ops.c_library import load_library
+from wsbcn_mm.ops import batch_channel_norm
+from wsbcn_mm.ops.bcn import aten, c
+from wsbcn_mm.ops.bcn.batch_channel_norm import STATISTICS, normalize_and_measure
+from wsbcn_mm.ops.bcn.c_library import load_library
+from wsbcn_mm.ops.bcn.reference import batch_channel_norm_steps
 
-C_COMPILER = bcn_c._library() is not None
+C_COMPILER = c._library() is not None
 BACKENDS = [
-    pytest.param(bcn_c, id='c', marks=pytest.mark.skipif(not C_COMPILER, reason='no C compiler')),
-    pytest.param(bcn_aten, id='aten'),
+    pytest.param(c, id='c', marks=pytest.mark.skipif(not C_COMPILER, reason='no C compiler')),
+    pytest.param(aten, id='aten'),
 ]
 SHAPES = [(1, 8, 6, 6), (3, 12, 5, 7), (2, 8, 3, 5, 7), (2, 12, 1031), (5, 8), (1, 8, 1, 1), (1, 4, 70, 90)]
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -86,8 +87,8 @@ def assert_close(actual, expected, tolerance, readable=None):
 
 @pytest.fixture(params=BACKENDS)
 def backend(request, monkeypatch):
-    if request.param is bcn_aten:
-        monkeypatch.setattr(bcn_c, 'takes', lambda x: False)
+    if request.param is aten:
+        monkeypatch.setattr(c, 'takes', lambda x: False)
     return request.param
 
 
@@ -195,7 +196,7 @@ def test_runs_on_threads_to_the_same_bits(backend):
         together = case.run(normalize_and_measure, relu=True)
     finally:
         torch.set_num_threads(before)
-    if backend is bcn_c:
+    if backend is c:
         assert all(torch.equal(a, t) for a, t in zip(alone, together, strict=True))
     assert_close(together, alone, 1e-5)
 

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from .bcn_algebra import Affines, Half, Moments, Options
-from .bcn_triton_algebra import backward_algebra, forward_algebra
-from .bcn_triton_passes import affine, channel_moments, gradient_map, gradient_sums
+from .algebra import Affines, Half, Moments, Options
+from .triton_algebra import backward_algebra, forward_algebra
+from .triton_passes import affine, channel_moments, gradient_map, gradient_sums
 
 
 def forward(
@@ -15,7 +15,7 @@ def forward(
     rate: Tensor,
     options: Options,
 ) -> tuple[Tensor, Half, Half, Moments]:
-    """As `bcn_aten.forward`."""
+    """As `aten.forward`."""
     num_groups, statistics, relu, eps = options
     positions = x[0, 0].numel()
     folded = forward_algebra(*channel_moments(x), *running, *affines, num_groups, rate, eps, statistics, positions)
@@ -34,7 +34,7 @@ def backward(
     affines: Affines,
     options: Options,
 ) -> tuple[Tensor, Tensor, Affines]:
-    """As `bcn_aten.backward`, except that the gradients of the affines have their affine's shape, None for None."""
+    """As `aten.backward`, except that the gradients of the affines have their affine's shape, None for None."""
     num_groups, statistics, relu, eps = options
     positions = x[0, 0].numel()
     # The map of the forward once more, from what it normalised with.

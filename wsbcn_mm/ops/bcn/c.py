@@ -1,6 +1,6 @@
-"""BCN's passes over data on CPU in C (`bcn_c.c`): every pass over memory does all there is to do.
+"""BCN's passes over data on CPU in C (`c.c`): every pass over memory does all there is to do.
 
-Torch's own operators cannot fuse the reduction with ReLU's mask or two affine maps with each other; `bcn_aten` does
+Torch's own operators cannot fuse the reduction with ReLU's mask or two affine maps with each other; `aten` does
 with them what can be done and takes over for float64 and where there is no C compiler.
 """
 
@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bcn_algebra import Affines, Half, Moments, Options
+from ..memory_format import in_layout_of
+from .algebra import Affines, Half, Moments, Options
 from .c_library import load_library
-from .memory_format import in_layout_of
 
 STATISTICS = {'estimated': 0, 'batch': 1, 'frozen': 2}
 # Waking another thread takes longer than this many values.
@@ -52,7 +52,7 @@ def forward(
     rate: Tensor,
     options: Options,
 ) -> tuple[Tensor, Half, Half, Moments]:
-    """As `bcn_aten.forward`."""
+    """As `aten.forward`."""
     values = x.float()
     samples, channels = x.shape[:2]
     out = torch.empty_like(values)
@@ -81,7 +81,7 @@ def backward(
     affines: Affines,
     options: Options,
 ) -> tuple[Tensor, Tensor, Affines]:
-    """As `bcn_aten.backward`."""
+    """As `aten.backward`."""
     values, dy = x.float(), dy.float()
     samples, channels = x.shape[:2]
     dx = torch.empty_like(values)

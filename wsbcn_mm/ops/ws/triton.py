@@ -1,6 +1,6 @@
 """Weight Standardization on a GPU: one Triton program per filter, forward and backward.
 
-The same two functions on rows (O, I) as `wsbcn_mm/ops/fused_weight_standardization.py` has in ATen, with the same
+The same two functions on rows (O, I) as `wsbcn_mm/ops/ws/fused.py` has in ATen, with the same
 formulas. Rows are read in blocks, three times forward and twice backward; only the first reading reaches main memory.
 No atomic operations: results are the same in every run.
 """
@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .fused_weight_standardization import Divisor
+from .fused import Divisor
 
 MAX_BLOCK = 4096
 

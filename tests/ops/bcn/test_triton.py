@@ -20,10 +20,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from wsbcn_mm.ops import bcn_triton
-from wsbcn_mm.ops import bcn_triton_algebra as algebra
-from wsbcn_mm.ops import bcn_triton_passes as passes
-from wsbcn_mm.ops.bcn_algebra import Affines, Half, Options
+from wsbcn_mm.ops.bcn import triton as kernels
+from wsbcn_mm.ops.bcn import triton_algebra as algebra
+from wsbcn_mm.ops.bcn import triton_passes as passes
+from wsbcn_mm.ops.bcn.algebra import Affines, Half, Options
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 EPS = 1e-5
@@ -222,11 +222,11 @@ def test_whole_operator(device: str, with_residual: bool, affine: str, statistic
     options = Options(num_groups=4, statistics=statistics, relu=True, eps=EPS)
     affines = Affines(*layer.parameters)
     rate = torch.tensor(RATE, device=device)
-    y, half, batch, moments = bcn_triton.forward(
+    y, half, batch, moments = kernels.forward(
         x, residual, Half(layer.running_mean, layer.running_var), affines, rate, options
     )
     out = y if with_residual else None
-    dx, dz, daffines = bcn_triton.backward(dy, x, out, half, moments, affines, options)
+    dx, dz, daffines = kernels.backward(dy, x, out, half, moments, affines, options)
     assert_close(y, wanted.y, 2e-5)
     if statistics != 'frozen':
         for found, exact in zip((*batch, *half), wanted.statistics, strict=True):
