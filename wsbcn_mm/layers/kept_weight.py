@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..ops.ws.fused import Standardized, connect, standardize
-from ..ops.ws.weight_standardization import Variant
+from ..ops.ws.weight_standardization import Variant, divisor_of, fan_in
 
 
 class KeptWeight:
@@ -44,7 +44,8 @@ class KeptWeight:
         if self._standardized is None or made_from != self._made_from:
             # An alias that holds the memory: no other tensor can take its address while that address means this one.
             self._source = weight.detach()
-            self._standardized = standardize(weight, variant, dtype, groups=groups, transposed=transposed)
+            divisor = divisor_of(variant, fan_in(weight, groups=groups, transposed=transposed))
+            self._standardized = standardize(weight, divisor, dtype, groups=groups, transposed=transposed)
             self._made_from = made_from
         return connect(weight, self._standardized)
 

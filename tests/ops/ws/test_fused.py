@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from wsbcn_mm.ops import VARIANTS, weight_standardize
 from wsbcn_mm.ops.ws.fused import connect, is_supported, runs_on_triton, standardize
-from wsbcn_mm.ops.ws.weight_standardization import get_variant, weight_standardize_reference
+from wsbcn_mm.ops.ws.weight_standardization import divisor_of, fan_in, get_variant, weight_standardize_reference
 
 CASES = [
     ((5, 3), {}),
@@ -150,7 +150,7 @@ def test_saved_are_the_weight_the_result_and_two_numbers_per_filter():
 
 def test_connected_many_times_to_one_standardisation():
     weight, grads = random(4, 3, 3).requires_grad_(), [random(4, 3, 3, seed=seed) for seed in (1, 2)]
-    made = standardize(weight, get_variant('jhu'), torch.float64)
+    made = standardize(weight, divisor_of(get_variant('jhu'), fan_in(weight)), torch.float64)
     first, second = connect(weight, made), connect(weight, made)
     assert first is not second
     (first * grads[0] + second * grads[1]).sum().backward()

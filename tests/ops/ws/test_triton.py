@@ -20,7 +20,7 @@ if INTERPRETED or DEVICE == 'cuda':
     from wsbcn_mm.ops import VARIANTS, weight_standardize
     from wsbcn_mm.ops.ws import fused
     from wsbcn_mm.ops.ws import triton as kernels
-    from wsbcn_mm.ops.ws.weight_standardization import get_variant, weight_standardize_reference
+    from wsbcn_mm.ops.ws.weight_standardization import divisor_of, get_variant, weight_standardize_reference
 else:
     from wsbcn_mm.ops import VARIANTS
 
@@ -64,7 +64,7 @@ def reference(rows, variant, grad, gain=None):
 
 
 def divisor(variant, fan_in, gain=None):
-    return fused.divisor_of(get_variant(variant, gain=gain), fan_in)
+    return divisor_of(get_variant(variant, gain=gain), fan_in)
 
 
 @kernel_test

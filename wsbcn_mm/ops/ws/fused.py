@@ -15,14 +15,11 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-
-if TYPE_CHECKING:
-    from .weight_standardization import Variant
 
 
 class Divisor(NamedTuple):
@@ -49,12 +46,6 @@ class Divisor(NamedTuple):
     def slope(self, norm: Tensor, std: Tensor) -> Tensor:
         """s'(n) / n, given std = s(n); infinite at a constant filter with eps outside the root."""
         return std.mul(self.degrees).reciprocal() if self.eps_inside else norm.mul(math.sqrt(self.degrees)).reciprocal()
-
-
-def divisor_of(variant: 'Variant', fan_in: int) -> Divisor:
-    """What a formula divides filters of this fan-in by; a gain divides in it too, at no cost."""
-    divisor = Divisor(fan_in - variant.unbiased, variant.eps, variant.eps_inside)
-    return divisor.times(math.sqrt(fan_in)) if variant.gain == 'fan_in' else divisor
 
 
 class Rows:
@@ -125,19 +116,18 @@ def is_supported(weight: Tensor) -> bool:
 
 @torch.no_grad()
 def standardize(
-    weight: Tensor, variant: 'Variant', dtype: torch.dtype, *, groups: int = 1, transposed: bool = False
+    weight: Tensor, divisor: Divisor, dtype: torch.dtype, *, groups: int = 1, transposed: bool = False
 ) -> Standardized:
     """The forward pass, outside the graph; `connect` puts its result there.
 
     Args:
         weight: (O, I/groups, *k), or (I, O/groups, *k) if `transposed`.
-        variant: The formula.
+        divisor: Of the formula, for the fan-in of this weight.
         dtype: Of the result; statistics are in float32 or better.
         groups: Groups of the convolution.
         transposed: Whether output channels lie on axis 1.
     """
     rows = Rows(weight, groups, transposed)
-    divisor = divisor_of(variant, weight.numel() // rows.count)
     forward = triton_kernels().standardize_rows if runs_on_triton(weight) else standardize_rows
     out, saved = forward(rows.of(weight), divisor, dtype)
     return Standardized(rows.back(out), saved, rows, divisor)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .fused import connect, is_supported, standardize
+from .fused import Divisor, connect, is_supported, standardize
 
 
 class Variant(NamedTuple):
@@ -77,6 +77,12 @@ def fan_in(weight: Tensor, *, groups: int = 1, transposed: bool = False) -> int:
     return weight.numel() // (weight.shape[1] * groups if transposed else weight.shape[0])
 
 
+def divisor_of(variant: Variant, fan_in: int) -> Divisor:
+    """What a formula divides centred filters of this fan-in by; a gain divides in it too, at no cost."""
+    divisor = Divisor(fan_in - variant.unbiased, variant.eps, variant.eps_inside)
+    return divisor.times(math.sqrt(fan_in)) if variant.gain == 'fan_in' else divisor
+
+
 def weight_standardize(
     weight: Tensor,
     *,
@@ -114,7 +120,8 @@ def weight_standardize(
     check_weight(weight, groups=groups, transposed=transposed)
     dtype = dtype or weight.dtype
     if is_supported(weight):
-        return connect(weight, standardize(weight, formula, dtype, groups=groups, transposed=transposed))
+        divisor = divisor_of(formula, fan_in(weight, groups=groups, transposed=transposed))
+        return connect(weight, standardize(weight, divisor, dtype, groups=groups, transposed=transposed))
     return weight_standardize_reference(weight, formula, groups=groups, transposed=transposed).to(dtype)
 
 
