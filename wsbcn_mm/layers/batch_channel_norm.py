@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from ..ops.batch_norm import batch_norm, num_ranks
-from ..ops.bcn.batch_channel_norm import batch_channel_norm, normalize_and_measure
-from ..ops.bcn.reference import channel_half
-from ..ops.memory_format import like_input
+from ..ops.bcn.algebra import Affines, Half, Options
+from ..ops.bcn.batch_channel_norm import normalize_and_measure, update_running_statistics
 from .recomputation import first_pass, is_recomputation
 
 STATISTICS = ('estimated', 'batch', 'sync')
@@ -148,109 +146,61 @@ class BatchChannelNorm(_InstanceNorm):
         """
         if x.ndim < 2 or x.shape[1] != self.num_features:
             raise ValueError(f'input of shape {tuple(x.shape)}: (N, {self.num_features}, *) is expected')
-        moving = self.training and self.rate > 0
-        rate = self._rate_of_this_batch() if moving else 0.0
-        if moving and self.statistics == 'estimated' and self.pending_totals is not None:
-            return self._normalize_and_remember(x, self.pending_totals, rate, residual, relu)
-        if moving:
-            # With 'sync' an empty batch takes part in the other ranks', and must count as theirs do.
-            rate = self._move_once(rate, counts=x.numel() > 0 or self.statistics == 'sync')
-        if self.statistics == 'estimated':
-            return batch_channel_norm(
-                x,
-                *self._state(),
-                num_groups=self.num_groups,
-                rate=rate,
-                training=moving,
-                residual=residual,
-                relu=relu,
-                eps=self.eps,
-            )
-        if self.statistics == 'sync' and num_ranks() > 1:
-            return self._normalize_with_all_ranks(x, rate, residual, relu)
-        return self._normalize_with_this_batch(x, rate, residual, relu)
-
-    def _state(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        return self.running_mean, self.running_var, self.weight, self.bias, self.group_weight, self.group_bias
-
-    def _normalize_with_this_batch(
-        self, x: Tensor, rate: float | Tensor, residual: Tensor | None, relu: bool
-    ) -> Tensor:
-        out, mean, var = normalize_and_measure(
-            x,
-            *self._state(),
-            num_groups=self.num_groups,
-            rate=rate,
-            statistics='batch' if self.training else 'frozen',
-            residual=residual,
-            relu=relu,
-            eps=self.eps,
-        )
-        if self.training:
-            values = x.numel() // self.num_features
-            with torch.no_grad():
-                self.running_mean.lerp_(mean, rate)
-                self.running_var.lerp_(var * (values / (values - 1)), rate)  # unbiased, as in torch's BatchNorm
+        learns = self.training and self.rate > 0
+        first = self._first_pass() if learns else 0
+        rate = self._rate_now(first) if learns else 0.0
+        running = Half(self.running_mean, self.running_var)
+        affines = Affines(self.weight, self.bias, self.group_weight, self.group_bias)
+        options = Options(self.num_groups, self._statistics_now(), relu, self.eps)
+        out, measured = normalize_and_measure(x, residual, running, affines, rate, options)
+        if learns:
+            self._learn(running, measured, rate, first, values=x.numel() // self.num_features)
         return out
 
-    def _normalize_with_all_ranks(self, x: Tensor, rate: float | Tensor, residual: Tensor | None, relu: bool) -> Tensor:
-        out = batch_norm(
-            x,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            rate=rate,
-            training=self.training,
-            synchronize=True,
-            eps=self.eps,
-        )
-        out = channel_half(out, self.num_groups, self.group_weight, self.group_bias, self.eps)
-        if residual is not None:
-            out = out + residual
-        return like_input(out.relu() if relu else out, x)
+    def _statistics_now(self) -> str:
+        """What the batch half of this forward normalises with, in the operator's words."""
+        frozen = not self.training or (self.statistics == 'estimated' and self.rate == 0)
+        return 'frozen' if frozen else self.statistics
 
-    def _rate_of_this_batch(self) -> float | Tensor:
-        if not self.warmup:
-            return self.rate
-        seen = (self.num_batches_tracked + 1).to(self.running_mean.dtype)
-        return seen.reciprocal().clamp_min(self.rate)
+    @property
+    def _totals(self) -> Tensor | None:
+        """The pending totals that this forward adds to, or None where it moves the running statistics itself."""
+        return self.pending_totals if self.statistics == 'estimated' else None
 
-    def _normalize_and_remember(
-        self, x: Tensor, totals: Tensor, rate: float | Tensor, residual: Tensor | None, relu: bool
-    ) -> Tensor:
-        out, mean, second_moment = normalize_and_measure(
-            x,
-            *self._state(),
-            num_groups=self.num_groups,
-            rate=rate,
-            residual=residual,
-            relu=relu,
-            eps=self.eps,
-        )
-        with torch.no_grad():
-            measured = torch.stack((torch.ones_like(mean), mean, second_moment))
-            if torch.compiler.is_compiling():
-                measured = measured * first_pass(totals)
-            elif is_recomputation():
-                return out
-            # In float64 the products are exact, so that the total of a single micro-batch gives back its very moments.
-            totals.add_(measured, alpha=x.numel() // self.num_features)
-        return out
-
-    def _move_once(self, rate: float | Tensor, *, counts: bool) -> float | Tensor:
-        """`rate` in the first forward of a batch, 0 in its recomputation, whose buffers have moved already."""
+    def _first_pass(self) -> int | Tensor:
+        """1 in the first forward of a batch, 0 in its recomputation; compiled code asks when it runs."""
         if torch.compiler.is_compiling():
-            first = first_pass(self.running_mean)
-            if counts:
-                self.num_batches_tracked.add_(first)
-            return first.to(self.running_mean.dtype) * rate
+            return first_pass(self.running_mean)
         again = is_recomputation()
-        if self.statistics == 'estimated':
+        if self.statistics == 'estimated' and self.pending_totals is None:
             self._check_order_of_passes(again)
-        if counts and not again:
-            self.num_batches_tracked.add_(1)
-        return 0.0 * rate if again else rate
+        return int(not again)
+
+    def _rate_now(self, first: int | Tensor) -> float | Tensor:
+        """Weight of this batch in the estimates that normalise it; 0 where they have moved towards it already."""
+        rate: float | Tensor = self.rate
+        if self.warmup:
+            seen = (self.num_batches_tracked + 1).to(self.running_mean.dtype)
+            rate = seen.reciprocal().clamp_min(self.rate)
+        if self._totals is not None:
+            return rate
+        return rate * (first if isinstance(first, int) else first.to(self.running_mean.dtype))
+
+    def _learn(self, running: Half, measured: Half, rate: float | Tensor, first: int | Tensor, values: int) -> None:
+        """Move the running statistics towards what this batch measured, or add it to the pending totals."""
+        if isinstance(first, int) and first == 0:  # a recomputation
+            return
+        totals = self._totals
+        if totals is None:
+            update_running_statistics(running, measured, rate)
+            # With 'sync' an empty batch takes part in the other ranks', and must count as theirs do.
+            if values > 0 or self.statistics == 'sync':
+                self.num_batches_tracked.add_(first)
+        else:
+            with torch.no_grad():
+                per_value = torch.stack((torch.ones_like(measured.mean), *measured))
+                # In float64 the products are exact: the total of a single micro-batch gives back its very moments.
+                totals.add_(per_value if isinstance(first, int) else per_value * first, alpha=values)
 
     def _check_order_of_passes(self, again: bool) -> None:
         """Refuse the second of two recomputations whose forwards normalised with different estimates."""

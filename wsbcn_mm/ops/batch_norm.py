@@ -62,14 +62,7 @@ def batch_norm(
                 f'input of shape {tuple(x.shape)} has {positions} value per channel: batch statistics are undefined '
                 "there; use statistics='estimated'"
             )
-        over = [0, *range(2, x.ndim)]
-        # Counts travel with the sums, so that uneven batches weigh by their size.
-        local = torch.cat([x.sum(over), x.new_full((1,), positions)])
-        total = all_reduce(local) if synchronize else local
-        count = total[-1].detach()
-        mean = total[:-1] / count.clamp_min(1)
-        squares = (x - mean.view(per_channel)).square().sum(over)
-        var = (all_reduce(squares) if synchronize else squares) / count.clamp_min(1)
+        mean, var, count = moments_of_all_ranks(x, synchronize)
         with torch.no_grad():
             running_mean.lerp_(mean.to(running_mean.dtype), rate)
             running_var.lerp_((var * (count / (count - 1).clamp_min(1))).to(running_var.dtype), rate)
@@ -78,3 +71,24 @@ def batch_norm(
         scale = scale * weight
     out = (x - mean.view(per_channel)) * scale.view(per_channel)
     return out if bias is None else out + bias.view(per_channel)
+
+
+def moments_of_all_ranks(x: Tensor, synchronize: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and biased variance of every channel over the union of all ranks' batches, differentiated.
+
+    Args:
+        x: (N, C, *) of this rank; batches may differ in size, and be empty on some ranks.
+        synchronize: Whether to ask the other ranks.
+
+    Returns:
+        Mean (C,) and variance (C,) in float32 or better, and the number of values per channel, 0-d.
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    over = [0, *range(2, x.ndim)]
+    # Counts travel with the sums, so that uneven batches weigh by their size.
+    local = torch.cat([x.sum(over), x.new_full((1,), x.numel() // x.shape[1])])
+    total = all_reduce(local) if synchronize else local
+    count = total[-1].detach()
+    mean = total[:-1] / count.clamp_min(1)
+    squares = (x - mean.view((-1,) + (1,) * (x.ndim - 2))).square().sum(over)
+    return mean, (all_reduce(squares) if synchronize else squares) / count.clamp_min(1), count

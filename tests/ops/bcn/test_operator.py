@@ -8,7 +8,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from wsbcn_mm.ops import batch_channel_norm
 from wsbcn_mm.ops.bcn import aten, c
-from wsbcn_mm.ops.bcn.batch_channel_norm import STATISTICS, normalize_and_measure
+from wsbcn_mm.ops.bcn.algebra import Affines, Half, Options
+from wsbcn_mm.ops.bcn.batch_channel_norm import normalize_and_measure
 from wsbcn_mm.ops.bcn.c_library import load_library
 from wsbcn_mm.ops.bcn.reference import batch_channel_norm_steps
 
@@ -17,6 +18,9 @@ BACKENDS = [
     pytest.param(c, id='c', marks=pytest.mark.skipif(not C_COMPILER, reason='no C compiler')),
     pytest.param(aten, id='aten'),
 ]
+STATISTICS = ('estimated', 'batch', 'frozen')
+EPS = 1e-5
+NO_AFFINES = Affines(None, None, None, None)
 SHAPES = [(1, 8, 6, 6), (3, 12, 5, 7), (2, 8, 3, 5, 7), (2, 12, 1031), (5, 8), (1, 8, 1, 1), (1, 4, 70, 90)]
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -37,11 +41,14 @@ class Case:
         self.residual = random(*shape).to(dtype) if residual else None
         self.dy = random(*shape).to(dtype)
         wide = torch.promote_types(dtype, torch.float32)
-        self.running_mean = (random(channels) * 0.3 * deviation + mean).to(wide)
-        self.running_var = ((random(channels).abs() + 0.5) * deviation**2).to(wide)
+        running = random(channels) * 0.3 * deviation + mean, (random(channels).abs() + 0.5) * deviation**2
+        self.running = Half(*(t.to(wide) for t in running))
         self.affines = [t.to(wide) for t in (random(channels), random(channels), random(size), random(size))]
         if affine == 'none':
             self.affines = [None] * 4
+
+    def options(self, statistics='estimated', relu=False):
+        return Options(self.groups, statistics, relu, EPS)
 
     def run(self, function, dtype=None, statistics='estimated', relu=False, rate=0.3, layout=torch.contiguous_format):
         """Output, both moments and every gradient of `function`, all in float64."""
@@ -57,21 +64,13 @@ class Case:
             )
 
         x, residual, affines = given(self.x), given(self.residual), [given(t) for t in self.affines]
-        out, mean, var = function(
-            x,
-            given(self.running_mean, False),
-            given(self.running_var, False),
-            *affines,
-            num_groups=self.groups,
-            rate=rate,
-            statistics=statistics,
-            residual=residual,
-            relu=relu,
-        )
+        running = Half(*(given(t, False) for t in self.running))
+        options = self.options(statistics, relu)
+        out, measured = function(x, residual, running, Affines(*affines), rate, options)
         assert out.dtype == x.dtype
         assert out.stride() == x.stride()
         inputs = [t for t in (x, residual, *affines) if t is not None]
-        return [t.double() for t in (out, mean, var, *torch.autograd.grad(out, inputs, given(self.dy, False)))]
+        return [t.double() for t in (out, *measured, *torch.autograd.grad(out, inputs, given(self.dy, False)))]
 
 
 def assert_close(actual, expected, tolerance, readable=None):
@@ -177,12 +176,12 @@ def test_inputs_and_gradients_of_any_strides(layout):
     case.x = wide
     expected = case.run(batch_channel_norm_steps, torch.float64, relu=True)
     x = wide.detach().requires_grad_()
-    arguments = case.running_mean, case.running_var, *case.affines
-    out, _, _ = normalize_and_measure(x, *arguments, num_groups=4, rate=0.3, relu=True)
+    out, _ = normalize_and_measure(x, None, case.running, Affines(*case.affines), 0.3, case.options(relu=True))
     assert out.is_contiguous()
     (dx,) = torch.autograd.grad(out, x, case.dy.contiguous(memory_format=layout))
     assert_close([out.double(), dx.double()], [expected[0], expected[3]], 1e-5)
-    (dx,) = torch.autograd.grad(normalize_and_measure(x, *arguments, num_groups=4, rate=0.3)[0].sum(), x)
+    out, _ = normalize_and_measure(x, None, case.running, Affines(*case.affines), 0.3, case.options())
+    (dx,) = torch.autograd.grad(out.sum(), x)
     assert dx.abs().max() < 1e-5
 
 
@@ -209,10 +208,8 @@ def test_first_and_second_derivatives(statistics, relu):
 
     def function(x, *rest):
         # Rate 0: the estimates' dependence on x, which carries no gradient by design, must not show in differences.
-        return normalize_and_measure(
-            x, case.running_mean, case.running_var, *rest[:4], num_groups=2, rate=0.0, statistics=statistics, relu=relu,
-            residual=rest[4] if relu else None,
-        )[0]  # fmt: skip
+        affines, residual = Affines(*rest[:4]), rest[4] if relu else None
+        return normalize_and_measure(x, residual, case.running, affines, 0.0, case.options(statistics, relu))[0]
 
     assert torch.autograd.gradcheck(function, inputs)
     assert torch.autograd.gradgradcheck(function, inputs)
@@ -223,7 +220,7 @@ def test_first_and_second_derivatives(statistics, relu):
 def test_operators_keep_torchs_contract(statistics, residual):
     case = Case((1, 8, 3, 4), residual=residual)
     options = (4, statistics, True, 1e-5)
-    arguments = (case.x, case.residual, case.running_mean, case.running_var, *case.affines, torch.tensor(0.1), *options)
+    arguments = (case.x, case.residual, *case.running, *case.affines, torch.tensor(0.1), *options)
     torch.library.opcheck(torch.ops.wsbcn_mm.bcn.default, arguments)
     out, _, _, *kept = torch.ops.wsbcn_mm.bcn(*arguments)
     arguments = (case.dy, case.x, out if residual else None, *kept, *case.affines, *options)
@@ -238,7 +235,7 @@ def training_loss(x, filters, case, running_mean, running_var):
 def test_compiles_as_one_graph():
     case = Case((1, 8, 4, 4))
     x, filters = torch.randn(1, 3, 6, 6), torch.randn(8, 3, 3, 3, requires_grad=True)
-    eager, compiled = ([case.running_mean.clone(), case.running_var.clone()] for _ in range(2))
+    eager, compiled = ([t.clone() for t in case.running] for _ in range(2))
     (expected,) = torch.autograd.grad(training_loss(x, filters, case, *eager), filters)
     loss = torch.compile(training_loss, fullgraph=True, backend='aot_eager')(x, filters, case, *compiled)
     (actual,) = torch.autograd.grad(loss, filters)
@@ -284,9 +281,7 @@ def test_autocast_leaves_the_dtype_alone():
     case = Case((1, 8, 4, 4))
     with torch.autocast('cpu', dtype=torch.bfloat16):
         convolved = F.conv2d(torch.randn(1, 3, 6, 6), torch.randn(8, 3, 3, 3, requires_grad=True))
-        out = batch_channel_norm(
-            convolved, case.running_mean, case.running_var, *case.affines, num_groups=4, rate=0.1, training=True
-        )
+        out = batch_channel_norm(convolved, *case.running, *case.affines, num_groups=4, rate=0.1, training=True)
     assert out.dtype == convolved.dtype == torch.bfloat16
 
 
@@ -302,27 +297,40 @@ def test_backward_keeps_one_activation(residual, activations):
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         normalize_and_measure(
-            case.x.requires_grad_(), case.running_mean, case.running_var, *case.affines, num_groups=4, rate=0.1,
-            relu=True, residual=case.residual,
-        )  # fmt: skip
+            case.x.requires_grad_(), case.residual, case.running, Affines(*case.affines), 0.1, case.options(relu=True)
+        )
     per_channel_numbers = sum(kept.values()) - activations * case.x.nbytes
     assert 0 <= per_channel_numbers <= 4 * (2 * 2 * 32 + 4 * 32 + 2 * 4)
 
 
 def test_empty_batch_says_nothing():
-    mean, var = torch.randn(8), torch.rand(8)
+    running = Half(torch.randn(8), torch.rand(8))
     x = torch.empty(0, 8, 5, 5, requires_grad=True)
-    out, batch_mean, batch_var = normalize_and_measure(x, mean, var, None, None, None, None, num_groups=4, rate=0.5)
+    out, measured = normalize_and_measure(x, None, running, NO_AFFINES, 0.5, Options(4, 'estimated', False, EPS))
     out.sum().backward()
     assert x.grad.shape == out.shape == x.shape
-    torch.testing.assert_close((batch_mean, batch_var), (mean, var), rtol=0, atol=0)
+    torch.testing.assert_close(measured, running, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_without_a_process_group_sync_is_batch(dtype):
+    case = Case((2, 8, 5, 5), residual=True, dtype=dtype)
+    results = [case.run(normalize_and_measure, statistics=statistics, relu=True) for statistics in ('batch', 'sync')]
+    assert all(map(torch.equal, *results))
+
+
+def test_the_batchs_variance_is_measured_unbiased():
+    case = Case((2, 8, 5, 5))
+    expected = torch.var_mean(case.x, (0, 2, 3))
+    for function in (normalize_and_measure, batch_channel_norm_steps):
+        _, mean, var, *_ = case.run(function, statistics='batch')
+        torch.testing.assert_close((var, mean), tuple(t.double() for t in expected))
 
 
 def test_unknown_statistics():
-    with pytest.raises(ValueError, match="statistics='live' is unknown: choose one of estimated, batch, frozen"):
-        normalize_and_measure(
-            torch.ones(2, 4), torch.ones(4), torch.ones(4), *[None] * 4, num_groups=2, rate=0.1, statistics='live'
-        )
+    running, options = Half(torch.ones(4), torch.ones(4)), Options(2, 'live', False, EPS)
+    with pytest.raises(ValueError, match="statistics='live' is unknown: choose one of estimated, batch, sync, frozen"):
+        normalize_and_measure(torch.ones(2, 4), None, running, NO_AFFINES, 0.1, options)
 
 
 @pytest.mark.parametrize(
@@ -343,16 +351,15 @@ def test_tensors_that_do_not_fit_are_refused(name, tensor, message):
     arguments = {'running_mean': torch.zeros(8), 'running_var': torch.ones(8)}
     arguments |= dict.fromkeys(('weight', 'bias', 'group_weight', 'group_bias', 'residual'))
     with pytest.raises(ValueError, match=message):
-        normalize_and_measure(torch.ones(2, 8, 5, 5), **{**arguments, name: tensor}, num_groups=4, rate=0.1)
+        batch_channel_norm(torch.ones(2, 8, 5, 5), **{**arguments, name: tensor}, num_groups=4, rate=0.1, training=True)
 
 
 def test_second_derivatives_by_the_residual_alone():
     case = Case((2, 8, 3, 3), residual=True)
     case.residual.requires_grad_()
-    out, _, _ = normalize_and_measure(
-        case.x, case.running_mean, case.running_var, *case.affines, num_groups=4, rate=0.1, relu=True,
-        residual=case.residual,
-    )  # fmt: skip
+    out, _ = normalize_and_measure(
+        case.x, case.residual, case.running, Affines(*case.affines), 0.1, case.options(relu=True)
+    )
     (gradient,) = torch.autograd.grad(out.square().sum(), case.residual, create_graph=True)
     torch.testing.assert_close(gradient, 2 * out)
     (second,) = torch.autograd.grad(gradient.sum(), case.residual)

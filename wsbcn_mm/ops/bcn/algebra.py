@@ -85,10 +85,10 @@ def choose_half(moments: Moments, running: Half, rate: Tensor, statistics: str) 
     return Half(*(torch.lerp(old, new, rate) for old, new in zip(estimates, batch, strict=True))), batch
 
 
-def output_map(moments: Moments, half: Half, affines: Affines, num_groups: int, eps: float) -> tuple[Tensor, Tensor]:
+def output_map(moments: Moments, half: Half, affines: Affines, options: Options) -> tuple[Tensor, Tensor]:
     """(scale, shift) of y = scale (x - m) + shift, each (N, C)."""
-    _, a_GK, _, r_NG1, offset_NGK = _chain(moments, half, affines, num_groups, eps)
-    gamma, beta = (_by_group(affine, num_groups, a_GK.dtype) for affine in affines[2:])
+    _, a_GK, _, r_NG1, offset_NGK = _chain(moments, half, affines, options)
+    gamma, beta = (_by_group(affine, options.num_groups, a_GK.dtype) for affine in affines[2:])
     r_gamma = r_NG1 if gamma is None else r_NG1 * gamma
     shift = r_gamma * offset_NGK if beta is None else torch.addcmul(beta, r_gamma, offset_NGK)
     return (r_gamma * a_GK).flatten(1), shift.flatten(1)
@@ -100,26 +100,22 @@ def gradients(
     affines: Affines,
     dy_sum: Tensor,
     dyx_sum: Tensor,
-    *,
     positions: int,
-    num_groups: int,
-    eps: float,
-    live: bool,
+    options: Options,
 ) -> Gradients:
     """Every gradient, from the two sums over positions.
 
     Args:
         moments: Of x.
-        half: Of the forward.
+        half: Of the forward. With `batch` statistics it carries gradient; estimates carry none.
         affines: Of the forward.
         dy_sum: Sum of dy, (N, C).
         dyx_sum: Sum of dy (x - m), (N, C).
         positions: L.
-        num_groups: G.
-        eps: Of both halves.
-        live: Whether `half` is this batch's own mean and variance and carries gradient; estimates carry none.
+        options: Of the forward.
     """
-    k, a, centred, r, offset = _chain(moments, half, affines, num_groups, eps)
+    num_groups = options.num_groups
+    k, a, centred, r, offset = _chain(moments, half, affines, options)
     v, dy, dyx = (t.unflatten(1, (num_groups, -1)) for t in (moments.var, dy_sum, dyx_sum))
     gamma = _by_group(affines.group_weight, num_groups, a.dtype)
     ra, z = r * a, r * offset
@@ -138,7 +134,7 @@ def gradients(
     dbias = dhalf.sum(0)
     p = ra.expand_as(v) if gamma is None else ra * gamma
     q, s = -ra * ra * c2, -ra * level
-    if live:
+    if options.statistics == 'batch':
         weight = _by_group(affines.weight, num_groups, a.dtype)
         dk = dweight_over_k if weight is None else dweight_over_k * weight
         count = positions * v.shape[0]
@@ -161,7 +157,8 @@ class _Chain(NamedTuple):
     """u - mu"""
 
 
-def _chain(moments: Moments, half: Half, affines: Affines, num_groups: int, eps: float) -> _Chain:
+def _chain(moments: Moments, half: Half, affines: Affines, options: Options) -> _Chain:
+    num_groups, eps = options.num_groups, options.eps
     m_NGK, v_NGK = (t.unflatten(1, (num_groups, -1)) for t in moments)
     e_GK, d_GK = (t.to(m_NGK.dtype).view(num_groups, -1) for t in half)
     weight_GK, bias_GK = (_by_group(t, num_groups, m_NGK.dtype) for t in affines[:2])

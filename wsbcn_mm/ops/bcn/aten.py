@@ -27,7 +27,7 @@ def forward(
     """One reduction and one map: output, what the batch half normalised with, what the batch says, moments of x."""
     rows, moments = _standardized_rows(_in_float32(x))
     half, batch = choose_half(moments, running, rate, options.statistics)
-    scale, shift = output_map(moments, half, affines, options.num_groups, options.eps)
+    scale, shift = output_map(moments, half, affines, options)
     out = _map_rows(rows, scale * moments.var.sqrt(), shift, out=rows)
     if residual is not None:
         out += residual
@@ -58,22 +58,13 @@ def backward(
         if out is not None:
             dz = aten.threshold_backward(_in_float32(dy), _in_float32(out), 0)
         else:
-            scale, shift = output_map(moments, half, affines, options.num_groups, options.eps)
+            scale, shift = output_map(moments, half, affines, options)
             dz = _map_rows(x32, scale, torch.addcmul(shift, scale, moments.mean, value=-1))
             aten.threshold_backward.grad_input(_in_float32(dy), dz, 0, grad_input=dz)
     else:
         dz = _in_float32(dy)
     sums = _sums(dz, x32, moments.mean)
-    result = gradients(
-        moments,
-        half,
-        affines,
-        *sums,
-        positions=x.numel() // moments.mean.numel(),
-        num_groups=options.num_groups,
-        eps=options.eps,
-        live=options.statistics == 'batch',
-    )
+    result = gradients(moments, half, affines, *sums, x.numel() // moments.mean.numel(), options)
     dx = _map_rows(
         dz,
         result.p,

@@ -15,10 +15,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..batch_norm import num_ranks
+from .algebra import Affines, Half, Options
 from .operator import one_pass_batch_channel_norm, runs_in_one_pass
 from .reference import batch_channel_norm_steps
 
-STATISTICS = ('estimated', 'batch', 'frozen')
+STATISTICS = ('estimated', 'batch', 'sync', 'frozen')
 
 
 def batch_channel_norm(
@@ -63,111 +65,84 @@ def batch_channel_norm(
     Raises:
         ValueError: As `normalize_and_measure`.
     """
-    out, mean, second_moment = normalize_and_measure(
-        x,
-        running_mean,
-        running_var,
-        weight,
-        bias,
-        group_weight,
-        group_bias,
-        num_groups=num_groups,
-        rate=rate,
-        statistics='estimated' if training else 'frozen',
-        residual=residual,
-        relu=relu,
-        eps=eps,
-    )
+    running = Half(running_mean, running_var)
+    affines = Affines(weight, bias, group_weight, group_bias)
+    options = Options(num_groups, 'estimated' if training else 'frozen', relu, eps)
+    out, measured = normalize_and_measure(x, residual, running, affines, rate, options)
     if training:
-        with torch.no_grad():
-            running_mean.lerp_(mean, rate)
-            running_var.lerp_(second_moment, rate)
+        update_running_statistics(running, measured, rate)
     return out
 
 
 def normalize_and_measure(
-    x: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    group_weight: Tensor | None,
-    group_bias: Tensor | None,
-    *,
-    num_groups: int,
-    rate: float | Tensor,
-    statistics: str = 'estimated',
-    residual: Tensor | None = None,
-    relu: bool = False,
-    eps: float = 1e-5,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """BCN, and what this batch says about its channels; no buffer changes.
+    x: Tensor, residual: Tensor | None, running: Half, affines: Affines, rate: float | Tensor, options: Options
+) -> tuple[Tensor, Half]:
+    """BCN, and what this batch measures of its channels; no buffer changes.
 
     Args:
         x: (N, C, *).
-        running_mean: (C,), float32 or better.
-        running_var: (C,), float32 or better.
-        weight, bias, group_weight, group_bias, num_groups, residual, relu, eps: As in `batch_channel_norm`.
-        rate: Weight of this batch in [0, 1], a float or a 0-d tensor.
-        statistics: What the batch half normalises with. `estimated`: the estimates moved by `rate` towards this batch,
-            whose second moment is taken around the OLD running mean, so that a drift of the batch mean counts as
-            variance (Algorithm 1, steps 1-4); no gradient flows through them. `batch`: this batch's own mean and biased
-            variance, differentiated. `frozen`: the estimates as they are.
+        residual: Shaped as x, or None; added to the normalised x.
+        running: The running statistics, (C,) each, float32 or better.
+        affines: As in `batch_channel_norm`.
+        rate: Weight of this batch in the estimates, in [0, 1], a float or a 0-d tensor.
+        options: Among them the statistics that the batch half normalises with. `estimated`: the running statistics
+            moved by `rate` towards this batch, whose second moment is taken around the OLD running mean, so that a
+            drift of the batch mean counts as variance (Algorithm 1, steps 1-4); no gradient flows through them.
+            `batch`: this batch's own mean and biased variance, differentiated. `sync`: those of all ranks' batches
+            together; the same as `batch` without a process group. `frozen`: the running statistics as they are.
 
     Returns:
-        Output as of `batch_channel_norm`; mean of every channel (C,); its second moment (C,), around the old running
-        mean for `estimated`, around its own for `batch`; both in the buffers' dtype and detached. A batch that is empty
-        or `frozen` says nothing: the two are then the estimates themselves.
+        Output as of `batch_channel_norm`, and what the running statistics should move towards, in their dtype and
+        detached: the mean, and the second moment around the old running mean for `estimated`, or the unbiased variance
+        for `batch` and `sync`, as in torch's BatchNorm. A batch that is empty or `frozen` measures nothing: it gives
+        the running statistics themselves.
 
     Raises:
         ValueError: If x has fewer than 2 axes, `num_groups` does not divide C, another tensor has not the shape it
-            should or not the device of x, `statistics` is unknown, or batch statistics are asked of fewer than two
+            should or not the device of x, the statistics are unknown, or batch statistics are asked of fewer than two
             values per channel.
     """
-    check_groups(x, num_groups)
-    per_channel, per_group = x.shape[1:2], (num_groups,)
-    for name, tensor, *shapes in (
-        ('running_mean', running_mean, per_channel),
-        ('running_var', running_var, per_channel),
-        ('weight', weight, per_channel),
-        ('bias', bias, per_channel),
-        ('group_weight', group_weight, per_group, per_channel),
-        ('group_bias', group_bias, per_group, per_channel),
-        ('residual', residual, x.shape),
-    ):
-        if tensor is not None:
-            check_fits(x, name, tensor, shapes)
-    if statistics not in STATISTICS:
-        raise ValueError(f'statistics={statistics!r} is unknown: choose one of {", ".join(STATISTICS)}')
-    if statistics == 'batch' and x.numel() < 2 * x.shape[1]:
+    check_arguments(x, residual, running, affines, options)
+    if options.statistics == 'sync' and num_ranks() == 1:
+        options = options._replace(statistics='batch')
+    if options.statistics == 'batch' and x.numel() < 2 * x.shape[1]:
         raise ValueError(
             f'input of shape {tuple(x.shape)} has {x.numel() // x.shape[1]} value per channel: batch statistics are '
             "undefined there; use statistics='estimated'"
         )
-    normalize = one_pass_batch_channel_norm if runs_in_one_pass(x) else batch_channel_norm_steps
-    return normalize(
-        x,
-        running_mean,
-        running_var,
-        weight,
-        bias,
-        group_weight,
-        group_bias,
-        num_groups=num_groups,
-        rate=rate,
-        statistics=statistics,
-        residual=residual,
-        relu=relu,
-        eps=eps,
-    )
+    if options.statistics != 'sync' and runs_in_one_pass(x):
+        return one_pass_batch_channel_norm(x, residual, running, affines, rate, options)
+    return batch_channel_norm_steps(x, residual, running, affines, rate, options)
 
 
-def check_groups(x: Tensor, num_groups: int) -> None:
-    """Raise ValueError unless x is (N, C, *) with C divisible by `num_groups`."""
+def update_running_statistics(running: Half, measured: Half, rate: float | Tensor) -> None:
+    """Move the running statistics, in place, by `rate` towards what a batch measured."""
+    with torch.no_grad():
+        running.mean.lerp_(measured.mean, rate)
+        running.var.lerp_(measured.var, rate)
+
+
+def check_arguments(x: Tensor, residual: Tensor | None, running: Half, affines: Affines, options: Options) -> None:
+    """Raise ValueError unless all shapes and devices fit x, and the statistics are known."""
+    num_groups = options.num_groups
     if x.ndim < 2:
         raise ValueError(f'input of shape {tuple(x.shape)} has no channel axis: (N, C, *) is expected')
     if num_groups < 1 or x.shape[1] % num_groups:
         raise ValueError(f'num_groups={num_groups} does not divide the {x.shape[1]} channels of the input')
+    per_channel, per_group = x.shape[1:2], (num_groups,)
+    for name, tensor, *shapes in (
+        ('running_mean', running.mean, per_channel),
+        ('running_var', running.var, per_channel),
+        ('weight', affines.weight, per_channel),
+        ('bias', affines.bias, per_channel),
+        ('group_weight', affines.group_weight, per_group, per_channel),
+        ('group_bias', affines.group_bias, per_group, per_channel),
+        ('residual', residual, x.shape),
+    ):
+        if tensor is not None:
+            check_fits(x, name, tensor, shapes)
+    if options.statistics not in STATISTICS:
+        raise ValueError(f'statistics={options.statistics!r} is unknown: choose one of {", ".join(STATISTICS)}')
 
 
 def check_fits(x: Tensor, name: str, tensor: Tensor, shapes: Sequence[Sequence[int]]) -> None:

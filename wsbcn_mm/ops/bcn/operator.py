@@ -11,6 +11,7 @@ from them; with a residual it keeps the output too, which the next layer keeps a
 
 import importlib
 import importlib.util
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -50,40 +51,16 @@ def runs_in_one_pass(x: Tensor) -> bool:
 
 
 def one_pass_batch_channel_norm(
-    x: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    group_weight: Tensor | None,
-    group_bias: Tensor | None,
-    *,
-    num_groups: int,
-    rate: float | Tensor,
-    statistics: str,
-    residual: Tensor | None,
-    relu: bool,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor, residual: Tensor | None, running: Half, affines: Affines, rate: float | Tensor, options: Options
+) -> tuple[Tensor, Half]:
     """As `wsbcn_mm.ops.bcn.batch_channel_norm.normalize_and_measure`, which has the arguments."""
     if not isinstance(rate, Tensor):
-        rate = torch.full((), rate, dtype=running_mean.dtype, device=x.device)
-    out, mean, var = _BatchChannelNorm.apply(
-        x,
-        residual,
-        running_mean,
-        running_var,
-        weight,
-        bias,
-        group_weight,
-        group_bias,
-        rate,
-        num_groups,
-        statistics,
-        relu,
-        eps,
-    )
-    return out, mean.to(running_mean.dtype), var.to(running_var.dtype)
+        rate = torch.full((), rate, dtype=running.mean.dtype, device=x.device)
+    out, mean, var = _BatchChannelNorm.apply(options, x, residual, *running, *affines, rate)
+    if options.statistics == 'batch':
+        values = x.numel() // x.shape[1]
+        var = var * (values / (values - 1))
+    return out, Half(mean.to(running.mean.dtype), var.to(running.var.dtype))
 
 
 def _passes(x: Tensor) -> ModuleType:
@@ -92,62 +69,37 @@ def _passes(x: Tensor) -> ModuleType:
     return c if c.takes(x) else aten
 
 
+def _kept_records(flat: Sequence[Any]) -> tuple[Half, Moments, Affines]:
+    """What the forward keeps for the backward beside x and its output, which a schema has one by one."""
+    return Half(*flat[:2]), Moments(*flat[2:4]), Affines(*flat[4:8])
+
+
 @torch.library.impl('wsbcn_mm::bcn', _DISPATCH_KEYS)
-def _bcn(
-    x: Tensor,
-    residual: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    group_weight: Tensor | None,
-    group_bias: Tensor | None,
-    rate: Tensor,
-    *options: Any,
-) -> tuple[Tensor, ...]:
-    x, chosen = like_input(x, x), Options(*options)
-    out, half, batch, of_x = _passes(x).forward(
-        x,
-        residual,
-        Half(running_mean, running_var),
-        Affines(weight, bias, group_weight, group_bias),
-        rate,
-        chosen,
-    )
-    if chosen.statistics != 'estimated':  # an operator's outputs share no memory with each other or with its inputs
+def _bcn(x: Tensor, residual: Tensor | None, *flat: Any) -> tuple[Tensor, ...]:
+    x = like_input(x, x)
+    running, affines, rate, options = Half(*flat[:2]), Affines(*flat[2:6]), flat[6], Options(*flat[7:])
+    out, half, batch, of_x = _passes(x).forward(x, residual, running, affines, rate, options)
+    if options.statistics != 'estimated':  # an operator's outputs share no memory with each other or with its inputs
         half, batch = (Half(*(t.clone() for t in pair)) for pair in (half, batch))
     return out, *batch, *half, *of_x
 
 
 @torch.library.impl('wsbcn_mm::bcn_backward', _DISPATCH_KEYS)
-def _bcn_backward(
-    dy: Tensor,
-    x: Tensor,
-    out: Tensor | None,
-    half_mean: Tensor,
-    half_var: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    group_weight: Tensor | None,
-    group_bias: Tensor | None,
-    *options: Any,
-) -> tuple[Tensor, ...]:
+def _bcn_backward(dy: Tensor, x: Tensor, out: Tensor | None, *flat: Any) -> tuple[Tensor, ...]:
     x = like_input(x, x)
-    affines = Affines(weight, bias, group_weight, group_bias)
+    half, moments_of_x, affines = _kept_records(flat)
     dx, dresidual, daffines = _passes(x).backward(
         in_layout_of(dy, x),
         x,
         None if out is None else in_layout_of(out, x),
-        Half(half_mean, half_var),
-        Moments(mean, var),
+        half,
+        moments_of_x,
         affines,
-        Options(*options),
+        Options(*flat[8:]),
     )
     if out is None:
         dresidual = dx.new_empty(0)
-    return dx, dresidual, *(_shaped_as(a, d, half_mean) for a, d in zip(affines, daffines, strict=True))
+    return dx, dresidual, *(_shaped_as(a, d, half.mean) for a, d in zip(affines, daffines, strict=True))
 
 
 def _shaped_as(affine: Tensor | None, gradient: Tensor | None, per_channel: Tensor) -> Tensor:
@@ -165,25 +117,11 @@ def _bcn_fake(x: Tensor, residual: Tensor | None, running_mean: Tensor, *_: Any)
     return like_input(torch.empty_like(x), x), *per_channel, *(x.new_empty(x.shape[:2], dtype=dtype) for _ in range(2))
 
 
-def _bcn_backward_fake(
-    dy: Tensor,
-    x: Tensor,
-    out: Tensor | None,
-    half_mean: Tensor,
-    half_var: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    group_weight: Tensor | None,
-    group_bias: Tensor | None,
-    *_: Any,
-) -> tuple[Tensor, ...]:
+def _bcn_backward_fake(dy: Tensor, x: Tensor, out: Tensor | None, *flat: Any) -> tuple[Tensor, ...]:
     dx = torch.empty_like(like_input(x, x))
-    sizes = (
-        half_mean.numel() if affine is None else affine.numel() for affine in (weight, bias, group_weight, group_bias)
-    )
-    return dx, x.new_empty(0) if out is None else torch.empty_like(dx), *(half_mean.new_empty(size) for size in sizes)
+    half, _, affines = _kept_records(flat)
+    sizes = (half.mean.numel() if affine is None else affine.numel() for affine in affines)
+    return dx, x.new_empty(0) if out is None else torch.empty_like(dx), *(half.mean.new_empty(size) for size in sizes)
 
 
 torch.library.register_fake('wsbcn_mm::bcn', _bcn_fake)
@@ -195,25 +133,12 @@ class _BatchChannelNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        residual: Tensor | None,
-        running_mean: Tensor,
-        running_var: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        group_weight: Tensor | None,
-        group_bias: Tensor | None,
-        rate: Tensor,
-        *options: Any,
+        ctx: Any, options: Options, x: Tensor, residual: Tensor | None, *tensors: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        affines = weight, bias, group_weight, group_bias
-        out, batch_mean, batch_var, *statistics = torch.ops.wsbcn_mm.bcn(
-            x, residual, running_mean, running_var, *affines, rate, *options
-        )
-        ctx.options = Options(*options)
-        ctx.has_residual = residual is not None
-        ctx.save_for_backward(x, out if ctx.options.relu and ctx.has_residual else None, *statistics, *affines)
+        _running_mean, _running_var, *affines, _rate = tensors
+        out, batch_mean, batch_var, *kept = torch.ops.wsbcn_mm.bcn(x, residual, *tensors, *options)
+        ctx.options, ctx.has_residual = options, residual is not None
+        ctx.save_for_backward(x, out if options.relu and ctx.has_residual else None, *kept, *affines)
         ctx.mark_non_differentiable(batch_mean, batch_var)
         ctx.set_materialize_grads(False)
         return out, batch_mean, batch_var
@@ -223,30 +148,22 @@ class _BatchChannelNorm(torch.autograd.Function):
         dy = gradients[0]
         if dy is None:
             return (None,) * len(ctx.needs_input_grad)
-        x, out, half_mean, half_var, mean, var, *affines = ctx.saved_tensors
+        x, out, *kept = ctx.saved_tensors
         if torch.is_grad_enabled():
-            dx, dresidual, *daffines = _differentiable_backward(
-                dy, x, out, Half(half_mean, half_var), Affines(*affines), ctx.options
-            )
+            half, _, affines = _kept_records(kept)
+            dx, dresidual, *daffines = _differentiable_backward(dy, x, out, half, affines, ctx.options)
         else:
-            dx, dresidual, *daffines = torch.ops.wsbcn_mm.bcn_backward(
-                dy, x, out, half_mean, half_var, mean, var, *affines, *ctx.options
-            )
-            daffines = [None if a is None else da.to(a.dtype) for a, da in zip(affines, daffines, strict=True)]
+            dx, dresidual, *daffines = torch.ops.wsbcn_mm.bcn_backward(dy, x, out, *kept, *ctx.options)
+            daffines = [None if a is None else da.to(a.dtype) for a, da in zip(kept[4:], daffines, strict=True)]
         if not ctx.has_residual:
             dresidual = None
         elif out is None:
             dresidual = dy
-        return dx, dresidual, None, None, *daffines, None, *(None for _ in ctx.options)
+        return None, dx, dresidual, None, None, *daffines, None
 
 
 def _differentiable_backward(
-    dy: Tensor,
-    x: Tensor,
-    out: Tensor | None,
-    half: Half,
-    affines: Affines,
-    options: Options,
+    dy: Tensor, x: Tensor, out: Tensor | None, half: Half, affines: Affines, options: Options
 ) -> tuple[Tensor | None, ...]:
     """The gradients as a graph of their own, for second derivatives: those of the readable form."""
     with torch.enable_grad():

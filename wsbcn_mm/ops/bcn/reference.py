@@ -8,39 +8,40 @@ traced graphs, for empty batches and second derivatives. Source: arXiv 1903.1052
 import torch
 from torch import Tensor
 
+from ..batch_norm import moments_of_all_ranks
 from ..memory_format import like_input
+from .algebra import Affines, Half, Options
 
 
 def batch_channel_norm_steps(
-    x: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    group_weight: Tensor | None,
-    group_bias: Tensor | None,
-    *,
-    num_groups: int,
-    rate: float | Tensor,
-    statistics: str = 'estimated',
-    residual: Tensor | None = None,
-    relu: bool = False,
-    eps: float = 1e-5,
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor, residual: Tensor | None, running: Half, affines: Affines, rate: float | Tensor, options: Options
+) -> tuple[Tensor, Half]:
     """As `wsbcn_mm.ops.bcn.batch_channel_norm.normalize_and_measure`, which has the arguments."""
-    if statistics == 'batch':
-        mean, var = moved_mean, moved_var = moments(x)
-    elif statistics == 'frozen' or x.numel() == 0:
-        mean, var = moved_mean, moved_var = running_mean.clone(), running_var.clone()
-    else:
-        with torch.no_grad():
-            mean, var = (m.to(running_mean.dtype) for m in moments(x, around=running_mean))
-        moved_mean, moved_var = torch.lerp(running_mean, mean, rate), torch.lerp(running_var, var, rate)
-    out = batch_half(x, moved_mean, moved_var, weight, bias, eps)
-    out = channel_half(out, num_groups, group_weight, group_bias, eps)
+    half, measured = statistics_of(x, running, rate, options.statistics)
+    out = batch_half(x, *half, affines.weight, affines.bias, options.eps)
+    out = channel_half(out, options.num_groups, affines.group_weight, affines.group_bias, options.eps)
     if residual is not None:
         out = out + residual
-    return like_input(out.relu() if relu else out, x), mean.detach(), var.detach()
+    return like_input(out.relu() if options.relu else out, x), measured
+
+
+def statistics_of(x: Tensor, running: Half, rate: float | Tensor, statistics: str) -> tuple[Half, Half]:
+    """What the batch half normalises with, and what this batch measures (Algorithm 1, steps 1-4)."""
+    if statistics == 'frozen' or (statistics == 'estimated' and x.numel() == 0):
+        estimates = Half(*(t.clone() for t in running))
+        return estimates, estimates
+    if statistics == 'estimated':
+        with torch.no_grad():
+            measured = Half(*(m.to(running.mean.dtype) for m in moments(x, around=running.mean)))
+        return Half(*(torch.lerp(old, new, rate) for old, new in zip(running, measured, strict=True))), measured
+    if statistics == 'sync':
+        mean, var, count = moments_of_all_ranks(x)
+        unbiased = var * (count / (count - 1).clamp_min(1))
+    else:
+        mean, var = moments(x)
+        values = x.numel() // x.shape[1]
+        unbiased = var * (values / (values - 1))
+    return Half(mean, var), Half(*(t.detach().to(running.mean.dtype) for t in (mean, unbiased)))
 
 
 def moments(x: Tensor, around: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -16,13 +16,10 @@ def forward(
     options: Options,
 ) -> tuple[Tensor, Half, Half, Moments]:
     """As `aten.forward`."""
-    num_groups, statistics, relu, eps = options
-    positions = x[0, 0].numel()
-    folded = forward_algebra(*channel_moments(x), *running, *affines, num_groups, rate, eps, statistics, positions)
-    out = affine(x, folded.mean, folded.scale, folded.shift, residual, relu)
-    half = Half(folded.half_mean, folded.half_var)
-    batch = half if statistics == 'frozen' else Half(folded.batch_mean, folded.batch_var)
-    return out, half, batch, Moments(folded.mean, folded.var)
+    folded = forward_algebra(Moments(*channel_moments(x)), running, affines, rate, options, x[0, 0].numel())
+    out = affine(x, folded.moments.mean, folded.scale, folded.shift, residual, options.relu)
+    batch = folded.half if options.statistics == 'frozen' else folded.batch
+    return out, folded.half, batch, folded.moments
 
 
 def backward(
@@ -35,13 +32,12 @@ def backward(
     options: Options,
 ) -> tuple[Tensor, Tensor, Affines]:
     """As `aten.backward`, except that the gradients of the affines have their affine's shape, None for None."""
-    num_groups, statistics, relu, eps = options
     positions = x[0, 0].numel()
     # The map of the forward once more, from what it normalised with.
-    mean, var = (t[None] for t in moments)
-    folded = forward_algebra(mean, var, *half, *affines, num_groups, 0.0, eps, 'frozen', positions)
-    of_forward = (folded.mean, folded.scale, folded.shift, None, relu)
+    one_part = Moments(*(t[None] for t in moments))
+    folded = forward_algebra(one_part, half, affines, 0.0, options._replace(statistics='frozen'), positions)
+    of_forward = (folded.moments.mean, folded.scale, folded.shift, None, options.relu)
     sums = gradient_sums(dy, x, *of_forward, out)
-    gradients = backward_algebra(*sums, folded, *affines, num_groups, eps, statistics, positions)
-    dx, dz = gradient_map(dy, x, *of_forward, *gradients[:3], out)
-    return dx, dy if dz is None else dz, Affines(*gradients[3:])
+    p, q, s, daffines = backward_algebra(*sums, folded, affines, options, positions)
+    dx, dz = gradient_map(dy, x, *of_forward, p, q, s, out)
+    return dx, dy if dz is None else dz, daffines

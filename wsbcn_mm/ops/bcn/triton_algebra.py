@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .algebra import Affines, Gradients, Half, Moments, Options
 from .triton_passes import part_length
 
 # Numbers that a program holds of every tensor: 8 per thread, what registers can take of the backward's fifteen tensors.
@@ -31,36 +32,18 @@ _SIZES = ['samples', 'channels', 'positions', 'parts', 'length', 'per_group']
 
 
 class Folded(NamedTuple):
-    """Both halves of BCN as one affine map, and what led to it; no two fields share memory, all are float32."""
+    """Both halves of BCN as one affine map, and what led to it; no two tensors share memory, all are float32."""
 
-    mean: Tensor
-    """(N, C), of x over positions: the centre of the map."""
-    var: Tensor
-    """(N, C), biased."""
+    moments: Moments
+    """Of x; the mean is the centre of the map."""
     scale: Tensor
     """(N, C)"""
     shift: Tensor
     """(N, C)"""
-    batch_mean: Tensor
-    """(C,), of x over samples and positions."""
-    batch_var: Tensor
-    """(C,), biased second moment around the running mean; around the batch mean with 'batch' statistics."""
-    half_mean: Tensor
-    """(C,), what the batch half subtracts."""
-    half_var: Tensor
-    """(C,), what the batch half divides by, before eps."""
-
-
-class Gradients(NamedTuple):
-    """Coefficients of dx = p dz + q (x - mean) + s, each (N, C), and the gradients of the parameters, None for None."""
-
-    p: Tensor
-    q: Tensor
-    s: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
-    group_weight: Tensor | None
-    group_bias: Tensor | None
+    batch: Half
+    """Mean of x, and its biased second moment around the running mean, or around its own with 'batch' statistics."""
+    half: Half
+    """What the batch half normalises with."""
 
 
 @triton.jit
@@ -339,88 +322,69 @@ def _backward_kernel(
 
 
 def forward_algebra(
-    mean: Tensor,
-    var: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    group_weight: Tensor | None,
-    group_bias: Tensor | None,
-    num_groups: int,
+    moments: Moments,
+    running: Half | None,
+    affines: Affines,
     rate: float | Tensor,
-    eps: float,
-    statistics: str,
+    options: Options,
     positions: int,
 ) -> Folded:
     """From the moments of x to the affine map that is both halves of BCN.
 
-    'frozen' with the half_mean and half_var of an earlier call gives its scale and shift again.
+    'frozen' with the `half` of an earlier call gives its scale and shift again.
 
     Args:
-        mean, var: (P, N, C), from `channel_moments`.
-        running_mean, running_var: (C,), read only; None is accepted with 'batch' statistics.
-        weight, bias: (C,) or None.
-        group_weight, group_bias: (G,), (C,) or None.
-        num_groups: G.
+        moments: (P, N, C) each, from `channel_moments`.
+        running: The estimates, read only; None is accepted with 'batch' statistics.
+        affines: The parameters.
         rate: Weight of this batch in the estimates, a float or a 0-d tensor; used by 'estimated' alone.
-        eps: Added to both variances.
-        statistics: What the batch half divides by. 'estimated': the estimates, moved by `rate` towards this batch.
-            'batch': mean and variance of this batch. 'frozen': the estimates as they are.
+        options: Of the call.
         positions: L, of x.
     """
+    mean, var = moments
     parts, samples, channels = mean.shape
     if isinstance(rate, Tensor) and not rate.is_cuda and mean.is_cuda:
         rate = float(rate)
-    rows = [torch.empty_like(mean[0]) for _ in range(4)]
-    per_channel = [mean.new_empty(channels) for _ in range(4)]
+    row_mean, row_var, scale, shift = rows = [torch.empty_like(mean[0]) for _ in range(4)]
+    batch_mean, batch_var, half_mean, half_var = per_channel = [mean.new_empty(channels) for _ in range(4)]
     with torch.cuda.device_of(mean):
-        _forward_kernel[num_groups,](
-            mean, var, running_mean, running_var, weight, bias, group_weight, group_bias, rate, *rows, *per_channel,
-            samples, channels, positions, parts, part_length(positions, parts), channels // num_groups, eps,
-            STATISTICS=statistics, RATE_IN_MEMORY=isinstance(rate, Tensor),
-            **_options(group_weight, group_bias, num_groups, mean),
+        _forward_kernel[options.num_groups,](
+            mean, var, *(running or (None, None)), *affines, rate, *rows, *per_channel,
+            samples, channels, positions, parts, part_length(positions, parts), channels // options.num_groups,
+            options.eps, STATISTICS=options.statistics, RATE_IN_MEMORY=isinstance(rate, Tensor),
+            **_constants(affines, options.num_groups, mean),
         )  # fmt: skip
-    return Folded(*rows, *per_channel)
+    return Folded(Moments(row_mean, row_var), scale, shift, Half(batch_mean, batch_var), Half(half_mean, half_var))
 
 
 def backward_algebra(
-    dz_sum: Tensor,
-    centred_sum: Tensor,
-    folded: Folded,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    group_weight: Tensor | None,
-    group_bias: Tensor | None,
-    num_groups: int,
-    eps: float,
-    statistics: str,
-    positions: int,
+    dz_sum: Tensor, centred_sum: Tensor, folded: Folded, affines: Affines, options: Options, positions: int
 ) -> Gradients:
     """From the sums over positions to the coefficients of the gradient map and the gradients of the parameters.
 
     Args:
         dz_sum, centred_sum: (P, N, C), from `gradient_sums`.
-        folded: From `forward_algebra`; its batch_mean, batch_var and shift are not used.
-        weight, bias, group_weight, group_bias, num_groups, eps, statistics, positions: As in `forward_algebra`.
+        folded: From `forward_algebra`; its `batch` and `shift` are not used.
+        affines, options, positions: As in `forward_algebra`.
+
+    Returns:
+        Coefficients of dx = p dz + q (x - m) + s, and gradients that have their affine's shape, None for None.
     """
     parts, samples, channels = dz_sum.shape
-    q, s = (torch.empty_like(folded.mean) for _ in range(2))
-    parameters = weight, bias, group_weight, group_bias
-    grads = [None if parameter is None else torch.empty_like(parameter) for parameter in parameters]
+    q, s = (torch.empty_like(folded.scale) for _ in range(2))
+    grads = Affines(*(None if affine is None else torch.empty_like(affine) for affine in affines))
     with torch.cuda.device_of(dz_sum):
-        _backward_kernel[num_groups,](
-            dz_sum, centred_sum, folded.mean, folded.var, folded.half_mean, folded.half_var, *parameters[:3],
-            q, s, *grads, samples, channels, positions, parts, channels // num_groups, eps,
-            LIVE_HALF=statistics == 'batch', **_options(group_weight, group_bias, num_groups, dz_sum),
+        _backward_kernel[options.num_groups,](
+            dz_sum, centred_sum, *folded.moments, *folded.half, *affines[:3],
+            q, s, *grads, samples, channels, positions, parts, channels // options.num_groups, options.eps,
+            LIVE_HALF=options.statistics == 'batch', **_constants(affines, options.num_groups, dz_sum),
         )  # fmt: skip
-    return Gradients(folded.scale, q, s, *grads)
+    return Gradients(folded.scale, q, s, grads)
 
 
-def _options(
-    group_weight: Tensor | None, group_bias: Tensor | None, num_groups: int, partial: Tensor
-) -> dict[str, int | bool]:
+def _constants(affines: Affines, num_groups: int, partial: Tensor) -> dict[str, int | bool]:
     """Tiles of the kernels, and which parameters have one value per group."""
+    group_weight, group_bias = affines[2:]
     parts, samples, channels = partial.shape
     block_channels = triton.next_power_of_2(channels // num_groups)
     block_samples = min(triton.next_power_of_2(samples), max(1, TILE // block_channels))
