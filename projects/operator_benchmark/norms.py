@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wsbcn_mm.ops import batch_channel_norm
-from wsbcn_mm.ops.bcn.algebra import Affines, Half, Options
+from wsbcn_mm.ops.bcn.algebra import Affines, ChannelStatistics, Options
 from wsbcn_mm.ops.bcn.batch_channel_norm import normalize_and_measure, update_running_statistics
 
 SHAPES: tuple[tuple[int, ...], ...] = (
@@ -111,7 +111,7 @@ def bcn(p: Problem) -> Tensor:
 
 def bcn_batch(p: Problem) -> Tensor:
     """The batch's own statistics, by this library; the running variance gets the unbiased one, as BatchNorm's does."""
-    running = Half(p.running_mean, p.running_var)
+    running = ChannelStatistics(p.running_mean, p.running_var)
     affines = Affines(p.weight, p.bias, p.group_weight, p.group_bias)
     options = Options(GROUPS, 'batch', relu=True, eps=EPS)
     out, measured = normalize_and_measure(p.x, None, running, affines, RATE, options)

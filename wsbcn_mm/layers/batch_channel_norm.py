@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from ..ops.bcn.algebra import Affines, Half, Options
+from ..ops.bcn.algebra import Affines, ChannelStatistics, Options
 from ..ops.bcn.batch_channel_norm import normalize_and_measure, update_running_statistics
 from .recomputation import first_pass, is_recomputation
 
@@ -149,7 +149,7 @@ class BatchChannelNorm(_InstanceNorm):
         learns = self.training and self.rate > 0
         first = self._first_pass() if learns else 0
         rate = self._rate_now(first) if learns else 0.0
-        running = Half(self.running_mean, self.running_var)
+        running = ChannelStatistics(self.running_mean, self.running_var)
         affines = Affines(self.weight, self.bias, self.group_weight, self.group_bias)
         options = Options(self.num_groups, self._statistics_now(), relu, self.eps)
         out, measured = normalize_and_measure(x, residual, running, affines, rate, options)
@@ -186,7 +186,14 @@ class BatchChannelNorm(_InstanceNorm):
             return rate
         return rate * (first if isinstance(first, int) else first.to(self.running_mean.dtype))
 
-    def _learn(self, running: Half, measured: Half, rate: float | Tensor, first: int | Tensor, values: int) -> None:
+    def _learn(
+        self,
+        running: ChannelStatistics,
+        measured: ChannelStatistics,
+        rate: float | Tensor,
+        first: int | Tensor,
+        values: int,
+    ) -> None:
         """Move the running statistics towards what this batch measured, or add it to the pending totals."""
         if isinstance(first, int) and first == 0:  # a recomputation
             return

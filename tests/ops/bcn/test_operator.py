@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from wsbcn_mm.ops import batch_channel_norm
 from wsbcn_mm.ops.bcn import aten, c
-from wsbcn_mm.ops.bcn.algebra import Affines, Half, Options
+from wsbcn_mm.ops.bcn.algebra import Affines, ChannelStatistics, Options
 from wsbcn_mm.ops.bcn.batch_channel_norm import normalize_and_measure
 from wsbcn_mm.ops.bcn.c_library import load_library
 from wsbcn_mm.ops.bcn.reference import batch_channel_norm_steps
@@ -42,7 +42,7 @@ class Case:
         self.dy = random(*shape).to(dtype)
         wide = torch.promote_types(dtype, torch.float32)
         running = random(channels) * 0.3 * deviation + mean, (random(channels).abs() + 0.5) * deviation**2
-        self.running = Half(*(t.to(wide) for t in running))
+        self.running = ChannelStatistics(*(t.to(wide) for t in running))
         self.affines = [t.to(wide) for t in (random(channels), random(channels), random(size), random(size))]
         if affine == 'none':
             self.affines = [None] * 4
@@ -64,7 +64,7 @@ class Case:
             )
 
         x, residual, affines = given(self.x), given(self.residual), [given(t) for t in self.affines]
-        running = Half(*(given(t, False) for t in self.running))
+        running = ChannelStatistics(*(given(t, False) for t in self.running))
         options = self.options(statistics, relu)
         out, measured = function(x, residual, running, Affines(*affines), rate, options)
         assert out.dtype == x.dtype
@@ -304,7 +304,7 @@ def test_backward_keeps_one_activation(residual, activations):
 
 
 def test_empty_batch_says_nothing():
-    running = Half(torch.randn(8), torch.rand(8))
+    running = ChannelStatistics(torch.randn(8), torch.rand(8))
     x = torch.empty(0, 8, 5, 5, requires_grad=True)
     out, measured = normalize_and_measure(x, None, running, NO_AFFINES, 0.5, Options(4, 'estimated', False, EPS))
     out.sum().backward()
@@ -328,7 +328,7 @@ def test_the_batchs_variance_is_measured_unbiased():
 
 
 def test_unknown_statistics():
-    running, options = Half(torch.ones(4), torch.ones(4)), Options(2, 'live', False, EPS)
+    running, options = ChannelStatistics(torch.ones(4), torch.ones(4)), Options(2, 'live', False, EPS)
     with pytest.raises(ValueError, match="statistics='live' is unknown: choose one of estimated, batch, sync, frozen"):
         normalize_and_measure(torch.ones(2, 4), None, running, NO_AFFINES, 0.1, options)
 

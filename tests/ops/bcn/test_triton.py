@@ -23,7 +23,7 @@ from triton.compiler import ASTSource
 from wsbcn_mm.ops.bcn import triton as kernels
 from wsbcn_mm.ops.bcn import triton_algebra as algebra
 from wsbcn_mm.ops.bcn import triton_passes as passes
-from wsbcn_mm.ops.bcn.algebra import Affines, Half, Moments, Options
+from wsbcn_mm.ops.bcn.algebra import Affines, ChannelStatistics, Moments, Options
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 EPS = 1e-5
@@ -55,8 +55,8 @@ class Layer(NamedTuple):
     relu: bool = True
 
     @property
-    def running(self) -> Half:
-        return Half(*self[:2])
+    def running(self) -> ChannelStatistics:
+        return ChannelStatistics(*self[:2])
 
     @property
     def affines(self) -> Affines:

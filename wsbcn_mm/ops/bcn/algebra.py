@@ -27,7 +27,7 @@ class Moments(NamedTuple):
     var: Tensor
 
 
-class Half(NamedTuple):
+class ChannelStatistics(NamedTuple):
     """What the batch half normalises with, each (C,)."""
 
     mean: Tensor
@@ -61,7 +61,9 @@ class Gradients(NamedTuple):
     affines: Affines
 
 
-def choose_half(moments: Moments, running: Half, rate: Tensor, statistics: str) -> tuple[Half, Half]:
+def batch_half_statistics(
+    moments: Moments, running: ChannelStatistics, rate: Tensor, statistics: str
+) -> tuple[ChannelStatistics, ChannelStatistics]:
     """What the batch half normalises with, and what the batch says by itself.
 
     Args:
@@ -73,21 +75,21 @@ def choose_half(moments: Moments, running: Half, rate: Tensor, statistics: str) 
             estimates as they are.
     """
     m_NC, v_NC = moments
-    estimates = Half(*(t.to(m_NC.dtype) for t in running))
+    estimates = ChannelStatistics(*(t.to(m_NC.dtype) for t in running))
     if statistics == 'frozen':
         return estimates, estimates
     mean_C = _mean_over_samples(m_NC)
     drift_NC = m_NC - (estimates.mean if statistics == 'estimated' else mean_C)
-    batch = Half(mean_C, _mean_over_samples(torch.addcmul(v_NC, drift_NC, drift_NC)))
+    batch = ChannelStatistics(mean_C, _mean_over_samples(torch.addcmul(v_NC, drift_NC, drift_NC)))
     if statistics == 'batch':
         return batch, batch
     rate = rate.to(m_NC.dtype)
-    return Half(*(torch.lerp(old, new, rate) for old, new in zip(estimates, batch, strict=True))), batch
+    return ChannelStatistics(*(torch.lerp(old, new, rate) for old, new in zip(estimates, batch, strict=True))), batch
 
 
-def output_map(moments: Moments, half: Half, affines: Affines, options: Options) -> tuple[Tensor, Tensor]:
+def output_map(moments: Moments, half: ChannelStatistics, affines: Affines, options: Options) -> tuple[Tensor, Tensor]:
     """(scale, shift) of y = scale (x - m) + shift, each (N, C)."""
-    _, a_GK, _, r_NG1, offset_NGK = _chain(moments, half, affines, options)
+    _, a_GK, _, r_NG1, offset_NGK = _apply_to_moments(moments, half, affines, options)
     gamma, beta = (_by_group(affine, options.num_groups, a_GK.dtype) for affine in affines[2:])
     r_gamma = r_NG1 if gamma is None else r_NG1 * gamma
     shift = r_gamma * offset_NGK if beta is None else torch.addcmul(beta, r_gamma, offset_NGK)
@@ -96,7 +98,7 @@ def output_map(moments: Moments, half: Half, affines: Affines, options: Options)
 
 def gradients(
     moments: Moments,
-    half: Half,
+    half: ChannelStatistics,
     affines: Affines,
     dy_sum: Tensor,
     dyx_sum: Tensor,
@@ -115,7 +117,7 @@ def gradients(
         options: Of the forward.
     """
     num_groups = options.num_groups
-    k, a, centred, r, offset = _chain(moments, half, affines, options)
+    k, a, centred, r, offset = _apply_to_moments(moments, half, affines, options)
     v, dy, dyx = (t.unflatten(1, (num_groups, -1)) for t in (moments.var, dy_sum, dyx_sum))
     gamma = _by_group(affines.group_weight, num_groups, a.dtype)
     ra, z = r * a, r * offset
@@ -145,7 +147,7 @@ def gradients(
     return Gradients(p.flatten(1), q.flatten(1), s.flatten(1), Affines(*(t.flatten() for t in per_channel)))
 
 
-class _Chain(NamedTuple):
+class _Applied(NamedTuple):
     """The two halves applied to the moments, in the names of the module's docstring."""
 
     k_GK: Tensor
@@ -157,7 +159,7 @@ class _Chain(NamedTuple):
     """u - mu"""
 
 
-def _chain(moments: Moments, half: Half, affines: Affines, options: Options) -> _Chain:
+def _apply_to_moments(moments: Moments, half: ChannelStatistics, affines: Affines, options: Options) -> _Applied:
     num_groups, eps = options.num_groups, options.eps
     m_NGK, v_NGK = (t.unflatten(1, (num_groups, -1)) for t in moments)
     e_GK, d_GK = (t.to(m_NGK.dtype).view(num_groups, -1) for t in half)
@@ -168,7 +170,7 @@ def _chain(moments: Moments, half: Half, affines: Affines, options: Options) -> 
     u_NGK = centred_NGK * a_GK if bias_GK is None else torch.addcmul(bias_GK, centred_NGK, a_GK)
     offset_NGK = u_NGK - u_NGK.mean(-1, keepdim=True)
     spread_NGK = torch.addcmul(offset_NGK * offset_NGK, a_GK * a_GK, v_NGK)
-    return _Chain(k_GK, a_GK, centred_NGK, spread_NGK.mean(-1, keepdim=True).add_(eps).rsqrt_(), offset_NGK)
+    return _Applied(k_GK, a_GK, centred_NGK, spread_NGK.mean(-1, keepdim=True).add_(eps).rsqrt_(), offset_NGK)
 
 
 def _by_group(per_channel: Tensor | None, num_groups: int, dtype: torch.dtype) -> Tensor | None:

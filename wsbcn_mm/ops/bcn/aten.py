@@ -8,7 +8,7 @@ float32. All inputs of the size of x are dense in the memory format of x, contig
 import torch
 from torch import Tensor
 
-from .algebra import Affines, Half, Moments, Options, choose_half, gradients, output_map
+from .algebra import Affines, ChannelStatistics, Moments, Options, batch_half_statistics, gradients, output_map
 
 aten = torch.ops.aten
 
@@ -19,14 +19,14 @@ _TINY = 1e-30
 def forward(
     x: Tensor,
     residual: Tensor | None,
-    running: Half,
+    running: ChannelStatistics,
     affines: Affines,
     rate: Tensor,
     options: Options,
-) -> tuple[Tensor, Half, Half, Moments]:
+) -> tuple[Tensor, ChannelStatistics, ChannelStatistics, Moments]:
     """One reduction and one map: output, what the batch half normalised with, what the batch says, moments of x."""
     rows, moments = _standardized_rows(_in_float32(x))
-    half, batch = choose_half(moments, running, rate, options.statistics)
+    half, batch = batch_half_statistics(moments, running, rate, options.statistics)
     scale, shift = output_map(moments, half, affines, options)
     out = _map_rows(rows, scale * moments.var.sqrt(), shift, out=rows)
     if residual is not None:
@@ -40,7 +40,7 @@ def backward(
     dy: Tensor,
     x: Tensor,
     out: Tensor | None,
-    half: Half,
+    half: ChannelStatistics,
     moments: Moments,
     affines: Affines,
     options: Options,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..batch_norm import num_ranks
-from .algebra import Affines, Half, Options
+from .algebra import Affines, ChannelStatistics, Options
 from .operator import one_pass_batch_channel_norm, runs_in_one_pass
 from .reference import batch_channel_norm_steps
 
@@ -65,7 +65,7 @@ def batch_channel_norm(
     Raises:
         ValueError: As `normalize_and_measure`.
     """
-    running = Half(running_mean, running_var)
+    running = ChannelStatistics(running_mean, running_var)
     affines = Affines(weight, bias, group_weight, group_bias)
     options = Options(num_groups, 'estimated' if training else 'frozen', relu, eps)
     out, measured = normalize_and_measure(x, residual, running, affines, rate, options)
@@ -75,8 +75,13 @@ def batch_channel_norm(
 
 
 def normalize_and_measure(
-    x: Tensor, residual: Tensor | None, running: Half, affines: Affines, rate: float | Tensor, options: Options
-) -> tuple[Tensor, Half]:
+    x: Tensor,
+    residual: Tensor | None,
+    running: ChannelStatistics,
+    affines: Affines,
+    rate: float | Tensor,
+    options: Options,
+) -> tuple[Tensor, ChannelStatistics]:
     """BCN, and what this batch measures of its channels; no buffer changes.
 
     Args:
@@ -115,14 +120,16 @@ def normalize_and_measure(
     return batch_channel_norm_steps(x, residual, running, affines, rate, options)
 
 
-def update_running_statistics(running: Half, measured: Half, rate: float | Tensor) -> None:
+def update_running_statistics(running: ChannelStatistics, measured: ChannelStatistics, rate: float | Tensor) -> None:
     """Move the running statistics, in place, by `rate` towards what a batch measured."""
     with torch.no_grad():
         running.mean.lerp_(measured.mean, rate)
         running.var.lerp_(measured.var, rate)
 
 
-def check_arguments(x: Tensor, residual: Tensor | None, running: Half, affines: Affines, options: Options) -> None:
+def check_arguments(
+    x: Tensor, residual: Tensor | None, running: ChannelStatistics, affines: Affines, options: Options
+) -> None:
     """Raise ValueError unless all shapes and devices fit x, and the statistics are known."""
     num_groups = options.num_groups
     if x.ndim < 2:

@@ -135,8 +135,8 @@ static void moments_of(const Problem *p, const float *x, int64_t n, int64_t from
 static int64_t group_width(const Problem *p) { return p->channels / p->groups; }
 
 /* For the channels of group g. */
-static void choose_half(const Problem *p, int64_t g, Pair moments, const float *running_mean, const float *running_var,
-                        float rate, Pair batch, Pair half)
+static void batch_half_statistics(const Problem *p, int64_t g, Pair moments, const float *running_mean,
+                                  const float *running_var, float rate, Pair batch, Pair half)
 {
     for (int64_t c = g * group_width(p); c < (g + 1) * group_width(p); c++) {
         double mean = 0, second = 0;
@@ -166,8 +166,8 @@ static float batch_scale(const Problem *p, int64_t c, Pair half, const Affines *
 }
 
 /* For one (sample, group): u - mu of its channels into `offset`; returns r. */
-static float chain(const Problem *p, int64_t n, int64_t g, Pair moments, Pair half, const Affines *affines,
-                   float *offset)
+static float apply_to_moments(const Problem *p, int64_t n, int64_t g, Pair moments, Pair half, const Affines *affines,
+                              float *offset)
 {
     int64_t width = group_width(p), first = n * p->channels + g * width;
     double mu = 0, var = 0;
@@ -190,7 +190,7 @@ static float chain(const Problem *p, int64_t n, int64_t g, Pair moments, Pair ha
 static void output_map(const Problem *p, int64_t n, int64_t g, Pair moments, Pair half, const Affines *affines,
                        float *scale, float *shift)
 {
-    float r = chain(p, n, g, moments, half, affines, shift);
+    float r = apply_to_moments(p, n, g, moments, half, affines, shift);
     for (int64_t k = 0; k < group_width(p); k++) {
         int64_t c = g * group_width(p) + k;
         float gamma = of_channel(affines->group_weight, affines->group_weight_size, c, p, 1);
@@ -266,7 +266,7 @@ void bcn_forward(const Problem *p, const float *x, const float *residual, const 
         for (int64_t n = 0; n < p->samples; n++)
             moments_of(p, x, n, first * width, last * width, mean, var);
         for (int64_t g = first; g < last; g++)
-            choose_half(p, g, moments, running_mean, running_var, rate, batch, half);
+            batch_half_statistics(p, g, moments, running_mean, running_var, rate, batch, half);
         for (int64_t n = 0; n < p->samples; n++) {
             for (int64_t g = first; g < last; g++) {
                 int64_t row = n * p->channels + g * width;
@@ -406,7 +406,7 @@ static void gradients(const Problem *p, int64_t g, Pair moments, Pair half, cons
     for (int64_t n = 0; n < p->samples; n++) {
         int64_t first = n * p->channels + g * width;
         float *offset = s_row + first;
-        double r = chain(p, n, g, moments, half, affines, offset);
+        double r = apply_to_moments(p, n, g, moments, half, affines, offset);
         double c1 = 0, c2 = 0;
         for (int64_t k = 0; k < width; k++) {
             int64_t c = g * width + k, row = first + k;

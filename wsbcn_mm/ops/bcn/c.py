@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..memory_format import in_layout_of
-from .algebra import Affines, Half, Moments, Options
+from .algebra import Affines, ChannelStatistics, Moments, Options
 from .c_library import load_library
 
 STATISTICS = {'estimated': 0, 'batch': 1, 'frozen': 2}
@@ -47,11 +47,11 @@ def takes(x: Tensor) -> bool:
 def forward(
     x: Tensor,
     residual: Tensor | None,
-    running: Half,
+    running: ChannelStatistics,
     affines: Affines,
     rate: Tensor,
     options: Options,
-) -> tuple[Tensor, Half, Half, Moments]:
+) -> tuple[Tensor, ChannelStatistics, ChannelStatistics, Moments]:
     """As `aten.forward`."""
     values = x.float()
     samples, channels = x.shape[:2]
@@ -69,14 +69,14 @@ def forward(
         float(rate),
         *_pointers(out, *per_channel, *per_row, scratch),
     )
-    return out.to(x.dtype), Half(*per_channel[2:]), Half(*per_channel[:2]), Moments(*per_row)
+    return out.to(x.dtype), ChannelStatistics(*per_channel[2:]), ChannelStatistics(*per_channel[:2]), Moments(*per_row)
 
 
 def backward(
     dy: Tensor,
     x: Tensor,
     out: Tensor | None,
-    half: Half,
+    half: ChannelStatistics,
     moments: Moments,
     affines: Affines,
     options: Options,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..memory_format import in_layout_of, like_input
 from . import aten, c
-from .algebra import Affines, Half, Moments, Options
+from .algebra import Affines, ChannelStatistics, Moments, Options
 from .reference import batch_half, channel_half, moments
 
 _DISPATCH_KEYS = ('CPU', 'CUDA')
@@ -51,8 +51,13 @@ def runs_in_one_pass(x: Tensor) -> bool:
 
 
 def one_pass_batch_channel_norm(
-    x: Tensor, residual: Tensor | None, running: Half, affines: Affines, rate: float | Tensor, options: Options
-) -> tuple[Tensor, Half]:
+    x: Tensor,
+    residual: Tensor | None,
+    running: ChannelStatistics,
+    affines: Affines,
+    rate: float | Tensor,
+    options: Options,
+) -> tuple[Tensor, ChannelStatistics]:
     """As `wsbcn_mm.ops.bcn.batch_channel_norm.normalize_and_measure`, which has the arguments."""
     if not isinstance(rate, Tensor):
         rate = torch.full((), rate, dtype=running.mean.dtype, device=x.device)
@@ -60,7 +65,7 @@ def one_pass_batch_channel_norm(
     if options.statistics == 'batch':
         values = x.numel() // x.shape[1]
         var = var * (values / (values - 1))
-    return out, Half(mean.to(running.mean.dtype), var.to(running.var.dtype))
+    return out, ChannelStatistics(mean.to(running.mean.dtype), var.to(running.var.dtype))
 
 
 def _passes(x: Tensor) -> ModuleType:
@@ -69,18 +74,18 @@ def _passes(x: Tensor) -> ModuleType:
     return c if c.takes(x) else aten
 
 
-def _kept_records(flat: Sequence[Any]) -> tuple[Half, Moments, Affines]:
+def _kept_records(flat: Sequence[Any]) -> tuple[ChannelStatistics, Moments, Affines]:
     """What the forward keeps for the backward beside x and its output, which a schema has one by one."""
-    return Half(*flat[:2]), Moments(*flat[2:4]), Affines(*flat[4:8])
+    return ChannelStatistics(*flat[:2]), Moments(*flat[2:4]), Affines(*flat[4:8])
 
 
 @torch.library.impl('wsbcn_mm::bcn', _DISPATCH_KEYS)
 def _bcn(x: Tensor, residual: Tensor | None, *flat: Any) -> tuple[Tensor, ...]:
     x = like_input(x, x)
-    running, affines, rate, options = Half(*flat[:2]), Affines(*flat[2:6]), flat[6], Options(*flat[7:])
+    running, affines, rate, options = ChannelStatistics(*flat[:2]), Affines(*flat[2:6]), flat[6], Options(*flat[7:])
     out, half, batch, of_x = _passes(x).forward(x, residual, running, affines, rate, options)
     if options.statistics != 'estimated':  # an operator's outputs share no memory with each other or with its inputs
-        half, batch = (Half(*(t.clone() for t in pair)) for pair in (half, batch))
+        half, batch = (ChannelStatistics(*(t.clone() for t in pair)) for pair in (half, batch))
     return out, *batch, *half, *of_x
 
 
@@ -163,7 +168,7 @@ class _BatchChannelNorm(torch.autograd.Function):
 
 
 def _differentiable_backward(
-    dy: Tensor, x: Tensor, out: Tensor | None, half: Half, affines: Affines, options: Options
+    dy: Tensor, x: Tensor, out: Tensor | None, half: ChannelStatistics, affines: Affines, options: Options
 ) -> tuple[Tensor | None, ...]:
     """The gradients as a graph of their own, for second derivatives: those of the readable form."""
     with torch.enable_grad():

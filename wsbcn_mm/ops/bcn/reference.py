@@ -10,14 +10,19 @@ from torch import Tensor
 
 from ..batch_norm import moments_of_all_ranks
 from ..memory_format import like_input
-from .algebra import Affines, Half, Options
+from .algebra import Affines, ChannelStatistics, Options
 
 
 def batch_channel_norm_steps(
-    x: Tensor, residual: Tensor | None, running: Half, affines: Affines, rate: float | Tensor, options: Options
-) -> tuple[Tensor, Half]:
+    x: Tensor,
+    residual: Tensor | None,
+    running: ChannelStatistics,
+    affines: Affines,
+    rate: float | Tensor,
+    options: Options,
+) -> tuple[Tensor, ChannelStatistics]:
     """As `wsbcn_mm.ops.bcn.batch_channel_norm.normalize_and_measure`, which has the arguments."""
-    half, measured = statistics_of(x, running, rate, options.statistics)
+    half, measured = batch_half_statistics(x, running, rate, options.statistics)
     out = batch_half(x, *half, affines.weight, affines.bias, options.eps)
     out = channel_half(out, options.num_groups, affines.group_weight, affines.group_bias, options.eps)
     if residual is not None:
@@ -25,15 +30,19 @@ def batch_channel_norm_steps(
     return like_input(out.relu() if options.relu else out, x), measured
 
 
-def statistics_of(x: Tensor, running: Half, rate: float | Tensor, statistics: str) -> tuple[Half, Half]:
+def batch_half_statistics(
+    x: Tensor, running: ChannelStatistics, rate: float | Tensor, statistics: str
+) -> tuple[ChannelStatistics, ChannelStatistics]:
     """What the batch half normalises with, and what this batch measures (Algorithm 1, steps 1-4)."""
     if statistics == 'frozen' or (statistics == 'estimated' and x.numel() == 0):
-        estimates = Half(*(t.clone() for t in running))
+        estimates = ChannelStatistics(*(t.clone() for t in running))
         return estimates, estimates
     if statistics == 'estimated':
         with torch.no_grad():
-            measured = Half(*(m.to(running.mean.dtype) for m in moments(x, around=running.mean)))
-        return Half(*(torch.lerp(old, new, rate) for old, new in zip(running, measured, strict=True))), measured
+            measured = ChannelStatistics(*(m.to(running.mean.dtype) for m in moments(x, around=running.mean)))
+        return ChannelStatistics(
+            *(torch.lerp(old, new, rate) for old, new in zip(running, measured, strict=True))
+        ), measured
     if statistics == 'sync':
         mean, var, count = moments_of_all_ranks(x)
         unbiased = var * (count / (count - 1).clamp_min(1))
@@ -41,7 +50,9 @@ def statistics_of(x: Tensor, running: Half, rate: float | Tensor, statistics: st
         mean, var = moments(x)
         values = x.numel() // x.shape[1]
         unbiased = var * (values / (values - 1))
-    return Half(mean, var), Half(*(t.detach().to(running.mean.dtype) for t in (mean, unbiased)))
+    return ChannelStatistics(mean, var), ChannelStatistics(
+        *(t.detach().to(running.mean.dtype) for t in (mean, unbiased))
+    )
 
 
 def moments(x: Tensor, around: Tensor | None = None) -> tuple[Tensor, Tensor]:

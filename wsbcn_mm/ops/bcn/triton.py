@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from .algebra import Affines, Half, Moments, Options
+from .algebra import Affines, ChannelStatistics, Moments, Options
 from .triton_algebra import backward_algebra, forward_algebra
 from .triton_passes import affine, channel_moments, gradient_map, gradient_sums
 
@@ -10,11 +10,11 @@ from .triton_passes import affine, channel_moments, gradient_map, gradient_sums
 def forward(
     x: Tensor,
     residual: Tensor | None,
-    running: Half,
+    running: ChannelStatistics,
     affines: Affines,
     rate: Tensor,
     options: Options,
-) -> tuple[Tensor, Half, Half, Moments]:
+) -> tuple[Tensor, ChannelStatistics, ChannelStatistics, Moments]:
     """As `aten.forward`."""
     folded = forward_algebra(Moments(*channel_moments(x)), running, affines, rate, options, x[0, 0].numel())
     out = affine(x, folded.moments.mean, folded.scale, folded.shift, residual, options.relu)
@@ -26,7 +26,7 @@ def backward(
     dy: Tensor,
     x: Tensor,
     out: Tensor | None,
-    half: Half,
+    half: ChannelStatistics,
     moments: Moments,
     affines: Affines,
     options: Options,

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .algebra import Affines, Gradients, Half, Moments, Options
+from .algebra import Affines, ChannelStatistics, Gradients, Moments, Options
 from .triton_passes import part_length
 
 # Numbers that a program holds of every tensor: 8 per thread, what registers can take of the backward's fifteen tensors.
@@ -40,9 +40,9 @@ class Folded(NamedTuple):
     """(N, C)"""
     shift: Tensor
     """(N, C)"""
-    batch: Half
+    batch: ChannelStatistics
     """Mean of x, and its biased second moment around the running mean, or around its own with 'batch' statistics."""
-    half: Half
+    half: ChannelStatistics
     """What the batch half normalises with."""
 
 
@@ -323,7 +323,7 @@ def _backward_kernel(
 
 def forward_algebra(
     moments: Moments,
-    running: Half | None,
+    running: ChannelStatistics | None,
     affines: Affines,
     rate: float | Tensor,
     options: Options,
@@ -354,7 +354,13 @@ def forward_algebra(
             options.eps, STATISTICS=options.statistics, RATE_IN_MEMORY=isinstance(rate, Tensor),
             **_constants(affines, options.num_groups, mean),
         )  # fmt: skip
-    return Folded(Moments(row_mean, row_var), scale, shift, Half(batch_mean, batch_var), Half(half_mean, half_var))
+    return Folded(
+        Moments(row_mean, row_var),
+        scale,
+        shift,
+        ChannelStatistics(batch_mean, batch_var),
+        ChannelStatistics(half_mean, half_var),
+    )
 
 
 def backward_algebra(
