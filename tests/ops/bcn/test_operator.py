@@ -325,22 +325,30 @@ def test_the_batchs_variance_is_measured_unbiased():
 
 def test_unknown_statistics():
     running, options = ChannelStatistics(torch.ones(4), torch.ones(4)), Options(2, 'live', False, EPS)
-    with pytest.raises(ValueError, match="statistics='live' is unknown: choose one of estimated, batch, sync, frozen"):
+    with pytest.raises(ValueError, match="statistics='live': one of estimated, batch, sync, frozen is expected"):
         normalize_and_measure(torch.ones(2, 4), None, running, NO_AFFINES, 0.1, options)
 
 
 @pytest.mark.parametrize(
     ('name', 'tensor', 'message'),
     [
-        ('running_mean', torch.zeros(4), r'running_mean of shape \(4,\) does not fit .* \(2, 8, 5, 5\): \(8,\) is'),
-        ('running_var', torch.ones(8, 1), r'running_var of shape \(8, 1\) does not fit'),
-        ('weight', torch.ones(1), r'weight of shape \(1,\) does not fit .*: \(8,\) is expected'),
-        ('bias', torch.zeros(16), r'bias of shape \(16,\) does not fit .*: \(8,\) is expected'),
-        ('group_weight', torch.ones(64), r'group_weight of shape \(64,\) does not fit .*: \(4,\) or \(8,\) is'),
-        ('group_bias', torch.zeros(2), r'group_bias of shape \(2,\) does not fit'),
-        ('residual', torch.ones(2, 8, 1, 1), r'residual of shape .* does not fit .*: \(2, 8, 5, 5\) is expected'),
-        ('weight', torch.ones(8, device='meta'), 'weight is on meta, the input on cpu'),
-        ('residual', torch.ones(2, 8, 5, 5, device='meta'), 'residual is on meta, the input on cpu'),
+        (
+            'running_mean',
+            torch.zeros(4),
+            r'running_mean\.shape=\(4,\): \(8,\) is expected for x\.shape=\(2, 8, 5, 5\)$',
+        ),
+        ('running_var', torch.ones(8, 1), r'running_var\.shape=\(8, 1\): \(8,\) is expected for'),
+        ('weight', torch.ones(1), r'weight\.shape=\(1,\): \(8,\) is expected for'),
+        ('bias', torch.zeros(16), r'bias\.shape=\(16,\): \(8,\) is expected for'),
+        ('group_weight', torch.ones(64), r'group_weight\.shape=\(64,\): \(4,\) or \(8,\) is expected for'),
+        ('group_bias', torch.zeros(2), r'group_bias\.shape=\(2,\): \(4,\) or \(8,\) is expected for'),
+        ('residual', torch.ones(2, 8, 1, 1), r'residual\.shape=\(2, 8, 1, 1\): \(2, 8, 5, 5\) is expected for'),
+        ('weight', torch.ones(8, device='meta'), r'weight\.device=meta: cpu, the device of x, is expected'),
+        (
+            'residual',
+            torch.ones(2, 8, 5, 5, device='meta'),
+            r'residual\.device=meta: cpu, the device of x, is expected',
+        ),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(name, tensor, message):

@@ -1,4 +1,4 @@
-"""What BCN does to the moments of its input: the O(N*C) part of its one pass, forward and backward.
+"""What BCN does to the moments of its input: the O(N*C) part of the one-pass operator, forward and backward.
 
 Both halves of BCN are affine in x once the statistics are known, and the statistics of the second half follow from
 those of the input. With m and v the mean and biased variance of x over the L positions of one (sample, channel):
@@ -9,8 +9,8 @@ those of the input. With m and v the mean and biased variance of x over the L po
     together       y  = scale (x - m) + shift       scale = a r gamma, shift = r gamma (u - mu) + beta,
                                                     r = 1 / sqrt(var + eps)
 
-so the forward is one reduction (m, v) and one map, and the backward one reduction (sums of dy and of dy (x - m)) and
-one map, dx = p dy + q (x - m) + s. Tensor names end in their axes: N samples, C channels, G groups, K channels of a
+The forward is therefore one reduction (m, v) and one map. The backward is one reduction (sums of dy and of dy (x - m))
+and one map, dx = p dy + q (x - m) + s. Tensor names end in their axes: N samples, C channels, G groups, K channels of a
 group. All arithmetic is in float32 or better.
 """
 
@@ -28,7 +28,7 @@ class Moments(NamedTuple):
 
 
 class ChannelStatistics(NamedTuple):
-    """What the batch half normalises with, each (C,)."""
+    """Mean and variance of every channel, each (C,): running, measured on a batch, or used by the batch half."""
 
     mean: Tensor
     var: Tensor
@@ -44,7 +44,7 @@ class Affines(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What a call of BCN chooses; `wsbcn_mm.ops.bcn.batch_channel_norm.normalize_and_measure` has the meanings."""
+    """What a call of BCN chooses; `normalize_and_measure` in `batch_channel_norm.py` documents `statistics`."""
 
     num_groups: int
     statistics: str
@@ -53,7 +53,7 @@ class Options(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Coefficients of dx = p dy + q (x - m) + s, each (N, C), and the gradients of the affines, each (C,)."""
+    """Coefficients of dx = p dy + q (x - m) + s, each (N, C), and the gradients of the affines."""
 
     p: Tensor
     q: Tensor
@@ -64,15 +64,15 @@ class Gradients(NamedTuple):
 def batch_half_statistics(
     moments: Moments, running: ChannelStatistics, rate: Tensor, statistics: str
 ) -> tuple[ChannelStatistics, ChannelStatistics]:
-    """What the batch half normalises with, and what the batch says by itself.
+    """What the batch half normalises with, and what the batch measures.
 
     Args:
         moments: Of x.
-        running: The estimates.
-        rate: Weight of this batch in the estimates, 0-d.
-        statistics: `estimated`: the estimates moved towards this batch, whose second moment is taken around the OLD
-            running mean (Algorithm 1, steps 1-4). `batch`: this batch's mean and biased variance. `frozen`: the
-            estimates as they are.
+        running: The running statistics.
+        rate: Weight of this batch in the running statistics, 0-d.
+        statistics: `estimated`: the running statistics moved towards this batch, whose second moment is taken around
+            the OLD running mean (Algorithm 1, steps 1-4). `batch`: mean and biased variance of this batch. `frozen`:
+            the running statistics as they are, for both results.
     """
     m_NC, v_NC = moments
     estimates = ChannelStatistics(*(t.to(m_NC.dtype) for t in running))
@@ -84,7 +84,8 @@ def batch_half_statistics(
     if statistics == 'batch':
         return batch, batch
     rate = rate.to(m_NC.dtype)
-    return ChannelStatistics(*(torch.lerp(old, new, rate) for old, new in zip(estimates, batch, strict=True))), batch
+    moved = (torch.lerp(old, new, rate) for old, new in zip(estimates, batch, strict=True))
+    return ChannelStatistics(*moved), batch
 
 
 def output_map(moments: Moments, half: ChannelStatistics, affines: Affines, options: Options) -> tuple[Tensor, Tensor]:
@@ -109,7 +110,7 @@ def gradients(
 
     Args:
         moments: Of x.
-        half: Of the forward. With `batch` statistics it carries gradient; estimates carry none.
+        half: What the batch half normalised with. `batch` statistics carry gradient, the others do not.
         affines: Of the forward.
         dy_sum: Sum of dy, (N, C).
         dyx_sum: Sum of dy (x - m), (N, C).
@@ -148,7 +149,7 @@ def gradients(
 
 
 class _Applied(NamedTuple):
-    """The two halves applied to the moments, in the names of the module's docstring."""
+    """Both halves of BCN applied to the moments, with the names of the module's docstring."""
 
     k_GK: Tensor
     a_GK: Tensor
@@ -170,7 +171,8 @@ def _apply_to_moments(moments: Moments, half: ChannelStatistics, affines: Affine
     u_NGK = centred_NGK * a_GK if bias_GK is None else torch.addcmul(bias_GK, centred_NGK, a_GK)
     offset_NGK = u_NGK - u_NGK.mean(-1, keepdim=True)
     spread_NGK = torch.addcmul(offset_NGK * offset_NGK, a_GK * a_GK, v_NGK)
-    return _Applied(k_GK, a_GK, centred_NGK, spread_NGK.mean(-1, keepdim=True).add_(eps).rsqrt_(), offset_NGK)
+    r_NG1 = spread_NGK.mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return _Applied(k_GK, a_GK, centred_NGK, r_NG1, offset_NGK)
 
 
 def _by_group(per_channel: Tensor | None, num_groups: int, dtype: torch.dtype) -> Tensor | None:

@@ -41,8 +41,8 @@ def batch_channel_norm(
 ) -> Tensor:
     """Micro-batch BCN with estimated statistics.
 
-    In training the estimates move first and the batch is normalised with the UPDATED ones; no gradient flows through
-    them. Evaluation is the same map without the update, so both agree for equal buffers.
+    Training first moves the estimates, then normalises the batch with the UPDATED ones; no gradient flows through them.
+    Evaluation is the same map without the update, so both agree for equal buffers.
 
     Args:
         x: (N, C, *) with any number of trailing axes; N and the positions may be 1, N may be 0.
@@ -52,10 +52,10 @@ def batch_channel_norm(
         bias: (C,) shift of the batch half, or None.
         group_weight: (G,) or (C,) scale of the channel half, or None.
         group_bias: (G,) or (C,) shift of the channel half, or None.
-        num_groups: G.
+        num_groups: G, a divisor of C.
         rate: Weight of this batch in the estimates, in [0, 1]; 0 freezes them.
         training: Whether to update the estimates.
-        residual: Shaped as x; added to the normalised x.
+        residual: Of the shape of x; added to the normalised x.
         relu: Whether a ReLU ends the operator.
         eps: Added to both variances.
 
@@ -82,38 +82,42 @@ def normalize_and_measure(
     rate: float | Tensor,
     options: Options,
 ) -> tuple[Tensor, ChannelStatistics]:
-    """BCN, and what this batch measures of its channels; no buffer changes.
+    """Normalise x, and measure what its channels contribute to the running statistics. Changes no buffer.
+
+    `options.statistics` chooses what the batch half normalises with:
+
+    * `estimated`: the running statistics, moved by `rate` towards this batch. The second moment of the batch is taken
+      around the OLD running mean, so that a drift of the batch mean counts as variance (Algorithm 1, steps 1-4). No
+      gradient flows through them.
+    * `batch`: mean and biased variance of this batch, differentiated.
+    * `sync`: mean and biased variance of the batches of all ranks, differentiated; `batch` without a process group.
+    * `frozen`: the running statistics as they are.
 
     Args:
         x: (N, C, *).
-        residual: Shaped as x, or None; added to the normalised x.
-        running: The running statistics, (C,) each, float32 or better.
-        affines: As in `batch_channel_norm`.
-        rate: Weight of this batch in the estimates, in [0, 1], a float or a 0-d tensor.
-        options: Among them the statistics that the batch half normalises with. `estimated`: the running statistics
-            moved by `rate` towards this batch, whose second moment is taken around the OLD running mean, so that a
-            drift of the batch mean counts as variance (Algorithm 1, steps 1-4); no gradient flows through them.
-            `batch`: this batch's own mean and biased variance, differentiated. `sync`: those of all ranks' batches
-            together; the same as `batch` without a process group. `frozen`: the running statistics as they are.
+        residual: Of the shape of x, or None; added to the normalised x.
+        running: The running statistics, in float32 or better.
+        affines: The learned scales and shifts.
+        rate: Weight of this batch in the running statistics, in [0, 1], a float or a 0-d tensor.
+        options: What this call chooses.
 
     Returns:
-        Output as of `batch_channel_norm`, and what the running statistics should move towards, in their dtype and
-        detached: the mean, and the second moment around the old running mean for `estimated`, or the unbiased variance
-        for `batch` and `sync`, as in torch's BatchNorm. A batch that is empty or `frozen` measures nothing: it gives
-        the running statistics themselves.
+        The output, as from `batch_channel_norm`.
+        What the running statistics should move towards, in their dtype and detached: the mean, and for `estimated` the
+        second moment around the old running mean, for `batch` and `sync` the unbiased variance, as in torch's
+        BatchNorm. For `frozen` and for an empty batch, the running statistics themselves.
 
     Raises:
-        ValueError: If x has fewer than 2 axes, `num_groups` does not divide C, another tensor has not the shape it
-            should or not the device of x, the statistics are unknown, or batch statistics are asked of fewer than two
-            values per channel.
+        ValueError: If x has fewer than 2 axes, `num_groups` does not divide C, another tensor does not have the shape
+            or the device that x asks for, the statistics are unknown, or `batch` gets fewer than 2 values per channel.
     """
     check_arguments(x, residual, running, affines, options)
     if options.statistics == 'sync' and num_ranks() == 1:
         options = options._replace(statistics='batch')
     if options.statistics == 'batch' and x.numel() < 2 * x.shape[1]:
         raise ValueError(
-            f'input of shape {tuple(x.shape)} has {x.numel() // x.shape[1]} value per channel: batch statistics are '
-            "undefined there; use statistics='estimated'"
+            f'x.shape={tuple(x.shape)}: batch statistics need at least 2 values per channel, this input has '
+            f"{x.numel() // x.shape[1]}; use statistics='estimated'"
         )
     if options.statistics != 'sync' and runs_in_one_pass(x):
         return one_pass_batch_channel_norm(x, residual, running, affines, rate, options)
@@ -121,7 +125,7 @@ def normalize_and_measure(
 
 
 def update_running_statistics(running: ChannelStatistics, measured: ChannelStatistics, rate: float | Tensor) -> None:
-    """Move the running statistics, in place, by `rate` towards what a batch measured."""
+    """Move the running statistics by `rate` towards what a batch measured, in place."""
     with torch.no_grad():
         running.mean.lerp_(measured.mean, rate)
         running.var.lerp_(measured.var, rate)
@@ -130,12 +134,12 @@ def update_running_statistics(running: ChannelStatistics, measured: ChannelStati
 def check_arguments(
     x: Tensor, residual: Tensor | None, running: ChannelStatistics, affines: Affines, options: Options
 ) -> None:
-    """Raise ValueError unless all shapes and devices fit x, and the statistics are known."""
+    """Raise ValueError unless all shapes and devices fit x and the statistics are known."""
     num_groups = options.num_groups
     if x.ndim < 2:
-        raise ValueError(f'input of shape {tuple(x.shape)} has no channel axis: (N, C, *) is expected')
+        raise ValueError(f'x.shape={tuple(x.shape)}: (N, C, *) is expected')
     if num_groups < 1 or x.shape[1] % num_groups:
-        raise ValueError(f'num_groups={num_groups} does not divide the {x.shape[1]} channels of the input')
+        raise ValueError(f'num_groups={num_groups}: a divisor of the {x.shape[1]} channels of x is expected')
     per_channel, per_group = x.shape[1:2], (num_groups,)
     for name, tensor, *shapes in (
         ('running_mean', running.mean, per_channel),
@@ -149,16 +153,13 @@ def check_arguments(
         if tensor is not None:
             check_fits(x, name, tensor, shapes)
     if options.statistics not in STATISTICS:
-        raise ValueError(f'statistics={options.statistics!r} is unknown: choose one of {", ".join(STATISTICS)}')
+        raise ValueError(f'statistics={options.statistics!r}: one of {", ".join(STATISTICS)} is expected')
 
 
 def check_fits(x: Tensor, name: str, tensor: Tensor, shapes: Sequence[Sequence[int]]) -> None:
-    """Raise ValueError unless `tensor` has one of the shapes and lies where x does: C code takes both on trust."""
+    """Raise ValueError unless `tensor` has one of the shapes and is on the device of x; the C code does not check."""
     if tensor.shape not in shapes:
         expected = ' or '.join(str(tuple(shape)) for shape in shapes)
-        raise ValueError(
-            f'{name} of shape {tuple(tensor.shape)} does not fit the input of shape {tuple(x.shape)}: {expected} is '
-            'expected'
-        )
+        raise ValueError(f'{name}.shape={tuple(tensor.shape)}: {expected} is expected for x.shape={tuple(x.shape)}')
     if tensor.device != x.device:
-        raise ValueError(f'{name} is on {tensor.device}, the input on {x.device}')
+        raise ValueError(f'{name}.device={tensor.device}: {x.device}, the device of x, is expected')

@@ -3,10 +3,12 @@
     torch.ops.wsbcn_mm.bcn            output, and the O(N*C) numbers that backward and the running statistics need
     torch.ops.wsbcn_mm.bcn_backward   every gradient
 
-The device of the input chooses the passes: `c` or `aten` on CPU, `triton` on CUDA; `algebra` is the
-mathematics of all. As registered operators they are opaque to torch.compile, take part in FakeTensor propagation, and
-leave autocast alone: the output has the input's dtype. Backward keeps x and O(N*C) numbers, and makes ReLU's mask again
-from them; with a residual it keeps the output too, which the next layer keeps as its input anyway.
+The device of the input chooses the passes: `c` or `aten` on CPU, `triton` on CUDA. `algebra` has the mathematics of
+all three. Both operators are opaque to torch.compile, support FakeTensor propagation, and ignore autocast: the output
+has the input's dtype. Backward keeps x and O(N*C) numbers, and recomputes ReLU's mask from them. With a residual it
+also keeps the output, which the next layer keeps as its input anyway.
+
+A schema lists tensors and numbers one by one. `_bcn` and `_kept_records` put them back into records.
 """
 
 import importlib
@@ -44,7 +46,7 @@ torch.library.define(
 
 
 def runs_in_one_pass(x: Tensor) -> bool:
-    """Whether the operator takes x; exported and traced graphs should hold torch's own operators instead."""
+    """Whether the operator supports x. Exported and traced graphs should contain torch's own operators instead."""
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
         return False
     return x.numel() > 0 and x.dtype in _DTYPES.get(x.device.type, ())
@@ -58,7 +60,7 @@ def one_pass_batch_channel_norm(
     rate: float | Tensor,
     options: Options,
 ) -> tuple[Tensor, ChannelStatistics]:
-    """As `wsbcn_mm.ops.bcn.batch_channel_norm.normalize_and_measure`, which has the arguments."""
+    """As `normalize_and_measure` in `batch_channel_norm.py`, which documents the arguments."""
     if not isinstance(rate, Tensor):
         rate = torch.full((), rate, dtype=running.mean.dtype, device=x.device)
     out, mean, var = _BatchChannelNorm.apply(options, x, residual, *running, *affines, rate)
@@ -70,12 +72,12 @@ def one_pass_batch_channel_norm(
 
 def _passes(x: Tensor) -> ModuleType:
     if x.device.type == 'cuda':
-        return importlib.import_module('.triton', __package__)  # triton is there on machines that need it
+        return importlib.import_module('.triton', __package__)  # imported here: CPU machines may lack triton
     return c if c.takes(x) else aten
 
 
 def _kept_records(flat: Sequence[Any]) -> tuple[ChannelStatistics, Moments, Affines]:
-    """What the forward keeps for the backward beside x and its output, which a schema has one by one."""
+    """What the forward keeps for the backward, besides x and the output."""
     return ChannelStatistics(*flat[:2]), Moments(*flat[2:4]), Affines(*flat[4:8])
 
 
@@ -85,7 +87,7 @@ def _bcn(x: Tensor, residual: Tensor | None, *flat: Any) -> tuple[Tensor, ...]:
     running, affines, rate, options = ChannelStatistics(*flat[:2]), Affines(*flat[2:6]), flat[6], Options(*flat[7:])
     out, half, batch, of_x = _passes(x).forward(x, residual, running, affines, rate, options)
     if options.statistics != 'estimated':  # an operator's outputs share no memory with each other or with its inputs
-        half, batch = (ChannelStatistics(*(t.clone() for t in pair)) for pair in (half, batch))
+        half, batch = (ChannelStatistics(pair.mean.clone(), pair.var.clone()) for pair in (half, batch))
     return out, *batch, *half, *of_x
 
 
@@ -134,7 +136,7 @@ torch.library.register_fake('wsbcn_mm::bcn_backward', _bcn_backward_fake)
 
 
 class _BatchChannelNorm(torch.autograd.Function):
-    """Ties the two operators together; an own Function costs a fraction of what torch.library's registration does."""
+    """Connects the two operators for autograd, with a fraction of the overhead of torch.library.register_autograd."""
 
     @staticmethod
     def forward(
@@ -170,7 +172,7 @@ class _BatchChannelNorm(torch.autograd.Function):
 def _differentiable_backward(
     dy: Tensor, x: Tensor, out: Tensor | None, half: ChannelStatistics, affines: Affines, options: Options
 ) -> tuple[Tensor | None, ...]:
-    """The gradients as a graph of their own, for second derivatives: those of the readable form."""
+    """The gradients of the readable form, with a graph for second derivatives."""
     with torch.enable_grad():
         mean, var = moments(x) if options.statistics == 'batch' else half
         normalized = channel_half(
@@ -184,7 +186,7 @@ def _differentiable_backward(
     if options.relu:
         dz = dy * ((normalized if out is None else out) > 0)
     wanted = {i: t for i, t in enumerate([x, *affines]) if t is not None and t.requires_grad}
-    if not wanted:  # only the residual asks for gradients
+    if not wanted:  # only the residual requires a gradient
         return None, dz, None, None, None, None
     found = torch.autograd.grad(normalized, list(wanted.values()), dz.to(normalized.dtype), create_graph=True)
     gradients = dict(zip(wanted, found, strict=True))

@@ -1,8 +1,8 @@
 """The readable form of Batch-Channel Normalization, one tensor operation per step of the algorithm.
 
-The one-pass operator is tested against it, and it runs where that operator does not: on other devices, in exported and
-traced graphs, for empty batches and second derivatives. Source: arXiv 1903.10520 v2, Algorithm 1; README (`EstBN`,
-`BCNorm`) of joe-siyuan-qiao/Batch-Channel-Normalization.
+The one-pass operator is tested against it. It also runs where that operator does not: on other devices, in exported and
+traced graphs, over several ranks, for empty batches and for second derivatives. Source: arXiv 1903.10520 v2,
+Algorithm 1; README (`EstBN`, `BCNorm`) of joe-siyuan-qiao/Batch-Channel-Normalization.
 """
 
 import torch
@@ -21,9 +21,9 @@ def batch_channel_norm_steps(
     rate: float | Tensor,
     options: Options,
 ) -> tuple[Tensor, ChannelStatistics]:
-    """As `wsbcn_mm.ops.bcn.batch_channel_norm.normalize_and_measure`, which has the arguments."""
+    """As `normalize_and_measure` in `batch_channel_norm.py`, which documents the arguments."""
     half, measured = batch_half_statistics(x, running, rate, options.statistics)
-    out = batch_half(x, *half, affines.weight, affines.bias, options.eps)
+    out = batch_half(x, half.mean, half.var, affines.weight, affines.bias, options.eps)
     out = channel_half(out, options.num_groups, affines.group_weight, affines.group_bias, options.eps)
     if residual is not None:
         out = out + residual
@@ -33,16 +33,16 @@ def batch_channel_norm_steps(
 def batch_half_statistics(
     x: Tensor, running: ChannelStatistics, rate: float | Tensor, statistics: str
 ) -> tuple[ChannelStatistics, ChannelStatistics]:
-    """What the batch half normalises with, and what this batch measures (Algorithm 1, steps 1-4)."""
+    """What the batch half normalises with, and what the running statistics move towards (Algorithm 1, steps 1-4)."""
     if statistics == 'frozen' or (statistics == 'estimated' and x.numel() == 0):
-        estimates = ChannelStatistics(*(t.clone() for t in running))
+        estimates = ChannelStatistics(running.mean.clone(), running.var.clone())
         return estimates, estimates
+    dtype = running.mean.dtype
     if statistics == 'estimated':
         with torch.no_grad():
-            measured = ChannelStatistics(*(m.to(running.mean.dtype) for m in moments(x, around=running.mean)))
-        return ChannelStatistics(
-            *(torch.lerp(old, new, rate) for old, new in zip(running, measured, strict=True))
-        ), measured
+            mean, second_moment = (moment.to(dtype) for moment in moments(x, around=running.mean))
+        moved = ChannelStatistics(torch.lerp(running.mean, mean, rate), torch.lerp(running.var, second_moment, rate))
+        return moved, ChannelStatistics(mean, second_moment)
     if statistics == 'sync':
         mean, var, count = moments_of_all_ranks(x)
         unbiased = var * (count / (count - 1).clamp_min(1))
@@ -50,9 +50,8 @@ def batch_half_statistics(
         mean, var = moments(x)
         values = x.numel() // x.shape[1]
         unbiased = var * (values / (values - 1))
-    return ChannelStatistics(mean, var), ChannelStatistics(
-        *(t.detach().to(running.mean.dtype) for t in (mean, unbiased))
-    )
+    measured = ChannelStatistics(mean.detach().to(dtype), unbiased.detach().to(dtype))
+    return ChannelStatistics(mean, var), measured
 
 
 def moments(x: Tensor, around: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -99,7 +98,7 @@ def channel_half(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor
         weight = weight[:, None].expand(-1, per_group).flatten()
     if bias is not None and bias.numel() == num_groups:
         bias = bias[:, None].expand(-1, per_group).flatten()
-    # Not F.group_norm: it refuses a group of one value if the batch has a single sample. Here such a group becomes 0.
+    # Not F.group_norm, which rejects a group of one value if the batch has a single sample. Here it becomes 0.
     return torch.group_norm(
         x, num_groups, None if weight is None else weight.to(x.dtype), None if bias is None else bias.to(x.dtype), eps
     )

@@ -33,7 +33,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Affines]:
     """As `aten.backward`, except that the gradients of the affines have their affine's shape, None for None."""
     positions = x[0, 0].numel()
-    # The map of the forward once more, from what it normalised with.
+    # Recompute the map of the forward from what it normalised with.
     one_part = Moments(*(t[None] for t in moments))
     folded = forward_algebra(one_part, half, affines, 0.0, options._replace(statistics='frozen'), positions)
     of_forward = (folded.moments.mean, folded.scale, folded.shift, None, options.relu)

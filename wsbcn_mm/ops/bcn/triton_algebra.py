@@ -1,14 +1,14 @@
-"""What lies between the passes of one-pass BCN, in Triton: O(N*C) numbers, one launch forward and one backward.
+"""The algebra between the passes of one-pass BCN, in Triton: O(N*C) numbers, one launch forward and one backward.
 
 With m and v the mean and variance of x over the positions of a row, e and d the mean and variance that the batch half
-divides by, and group averages written < >:
+normalises with, and group averages written < >:
 
     batch half     x' = a (x - e) + bias,  a = k weight,  k = 1 / sqrt(d + eps)
     channel half   u = a (m - e) + bias,  mu = <u>,  r = 1 / sqrt(<a^2 v + (u - mu)^2> + eps)
     together       y = scale (x - m) + shift,  scale = gamma r a,  shift = gamma z + beta,  z = r (u - mu)
 
-A program has one group of channels over all samples, so sums over samples need no atomics. Tensors in a kernel are
-tiles of BLOCK_N samples by BLOCK_K channels of the group; rows beyond the group or the batch are kept at 0.
+A program handles one group of channels over all samples, so sums over samples need no atomics. Tensors in a kernel are
+tiles of BLOCK_N samples by BLOCK_K channels of the group; rows beyond the group or the batch are 0.
 """
 
 # Kernels are typed by their compiler.
@@ -24,15 +24,15 @@ from torch import Tensor
 from .algebra import Affines, ChannelStatistics, Gradients, Moments, Options
 from .triton_passes import part_length
 
-# Numbers that a program holds of every tensor: 8 per thread, what registers can take of the backward's fifteen tensors.
+# Numbers of each tensor that a program holds: 8 per thread, so that the backward's fifteen tensors fit in registers.
 TILE = 1024
 
-# One compiled kernel serves every shape of the same tiles.
+# One compiled kernel serves every shape with the same tiles.
 _SIZES = ['samples', 'channels', 'positions', 'parts', 'length', 'per_group']
 
 
 class Folded(NamedTuple):
-    """Both halves of BCN as one affine map, and what led to it; no two tensors share memory, all are float32."""
+    """Both halves of BCN as one affine map, with the statistics behind it. All float32; no two share memory."""
 
     moments: Moments
     """Of x; the mean is the centre of the map."""
@@ -48,7 +48,7 @@ class Folded(NamedTuple):
 
 @triton.jit
 def _per_channel(ptr, group, channel, live, default, PER_GROUP: tl.constexpr):
-    """Values of a parameter, which may be None, for the channels of a group: (K,)."""
+    """Values of a parameter, or of `default` if it is None, for the channels of a group: (K,)."""
     if ptr is None:
         values = tl.where(live, default, 0.0)
     else:
@@ -61,7 +61,7 @@ def _per_channel(ptr, group, channel, live, default, PER_GROUP: tl.constexpr):
 def _merge_moments(mean_ptr, var_ptr, index, live, rows, positions, parts, length, BLOCK_P: tl.constexpr):
     """Mean and variance of whole rows from those of their parts: (BLOCK_N, BLOCK_K).
 
-    Means are merged around the first part's, so that constant rows keep their value and have no variance.
+    Means are merged around the mean of the first part, so that constant rows keep their value and have no variance.
     """
     mean = tl.load(mean_ptr + index, live, other=0.0)
     if BLOCK_P == 1:
@@ -145,7 +145,7 @@ def _forward_kernel(
     in_group = k_lane < per_group
     rows = samples * channels
 
-    # Mean and variance of every channel over the batch: tiles of samples merged one after the other (Chan et al.).
+    # Mean and variance of every channel over the batch: merge tiles of samples one after the other (Chan et al.).
     batch_mean = tl.zeros([BLOCK_K], tl.float32)
     batch_squares = tl.zeros([BLOCK_K], tl.float32)
     for start in range(0, samples, BLOCK_N):
@@ -201,10 +201,10 @@ def _group_gradients(
     dz_sum_ptr, centred_sum_ptr, mean_ptr, var_ptr, n, channel, in_group,
     a, e, bias, gamma, samples, channels, positions, parts, per_group, eps, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """One tile of samples, back through the channel half to x'.
+    """Backward of one tile of samples through the channel half to x'.
 
     Returns:
-        Sums over positions of dz, dz z, dx' and dx' (x - e), and q and s as they are if e and d carry no gradient.
+        Sums over positions of dz, dz z, dx' and dx' (x - e); and q and s for e and d without gradient.
     """
     live = (n < samples)[:, None] & in_group[None, :]
     index = n[:, None] * channels + channel[None, :]
@@ -331,14 +331,14 @@ def forward_algebra(
 ) -> Folded:
     """From the moments of x to the affine map that is both halves of BCN.
 
-    'frozen' with the `half` of an earlier call gives its scale and shift again.
+    With 'frozen' statistics and the `half` of an earlier call as `running`, recomputes the map of that call.
 
     Args:
         moments: (P, N, C) each, from `channel_moments`.
-        running: The estimates, read only; None is accepted with 'batch' statistics.
+        running: The running statistics, not changed; None is accepted with 'batch' statistics.
         affines: The parameters.
-        rate: Weight of this batch in the estimates, a float or a 0-d tensor; used by 'estimated' alone.
-        options: Of the call.
+        rate: Weight of this batch in the running statistics, a float or a 0-d tensor; only 'estimated' uses it.
+        options: What the call chooses.
         positions: L, of x.
     """
     mean, var = moments
@@ -374,7 +374,7 @@ def backward_algebra(
         affines, options, positions: As in `forward_algebra`.
 
     Returns:
-        Coefficients of dx = p dz + q (x - m) + s, and gradients that have their affine's shape, None for None.
+        Coefficients of dx = p dz + q (x - m) + s, and gradients with the shape of their affine, None for None.
     """
     parts, samples, channels = dz_sum.shape
     q, s = (torch.empty_like(folded.scale) for _ in range(2))
@@ -397,9 +397,9 @@ def _constants(affines: Affines, num_groups: int, partial: Tensor) -> dict[str, 
     return dict(
         GROUP_WEIGHT_PER_GROUP=group_weight is not None and group_weight.numel() == num_groups,
         GROUP_BIAS_PER_GROUP=group_bias is not None and group_bias.numel() == num_groups,
-        # Only one or as many as fit, so that few kernels are compiled.
+        # Either 1 or as many as fit, so that few kernels are compiled.
         BLOCK_P=1 if parts == 1 else max(2, TILE // (block_samples * block_channels)),
         BLOCK_N=block_samples,
         BLOCK_K=block_channels,
-        num_warps=min(max(block_channels // 256, 4), 16),  # a group of more than TILE channels is one tile all the same
+        num_warps=min(max(block_channels // 256, 4), 16),  # a group of more than TILE channels is still one tile
     )

@@ -1,8 +1,8 @@
 """Weight Standardization on a GPU: one Triton program per filter, forward and backward.
 
-The same two functions on rows (O, I) as `wsbcn_mm/ops/ws/fused.py` has in ATen, with the same
-formulas. Rows are read in blocks, three times forward and twice backward; only the first reading reaches main memory.
-No atomic operations: results are the same in every run.
+The same two functions on rows (O, I), and the same formulas, as `fused.py` has in ATen. Rows are read in blocks, three
+times forward and twice backward; only the first read reaches main memory. There are no atomic operations, so results
+are the same in every run.
 """
 
 # Kernels are typed by Triton's compiler.
