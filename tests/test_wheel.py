@@ -26,7 +26,7 @@ def wheel(tmp_path_factory):
 
 
 def test_the_package_is_whole(wheel):
-    assert {'py.typed', 'ops/bcn_c.c', 'engine/environment.py', 'video/decoding/child/__main__.py'} <= wheel
+    assert {'py.typed', 'ops/bcn/c.c', 'engine/environment.py', 'video/decoding/child/__main__.py'} <= wheel
     modules = {file.relative_to(PACKAGE).as_posix() for file in PACKAGE.rglob('*.py') if '.mim' not in file.parts}
     assert modules <= wheel
 

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsbcn_mm.ops.batch_channel_norm import batch_channel_norm, normalize_and_measure
+from wsbcn_mm.ops import batch_channel_norm
+from wsbcn_mm.ops.bcn.algebra import Affines, ChannelStatistics, Options
+from wsbcn_mm.ops.bcn.batch_channel_norm import normalize_and_measure, update_running_statistics
 
 SHAPES: tuple[tuple[int, ...], ...] = (
     (1, 256, 128, 128),
@@ -109,24 +111,11 @@ def bcn(p: Problem) -> Tensor:
 
 def bcn_batch(p: Problem) -> Tensor:
     """The batch's own statistics, by this library; the running variance gets the unbiased one, as BatchNorm's does."""
-    out, mean, var = normalize_and_measure(
-        p.x,
-        p.running_mean,
-        p.running_var,
-        p.weight,
-        p.bias,
-        p.group_weight,
-        p.group_bias,
-        num_groups=GROUPS,
-        rate=RATE,
-        statistics='batch',
-        relu=True,
-        eps=EPS,
-    )
-    count = p.x.numel() // p.x.shape[1]
-    with torch.no_grad():
-        p.running_mean.lerp_(mean, RATE)
-        p.running_var.lerp_(var * (count / (count - 1)), RATE)
+    running = ChannelStatistics(p.running_mean, p.running_var)
+    affines = Affines(p.weight, p.bias, p.group_weight, p.group_bias)
+    options = Options(GROUPS, 'batch', relu=True, eps=EPS)
+    out, measured = normalize_and_measure(p.x, None, running, affines, RATE, options)
+    update_running_statistics(running, measured, RATE)
     return out
 
 

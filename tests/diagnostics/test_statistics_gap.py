@@ -8,7 +8,7 @@ from torch import nn
 
 from wsbcn_mm.diagnostics.statistics_gap import StatisticsGap, statistics_gaps, table_of
 from wsbcn_mm.layers import BatchChannelNorm, WSConv2d
-from wsbcn_mm.ops.bcn_reference import batch_half
+from wsbcn_mm.ops.bcn.reference import batch_half
 from wsbcn_mm.surgery.calibration import calibrate
 
 CHANNELS = 64

@@ -183,7 +183,7 @@ def test_evaluation_between_micro_batches_leaves_no_trace():
         statistics = StepStatistics(one)
         one(first)
         if evaluates:
-            with pytest.warns(UserWarning, match='never moved its estimates'):
+            with pytest.warns(UserWarning, match='never updated its running statistics'):
                 one.eval()(unseen)
             one.train()
         one(second)
@@ -384,7 +384,9 @@ def test_evaluating_with_nothing_but_pending_statistics_warns():
     statistics = StepStatistics(model)
     model.eval().train()
     model(images(0))
-    with pytest.warns(UserWarning, match=r'never moved its estimates.* call commit\(\) of its StepStatistics'):
+    with pytest.warns(
+        UserWarning, match=r'never updated its running statistics.* call commit\(\) of its StepStatistics'
+    ):
         model.eval()
     statistics.commit()
     model.train()(images(1))

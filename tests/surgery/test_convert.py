@@ -334,7 +334,7 @@ def test_the_variant_is_the_one_asked_for():
     gained = small()
     convert(gained, 'bn-ws', gain='fan_in')
     assert {conv.gain for conv in gained.modules() if isinstance(conv, WSConv2d)} == {'fan_in'}
-    with pytest.raises(ValueError, match="variant='wsa' is no Weight Standardization variant"):
+    with pytest.raises(ValueError, match="variant='wsa': one of jhu"):
         convert(small(), 'bn-ws', variant='wsa')
 
 
@@ -534,9 +534,9 @@ def test_groups_that_do_not_divide_are_refused_before_anything_changes():
     model = nn.Sequential(nn.Conv2d(4, 45, 3), nn.BatchNorm2d(45), nn.Conv2d(45, 64, 3), nn.BatchNorm2d(64))
     layers = list(model)
     message = (
-        'the groups do not divide the channels of 1 norms: `1`: num_groups=32 does not divide num_features=45: the '
-        'nearest values that do are 15 and 45. Give num_groups or channels_per_group that do, or fit_groups=True for '
-        'the largest divisor below'
+        'the groups do not divide the channels of 1 norms: `1`: num_groups=32: a divisor of num_features=45 is '
+        'expected, nearest: 15 and 45. Give num_groups or channels_per_group that do, or fit_groups=True for the '
+        'largest divisor below'
     )
     with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
         convert(model, 'bcn-ws')

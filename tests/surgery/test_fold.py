@@ -13,7 +13,7 @@ from torchvision.models.video import r3d_18
 
 from wsbcn_mm import layers
 from wsbcn_mm.layers import BatchChannelNorm, WSConv1d, WSConv2d, WSConv3d
-from wsbcn_mm.ops.weight_standardization import VARIANTS
+from wsbcn_mm.ops.ws.weight_standardization import VARIANTS
 from wsbcn_mm.surgery.fold import fold, largest_difference, require_folded
 from wsbcn_mm.surgery.kinds import count_convs, count_norms
 

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers import BatchChannelNorm
 from ..ops.batch_norm import num_ranks
-from ..ops.bcn_reference import moments
+from ..ops.bcn.reference import moments
 
 Totals = dict[str, Tensor]
 """Norm -> (3, C) in float64: number of values, their sum, their sum of squares."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from ..ops.weight_standardization import fan_in
+from ..ops.ws.weight_standardization import fan_in
 from ..surgery.kinds import conv_kind, norm_kind, unknown_statistics
 
 MODES = ('all', 'save_conv', 'full_checkpoint')
@@ -130,7 +130,7 @@ def expands(weight: Tensor, *, groups: int = 1, transposed: bool = False) -> boo
     input, which is kept.
 
     Args:
-        weight, groups, transposed: As of `wsbcn_mm.ops.weight_standardization.fan_in`.
+        weight, groups, transposed: As of `wsbcn_mm.ops.ws.weight_standardization.fan_in`.
     """
     out_channels = weight.shape[1] * groups if transposed else weight.shape[0]
     return fan_in(weight, groups=groups, transposed=transposed) < out_channels

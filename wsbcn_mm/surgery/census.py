@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..layers import BatchChannelNorm
 from ..layers.ws_conv import _WSConv
-from ..ops.weight_standardization import fan_in
+from ..ops.ws.weight_standardization import fan_in
 from .kinds import conv_kind, norm_kind, num_channels, unknown_statistics
 from .policies import UNKNOWN_STATISTICS, Policy, grouped, why_no_policy, why_no_ws
 from .trace import Trace, norms_after

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..ops.weight_standardization import VARIANTS
+from ..ops.ws.weight_standardization import VARIANTS
 from .fingerprint import Comparison, Fingerprint, Value, compare, fingerprint_of_state
 from .layer_names import BACKBONE_STAGES, Rules, canonical_names, join_norm_halves, rename, stage_of
 

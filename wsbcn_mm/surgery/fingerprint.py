@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..layers import BatchChannelNorm
 from ..layers.ws_conv import _WSConv
-from ..ops.weight_standardization import get_variant
+from ..ops.ws.weight_standardization import get_variant
 from .kinds import conv_kind, norm_kind
 from .layer_names import canonical_names, join_norm_halves
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from ..ops.weight_standardization import fan_in
+from ..ops.ws.weight_standardization import fan_in
 from .kinds import norm_kind
 from .trace import Trace, why_no_norm
 

@@ -93,7 +93,7 @@ def test_groups_of_the_recipe_stay_unless_others_are_asked_for():
     switch_norm(cfg, 'gn', FRAGMENTS, num_groups=4)
     assert cfg.model.decode_head.norm_cfg == dict(type='GN', num_groups=4)
     cfg = load(TINY.replace('gn-ws', 'bn'))
-    with pytest.raises(ValueError, match='num_groups=32 does not divide num_features=16'):
+    with pytest.raises(ValueError, match='num_groups=32: a divisor of num_features=16 is expected'):
         switch_norm(cfg, 'bcn-ws', FRAGMENTS)
 
 

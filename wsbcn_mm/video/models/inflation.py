@@ -12,7 +12,7 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from ...layers import WSConv3d
-from ...ops.weight_standardization import get_variant
+from ...ops.ws.weight_standardization import get_variant
 from ...surgery.checkpoint_import import match, without_time
 from ...surgery.layer_names import canonical_names, join_norm_halves
 from .conv2plus1d import Conv2Plus1d

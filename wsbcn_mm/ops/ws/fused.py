@@ -1,32 +1,29 @@
-"""Weight Standardization in one pass over the weight each way, where autograd would make eight.
+"""Weight Standardization in one pass over the weight each way; autograd would take eight.
 
 With a filter w of I weights, c = w - mean(w), n = |c| and the divisor s(n) of its variant:
 
     forward     w_hat = c / s
     backward    dw    = (g - mean(g)) / s - w_hat * sum(g * w_hat) * s'(n) / n
 
-The Jacobian is symmetric, so that forward-mode differentiation is the same map.
+The Jacobian is symmetric, so forward-mode differentiation is the same map.
 
 A filter is a row here: (O, I), O output channels, I the fan-in. `weight_standardization.py` has the readable reference
-and chooses between it and this; `fused_weight_standardization_triton.py` has the kernels for GPUs.
+and chooses between the two. `triton.py` has the kernels for GPUs.
 """
 
 import math
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-if TYPE_CHECKING:
-    from .weight_standardization import Variant
-
 
 class Divisor(NamedTuple):
-    """What a centred filter is divided by, as a function of its norm n.
+    """The divisor of a centred filter, as a function of its norm n.
 
     s(n) = sqrt(n^2 / degrees + eps) if `eps_inside`, else n / sqrt(degrees) + eps.
     """
@@ -36,7 +33,7 @@ class Divisor(NamedTuple):
     eps_inside: bool
 
     def times(self, factor: float) -> 'Divisor':
-        """A divisor that is `factor` times as large for every norm."""
+        """The divisor that is `factor` times as large for every norm."""
         eps = self.eps * (factor**2 if self.eps_inside else factor)
         return Divisor(self.degrees / factor**2, eps, self.eps_inside)
 
@@ -47,23 +44,17 @@ class Divisor(NamedTuple):
         return norm.mul(1 / math.sqrt(self.degrees)).add(self.eps)
 
     def slope(self, norm: Tensor, std: Tensor) -> Tensor:
-        """s'(n) / n, given std = s(n); infinite at a constant filter with eps outside the root."""
+        """s'(n) / n, given std = s(n); infinite for a constant filter with eps outside the root."""
         return std.mul(self.degrees).reciprocal() if self.eps_inside else norm.mul(math.sqrt(self.degrees)).reciprocal()
 
 
-def divisor_of(variant: 'Variant', fan_in: int) -> Divisor:
-    """What a formula divides filters of this fan-in by; a gain divides in it too, at no cost."""
-    divisor = Divisor(fan_in - variant.unbiased, variant.eps, variant.eps_inside)
-    return divisor.times(math.sqrt(fan_in)) if variant.gain == 'fan_in' else divisor
-
-
 class Rows:
-    """How the filters of a weight are the rows of a matrix, in the order in which they lie in memory.
+    """The filters of a weight as rows of a matrix, in memory order.
 
     Args:
         weight: (O, I/groups, *k), or (I, O/groups, *k) if `transposed`.
         groups: Groups of a transposed convolution, whose first axis joins them.
-        transposed: Whether output channels lie on axis 1.
+        transposed: Whether output channels are on axis 1.
     """
 
     def __init__(self, weight: Tensor, groups: int, transposed: bool) -> None:
@@ -75,7 +66,7 @@ class Rows:
 
     @cached_property
     def axes(self) -> list[int]:
-        """Axes of the weight, its first split in (groups, I/groups) if transposed: output channels before the rest."""
+        """Axes of the weight, output channels first; if transposed, its first axis is split in (groups, I/groups)."""
         split = self.split[1:] and (self.strides[0] * self.split[1],)
         strides = (*split, *self.strides)
         first = [0, 2] if len(self.split) == 2 else [0]
@@ -83,13 +74,13 @@ class Rows:
         return [*first, *sorted(rest, key=lambda axis: -strides[axis])]
 
     def of(self, weight: Tensor) -> Tensor:
-        """(O, I) of a tensor shaped as the weight: a view where memory allows."""
+        """(O, I) of a tensor with the shape of the weight: a view if possible."""
         if not self.in_order:
             weight = weight.reshape(*self.split, *self.shape[1:]).permute(self.axes)
         return weight.reshape(self.count, -1)
 
     def back(self, rows: Tensor) -> Tensor:
-        """The inverse of `of`, with the weight's own strides where no copy is needed."""
+        """The inverse of `of`, with the strides of the weight if no copy is needed."""
         if self.in_order:
             return rows.view(self.shape)
         split = (*self.split, *self.shape[1:])
@@ -98,10 +89,10 @@ class Rows:
 
 
 class Standardized(NamedTuple):
-    """A standardised weight outside any graph, and what its backward needs beside the raw weight."""
+    """A standardised weight outside any graph, and what its backward needs besides the raw weight."""
 
     weight: Tensor
-    """Shaped as the raw weight."""
+    """Of the shape of the raw weight."""
     saved: tuple[Tensor, ...]
     rows: Rows
     divisor: Divisor
@@ -111,8 +102,8 @@ def is_supported(weight: Tensor) -> bool:
     """Whether `weight` is an ordinary tensor, or a fake one on CPU, in ordinary eager execution.
 
     Everything else (other subclasses, torch.compile, export, tracing, torch.func, other devices) takes the reference,
-    which those tools see through and fuse themselves. Fake tensors stand for ordinary ones in a memory plan; a GPU's
-    kernels take none.
+    which those tools can read and fuse themselves. In a memory plan fake tensors stand for ordinary ones; GPU kernels
+    do not accept them.
     """
     devices = {Tensor: ('cpu', 'cuda'), nn.Parameter: ('cpu', 'cuda'), FakeTensor: ('cpu',)}
     return (
@@ -125,19 +116,18 @@ def is_supported(weight: Tensor) -> bool:
 
 @torch.no_grad()
 def standardize(
-    weight: Tensor, variant: 'Variant', dtype: torch.dtype, *, groups: int = 1, transposed: bool = False
+    weight: Tensor, divisor: Divisor, dtype: torch.dtype, *, groups: int = 1, transposed: bool = False
 ) -> Standardized:
-    """The forward pass, outside the graph; `connect` puts its result there.
+    """The forward pass, outside the graph; `connect` adds its result to the graph.
 
     Args:
         weight: (O, I/groups, *k), or (I, O/groups, *k) if `transposed`.
-        variant: The formula.
+        divisor: Of the formula, for the fan-in of this weight.
         dtype: Of the result; statistics are in float32 or better.
         groups: Groups of the convolution.
-        transposed: Whether output channels lie on axis 1.
+        transposed: Whether output channels are on axis 1.
     """
     rows = Rows(weight, groups, transposed)
-    divisor = divisor_of(variant, weight.numel() // rows.count)
     forward = triton_kernels().standardize_rows if runs_on_triton(weight) else standardize_rows
     out, saved = forward(rows.of(weight), divisor, dtype)
     return Standardized(rows.back(out), saved, rows, divisor)
@@ -147,8 +137,8 @@ def connect(weight: Tensor, standardized: Standardized) -> Tensor:
     """A new view of the standardised weight, through which gradients flow to `weight`.
 
     Args:
-        weight: The raw weight, with the values that `standardized` was made of.
-        standardized: Of `standardize`; it may be connected any number of times.
+        weight: The raw weight, with the values from which `standardized` was computed.
+        standardized: From `standardize`; it may be connected any number of times.
     """
     return _Connect.apply(weight, standardized)
 
@@ -181,29 +171,29 @@ class _Connect(torch.autograd.Function):
 
 
 def runs_on_triton(weight: Tensor) -> bool:
-    """Whether the Triton kernels take this weight: on a GPU, and no float64."""
+    """Whether the Triton kernels support this weight: on a GPU, not float64."""
     return weight.is_cuda and weight.dtype != torch.float64 and find_spec('triton') is not None
 
 
 def triton_kernels() -> Any:
-    """The module of Triton kernels, imported where one runs: Triton is there on GPU machines only."""
-    from . import fused_weight_standardization_triton
+    """The module of Triton kernels, imported on first use: only GPU machines need Triton."""
+    from . import triton
 
-    return fused_weight_standardization_triton
+    return triton
 
 
 def standardize_rows(rows: Tensor, divisor: Divisor, dtype: torch.dtype) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Standardise each row of (O, I).
 
     Returns:
-        The rows in `dtype`, and what `pull_back_rows` needs: them in float32 or better, and two numbers per row.
+        The rows in `dtype`, and what `pull_back_rows` needs: the rows in float32 or better, and two numbers per row.
     """
     w = rows.to(torch.promote_types(rows.dtype, torch.float32))
     w_hat = w - w.mean(1, keepdim=True)
     norm = torch.linalg.vector_norm(w_hat, dim=1, keepdim=True)
     std = divisor.of(norm)
     w_hat.div_(std)
-    # The bound keeps r^3 finite at a constant filter, where w_hat is 0 and any finite r is right.
+    # The bound keeps r^3 finite for a constant filter, where w_hat is 0 and any finite r is correct.
     r = divisor.slope(norm, std).mul_(std).mul_(rows.shape[1]).clamp_(max=1e24).sqrt_()
     return w_hat.to(dtype), (w_hat, r, (r * std).reciprocal_())
 
@@ -225,7 +215,7 @@ def pull_back_rows(grad: Tensor, rows: Tensor, saved: Sequence[Tensor], divisor:
 
 
 def pull_back_differentiably(grad: Tensor, rows: Tensor, divisor: Divisor) -> Tensor:
-    """`pull_back_rows` written out in operations that autograd follows, for gradients of gradients."""
+    """`pull_back_rows` in operations that autograd can differentiate, for higher derivatives."""
     w = rows.to(torch.promote_types(rows.dtype, torch.float32))
     centred = w - w.mean(1, keepdim=True)
     norm = torch.linalg.vector_norm(centred, dim=1, keepdim=True)

@@ -291,9 +291,9 @@ def test_group_of_one_value_is_its_shift(samples):
 @pytest.mark.parametrize(
     ('shape', 'groups', 'message'),
     [
-        ((4,), 2, 'input of shape (4,) has no channel axis: (N, C, *) is expected'),
-        ((2, 6, 3), 4, 'num_groups=4 does not divide the 6 channels of the input'),
-        ((2, 6, 3), 0, 'num_groups=0 does not divide the 6 channels of the input'),
+        ((4,), 2, 'x.shape=(4,): (N, C, *) is expected'),
+        ((2, 6, 3), 4, 'num_groups=4: a divisor of the 6 channels of x is expected'),
+        ((2, 6, 3), 0, 'num_groups=0: a divisor of the 6 channels of x is expected'),
     ],
 )
 def test_refusals(shape, groups, message):

@@ -7,7 +7,7 @@ from torch import nn
 
 from tests.ops import reference
 from wsbcn_mm.ops import VARIANTS, weight_standardize
-from wsbcn_mm.ops.weight_standardization import fan_in, get_variant
+from wsbcn_mm.ops.ws.weight_standardization import fan_in, get_variant
 
 # (shape, groups, transposed)
 SHAPES = [
@@ -159,7 +159,7 @@ def test_any_shape(outputs, inputs, kernel, variant, transposed, seed):
     fan = fan_in(torch.empty(shape), transposed=transposed)
     weight = random(shape, seed=seed)
     if fan < 2:
-        with pytest.raises(ValueError, match='fan-in 1'):
+        with pytest.raises(ValueError, match='a fan-in of at least 2 is expected'):
             weight_standardize(torch.tensor(weight), variant=variant, transposed=transposed)
         return
     out = weight_standardize(torch.tensor(weight), variant=variant, transposed=transposed).numpy()
@@ -200,33 +200,33 @@ def test_input_is_left_alone():
         (
             torch.zeros(2, 3),
             {'variant': 'ws'},
-            "variant='ws' is no Weight Standardization variant: choose one of jhu, bcn, paper, timm, bit",
+            "variant='ws': one of jhu, bcn, paper, timm, bit is expected",
         ),
-        (torch.zeros(4), {}, 'weight of shape (4,) has no fan-in: at least 2 axes are needed'),
+        (torch.zeros(4), {}, 'weight.shape=(4,): at least 2 axes are expected, which give a fan-in'),
         (
             torch.zeros(8, 1, 1, 1),
             {},
-            'weight of shape (8, 1, 1, 1) has fan-in 1: a single value has no deviation',
+            'weight.shape=(8, 1, 1, 1): a fan-in of at least 2 is expected; a single value has no deviation',
         ),
         (
             torch.zeros(8, 1, 1),
             {'transposed': True, 'groups': 8},
-            'weight of shape (8, 1, 1) has fan-in 1: a single value has no deviation',
+            'weight.shape=(8, 1, 1): a fan-in of at least 2 is expected; a single value has no deviation',
         ),
         (
             torch.zeros(5, 2, 3),
             {'transposed': True, 'groups': 2},
-            'groups=2 does not divide axis 0 of the transposed weight (5, 2, 3)',
+            'groups=2: a divisor of axis 0 of the transposed weight is expected; weight.shape=(5, 2, 3)',
         ),
         (
             torch.zeros(2, 3),
             {'eps': 0.0},
-            'eps=0.0 does not keep a constant filter finite: a positive number is expected',
+            'eps=0.0: a positive number is expected, so that a constant filter stays finite',
         ),
         (
             torch.zeros(2, 3),
             {'gain': 2.0},
-            "gain=2.0 is no gain of Weight Standardization: None or 'fan_in' is expected",
+            "gain=2.0: None or 'fan_in' is expected",
         ),
     ],
 )

@@ -17,9 +17,10 @@ pytest.importorskip('triton')
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 DEVICE = 'cuda' if torch.cuda.is_available() and not INTERPRETED else 'cpu'
 if INTERPRETED or DEVICE == 'cuda':
-    from wsbcn_mm.ops import VARIANTS, fused_weight_standardization, weight_standardize
-    from wsbcn_mm.ops import fused_weight_standardization_triton as kernels
-    from wsbcn_mm.ops.weight_standardization import get_variant, weight_standardize_reference
+    from wsbcn_mm.ops import VARIANTS, weight_standardize
+    from wsbcn_mm.ops.ws import fused
+    from wsbcn_mm.ops.ws import triton as kernels
+    from wsbcn_mm.ops.ws.weight_standardization import divisor_of, get_variant, weight_standardize_reference
 else:
     from wsbcn_mm.ops import VARIANTS
 
@@ -63,7 +64,7 @@ def reference(rows, variant, grad, gain=None):
 
 
 def divisor(variant, fan_in, gain=None):
-    return fused_weight_standardization.divisor_of(get_variant(variant, gain=gain), fan_in)
+    return divisor_of(get_variant(variant, gain=gain), fan_in)
 
 
 @kernel_test
@@ -159,7 +160,7 @@ def test_low_precision(variant, raw, dtype):
 )
 @pytest.mark.parametrize('channels_last', [False, True])
 def test_weights_through_the_whole_path(shape, kind, channels_last, monkeypatch):
-    monkeypatch.setattr(fused_weight_standardization, 'runs_on_triton', lambda weight: True)
+    monkeypatch.setattr(fused, 'runs_on_triton', lambda weight: True)
     weight, grad = random(*shape), random(*shape, seed=1)
     if channels_last:
         layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -177,5 +178,5 @@ def test_weights_through_the_whole_path(shape, kind, channels_last, monkeypatch)
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 def test_a_gpu_takes_the_kernels():
-    assert fused_weight_standardization.runs_on_triton(random(4, 9))
-    assert not fused_weight_standardization.runs_on_triton(random(4, 9).double())
+    assert fused.runs_on_triton(random(4, 9))
+    assert not fused.runs_on_triton(random(4, 9).double())

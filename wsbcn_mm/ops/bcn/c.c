@@ -1,10 +1,10 @@
 /* BCN of float32 tensors on CPU, contiguous or channels last.
 
-   The mathematics and its names are those of bcn_algebra.py. A row is one (sample, channel). Its positions lie side by
-   side, or `channels` apart in channels last, where the rows of a span of channels are handled together. Nothing that
-   BCN computes crosses the border of a group of channels, so each thread takes whole groups, reduces and maps them
-   while they are in its cache, and no thread waits for another. Sums are taken in float over short stretches and in
-   double over the stretches, and around the mean, so that a mean of a thousand deviations does no harm. */
+   The mathematics and its names are those of algebra.py. A row is one (sample, channel). Its positions are adjacent,
+   or `channels` apart in channels last, where the rows of a span of channels are handled together. BCN never crosses
+   the border of a group of channels. Each thread therefore takes whole groups, and reduces and maps them while they are
+   in its cache; no thread waits for another. Sums use float over short stretches and double over the stretches. They
+   are taken around the mean, so that a mean of a thousand deviations costs no precision. */
 
 #include <math.h>
 #include <stdint.h>
@@ -61,7 +61,7 @@ static void row_moments(const float *restrict x, int64_t positions, float *mean,
         drift += part;
         squares += square;
     }
-    drift /= positions; /* what rounding the mean to float left over */
+    drift /= positions; /* the rounding error of the mean in float */
     *mean = m;
     *var = (float)fmax(squares / positions - drift * drift, 0);
 }
@@ -105,7 +105,7 @@ INLINE void span_moments_as(const float *restrict x, int64_t positions, int64_t 
     }
 }
 
-/* Calls f(..., width), with the widths that fill vector registers known to the compiler. */
+/* Calls f(..., width); the widths that fill vector registers are constants for the compiler. */
 #define WITH_WIDTH(width, f, ...)                                                                                      \
     do {                                                                                                               \
         if ((width) == 16)                                                                                             \
@@ -135,8 +135,8 @@ static void moments_of(const Problem *p, const float *x, int64_t n, int64_t from
 static int64_t group_width(const Problem *p) { return p->channels / p->groups; }
 
 /* For the channels of group g. */
-static void choose_half(const Problem *p, int64_t g, Pair moments, const float *running_mean, const float *running_var,
-                        float rate, Pair batch, Pair half)
+static void batch_half_statistics(const Problem *p, int64_t g, Pair moments, const float *running_mean,
+                                  const float *running_var, float rate, Pair batch, Pair half)
 {
     for (int64_t c = g * group_width(p); c < (g + 1) * group_width(p); c++) {
         double mean = 0, second = 0;
@@ -166,8 +166,8 @@ static float batch_scale(const Problem *p, int64_t c, Pair half, const Affines *
 }
 
 /* For one (sample, group): u - mu of its channels into `offset`; returns r. */
-static float chain(const Problem *p, int64_t n, int64_t g, Pair moments, Pair half, const Affines *affines,
-                   float *offset)
+static float apply_to_moments(const Problem *p, int64_t n, int64_t g, Pair moments, Pair half, const Affines *affines,
+                              float *offset)
 {
     int64_t width = group_width(p), first = n * p->channels + g * width;
     double mu = 0, var = 0;
@@ -190,7 +190,7 @@ static float chain(const Problem *p, int64_t n, int64_t g, Pair moments, Pair ha
 static void output_map(const Problem *p, int64_t n, int64_t g, Pair moments, Pair half, const Affines *affines,
                        float *scale, float *shift)
 {
-    float r = chain(p, n, g, moments, half, affines, shift);
+    float r = apply_to_moments(p, n, g, moments, half, affines, shift);
     for (int64_t k = 0; k < group_width(p); k++) {
         int64_t c = g * group_width(p) + k;
         float gamma = of_channel(affines->group_weight, affines->group_weight_size, c, p, 1);
@@ -266,7 +266,7 @@ void bcn_forward(const Problem *p, const float *x, const float *residual, const 
         for (int64_t n = 0; n < p->samples; n++)
             moments_of(p, x, n, first * width, last * width, mean, var);
         for (int64_t g = first; g < last; g++)
-            choose_half(p, g, moments, running_mean, running_var, rate, batch, half);
+            batch_half_statistics(p, g, moments, running_mean, running_var, rate, batch, half);
         for (int64_t n = 0; n < p->samples; n++) {
             for (int64_t g = first; g < last; g++) {
                 int64_t row = n * p->channels + g * width;
@@ -277,7 +277,7 @@ void bcn_forward(const Problem *p, const float *x, const float *residual, const 
     }
 }
 
-/* How ReLU's mask of one row is known: from the output where it was kept, else made again; NULL and 0 without ReLU. */
+/* ReLU's mask of one row: from the output if it was kept, else recomputed. NULL and 0 without ReLU. */
 typedef struct {
     const float *out;
     float scale, shift;
@@ -290,9 +290,8 @@ INLINE float masked_at(const float *dy, const float *out, float centred, float s
     return relu && value <= 0 ? 0 : dy[i]; /* NaN passes */
 }
 
-INLINE void sum_row_as(const float *restrict dy, const float *restrict x,
-                                                             int64_t positions, float m, Mask mask, double *dy_sum,
-                                                             double *dyx_sum)
+INLINE void sum_row_as(const float *restrict dy, const float *restrict x, int64_t positions, float m, Mask mask,
+                       double *dy_sum, double *dyx_sum)
 {
     double sum = 0, centred_sum = 0;
     for (int64_t start = 0; start < positions; start += STRETCH) {
@@ -312,10 +311,8 @@ INLINE void sum_row_as(const float *restrict dy, const float *restrict x,
     *dyx_sum = centred_sum;
 }
 
-INLINE void gradient_row_as(const float *restrict dy, const float *restrict x,
-                                                                  float *restrict dx, float *restrict dz_out,
-                                                                  int64_t positions, float m, Mask mask, float p,
-                                                                  float q, float s)
+INLINE void gradient_row_as(const float *restrict dy, const float *restrict x, float *restrict dx,
+                            float *restrict dz_out, int64_t positions, float m, Mask mask, float p, float q, float s)
 {
 #pragma omp simd
     for (int64_t i = 0; i < positions; i++) {
@@ -327,7 +324,7 @@ INLINE void gradient_row_as(const float *restrict dy, const float *restrict x,
     }
 }
 
-/* The compiler makes one loop without branches for each kind of mask. */
+/* One loop without branches for each kind of mask. */
 static void sum_row(const float *dy, const float *x, int64_t positions, float m, Mask mask, double *dy_sum,
                     double *dyx_sum)
 {
@@ -393,7 +390,7 @@ INLINE void gradient_span_as(const float *restrict dy, const float *restrict x, 
 }
 
 typedef struct {
-    float *weight, *bias, *group_weight, *group_bias; /* per channel, zero before */
+    float *weight, *bias, *group_weight, *group_bias; /* per channel, initially zero */
 } Gradients;
 
 /* For group g, from the two sums of every row to p, q and s. */
@@ -406,7 +403,7 @@ static void gradients(const Problem *p, int64_t g, Pair moments, Pair half, cons
     for (int64_t n = 0; n < p->samples; n++) {
         int64_t first = n * p->channels + g * width;
         float *offset = s_row + first;
-        double r = chain(p, n, g, moments, half, affines, offset);
+        double r = apply_to_moments(p, n, g, moments, half, affines, offset);
         double c1 = 0, c2 = 0;
         for (int64_t k = 0; k < width; k++) {
             int64_t c = g * width + k, row = first + k;
@@ -447,7 +444,7 @@ static void gradients(const Problem *p, int64_t g, Pair moments, Pair half, cons
     }
 }
 
-/* What backward reads and writes, all but the affines of the size of x or of its rows. */
+/* What backward reads and writes, of the size of x or of its rows. */
 typedef struct {
     const float *dy, *x, *out; /* `out` is given where ReLU followed a residual */
     const float *mean, *scale, *shift;

@@ -1,4 +1,4 @@
-"""What BCN does to the moments of its input: the O(N*C) part of its one pass, forward and backward.
+"""What BCN does to the moments of its input: the O(N*C) part of the one-pass operator, forward and backward.
 
 Both halves of BCN are affine in x once the statistics are known, and the statistics of the second half follow from
 those of the input. With m and v the mean and biased variance of x over the L positions of one (sample, channel):
@@ -9,8 +9,8 @@ those of the input. With m and v the mean and biased variance of x over the L po
     together       y  = scale (x - m) + shift       scale = a r gamma, shift = r gamma (u - mu) + beta,
                                                     r = 1 / sqrt(var + eps)
 
-so the forward is one reduction (m, v) and one map, and the backward one reduction (sums of dy and of dy (x - m)) and
-one map, dx = p dy + q (x - m) + s. Tensor names end in their axes: N samples, C channels, G groups, K channels of a
+The forward is therefore one reduction (m, v) and one map. The backward is one reduction (sums of dy and of dy (x - m))
+and one map, dx = p dy + q (x - m) + s. Tensor names end in their axes: N samples, C channels, G groups, K channels of a
 group. All arithmetic is in float32 or better.
 """
 
@@ -27,8 +27,8 @@ class Moments(NamedTuple):
     var: Tensor
 
 
-class Half(NamedTuple):
-    """What the batch half normalises with, each (C,)."""
+class ChannelStatistics(NamedTuple):
+    """Mean and variance of every channel, each (C,): running, measured on a batch, or used by the batch half."""
 
     mean: Tensor
     var: Tensor
@@ -44,7 +44,7 @@ class Affines(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What a call of BCN chooses; `wsbcn_mm.ops.batch_channel_norm.normalize_and_measure` has the meanings."""
+    """What a call of BCN chooses; `normalize_and_measure` in `batch_channel_norm.py` documents `statistics`."""
 
     num_groups: int
     statistics: str
@@ -53,7 +53,7 @@ class Options(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Coefficients of dx = p dy + q (x - m) + s, each (N, C), and the gradients of the affines, each (C,)."""
+    """Coefficients of dx = p dy + q (x - m) + s, each (N, C), and the gradients of the affines."""
 
     p: Tensor
     q: Tensor
@@ -61,34 +61,37 @@ class Gradients(NamedTuple):
     affines: Affines
 
 
-def choose_half(moments: Moments, running: Half, rate: Tensor, statistics: str) -> tuple[Half, Half]:
-    """What the batch half normalises with, and what the batch says by itself.
+def batch_half_statistics(
+    moments: Moments, running: ChannelStatistics, rate: Tensor, statistics: str
+) -> tuple[ChannelStatistics, ChannelStatistics]:
+    """What the batch half normalises with, and what the batch measures.
 
     Args:
         moments: Of x.
-        running: The estimates.
-        rate: Weight of this batch in the estimates, 0-d.
-        statistics: `estimated`: the estimates moved towards this batch, whose second moment is taken around the OLD
-            running mean (Algorithm 1, steps 1-4). `batch`: this batch's mean and biased variance. `frozen`: the
-            estimates as they are.
+        running: The running statistics.
+        rate: Weight of this batch in the running statistics, 0-d.
+        statistics: `estimated`: the running statistics moved towards this batch, whose second moment is taken around
+            the OLD running mean (Algorithm 1, steps 1-4). `batch`: mean and biased variance of this batch. `frozen`:
+            the running statistics as they are, for both results.
     """
     m_NC, v_NC = moments
-    estimates = Half(*(t.to(m_NC.dtype) for t in running))
+    estimates = ChannelStatistics(*(t.to(m_NC.dtype) for t in running))
     if statistics == 'frozen':
         return estimates, estimates
     mean_C = _mean_over_samples(m_NC)
     drift_NC = m_NC - (estimates.mean if statistics == 'estimated' else mean_C)
-    batch = Half(mean_C, _mean_over_samples(torch.addcmul(v_NC, drift_NC, drift_NC)))
+    batch = ChannelStatistics(mean_C, _mean_over_samples(torch.addcmul(v_NC, drift_NC, drift_NC)))
     if statistics == 'batch':
         return batch, batch
     rate = rate.to(m_NC.dtype)
-    return Half(*(torch.lerp(old, new, rate) for old, new in zip(estimates, batch, strict=True))), batch
+    moved = (torch.lerp(old, new, rate) for old, new in zip(estimates, batch, strict=True))
+    return ChannelStatistics(*moved), batch
 
 
-def output_map(moments: Moments, half: Half, affines: Affines, num_groups: int, eps: float) -> tuple[Tensor, Tensor]:
+def output_map(moments: Moments, half: ChannelStatistics, affines: Affines, options: Options) -> tuple[Tensor, Tensor]:
     """(scale, shift) of y = scale (x - m) + shift, each (N, C)."""
-    _, a_GK, _, r_NG1, offset_NGK = _chain(moments, half, affines, num_groups, eps)
-    gamma, beta = (_by_group(affine, num_groups, a_GK.dtype) for affine in affines[2:])
+    _, a_GK, _, r_NG1, offset_NGK = _apply_to_moments(moments, half, affines, options)
+    gamma, beta = (_by_group(affine, options.num_groups, a_GK.dtype) for affine in affines[2:])
     r_gamma = r_NG1 if gamma is None else r_NG1 * gamma
     shift = r_gamma * offset_NGK if beta is None else torch.addcmul(beta, r_gamma, offset_NGK)
     return (r_gamma * a_GK).flatten(1), shift.flatten(1)
@@ -96,30 +99,26 @@ def output_map(moments: Moments, half: Half, affines: Affines, num_groups: int, 
 
 def gradients(
     moments: Moments,
-    half: Half,
+    half: ChannelStatistics,
     affines: Affines,
     dy_sum: Tensor,
     dyx_sum: Tensor,
-    *,
     positions: int,
-    num_groups: int,
-    eps: float,
-    live: bool,
+    options: Options,
 ) -> Gradients:
     """Every gradient, from the two sums over positions.
 
     Args:
         moments: Of x.
-        half: Of the forward.
+        half: What the batch half normalised with. `batch` statistics carry gradient, the others do not.
         affines: Of the forward.
         dy_sum: Sum of dy, (N, C).
         dyx_sum: Sum of dy (x - m), (N, C).
         positions: L.
-        num_groups: G.
-        eps: Of both halves.
-        live: Whether `half` is this batch's own mean and variance and carries gradient; estimates carry none.
+        options: Of the forward.
     """
-    k, a, centred, r, offset = _chain(moments, half, affines, num_groups, eps)
+    num_groups = options.num_groups
+    k, a, centred, r, offset = _apply_to_moments(moments, half, affines, options)
     v, dy, dyx = (t.unflatten(1, (num_groups, -1)) for t in (moments.var, dy_sum, dyx_sum))
     gamma = _by_group(affines.group_weight, num_groups, a.dtype)
     ra, z = r * a, r * offset
@@ -138,7 +137,7 @@ def gradients(
     dbias = dhalf.sum(0)
     p = ra.expand_as(v) if gamma is None else ra * gamma
     q, s = -ra * ra * c2, -ra * level
-    if live:
+    if options.statistics == 'batch':
         weight = _by_group(affines.weight, num_groups, a.dtype)
         dk = dweight_over_k if weight is None else dweight_over_k * weight
         count = positions * v.shape[0]
@@ -149,8 +148,8 @@ def gradients(
     return Gradients(p.flatten(1), q.flatten(1), s.flatten(1), Affines(*(t.flatten() for t in per_channel)))
 
 
-class _Chain(NamedTuple):
-    """The two halves applied to the moments, in the names of the module's docstring."""
+class _Applied(NamedTuple):
+    """Both halves of BCN applied to the moments, with the names of the module's docstring."""
 
     k_GK: Tensor
     a_GK: Tensor
@@ -161,7 +160,8 @@ class _Chain(NamedTuple):
     """u - mu"""
 
 
-def _chain(moments: Moments, half: Half, affines: Affines, num_groups: int, eps: float) -> _Chain:
+def _apply_to_moments(moments: Moments, half: ChannelStatistics, affines: Affines, options: Options) -> _Applied:
+    num_groups, eps = options.num_groups, options.eps
     m_NGK, v_NGK = (t.unflatten(1, (num_groups, -1)) for t in moments)
     e_GK, d_GK = (t.to(m_NGK.dtype).view(num_groups, -1) for t in half)
     weight_GK, bias_GK = (_by_group(t, num_groups, m_NGK.dtype) for t in affines[:2])
@@ -171,7 +171,8 @@ def _chain(moments: Moments, half: Half, affines: Affines, num_groups: int, eps:
     u_NGK = centred_NGK * a_GK if bias_GK is None else torch.addcmul(bias_GK, centred_NGK, a_GK)
     offset_NGK = u_NGK - u_NGK.mean(-1, keepdim=True)
     spread_NGK = torch.addcmul(offset_NGK * offset_NGK, a_GK * a_GK, v_NGK)
-    return _Chain(k_GK, a_GK, centred_NGK, spread_NGK.mean(-1, keepdim=True).add_(eps).rsqrt_(), offset_NGK)
+    r_NG1 = spread_NGK.mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return _Applied(k_GK, a_GK, centred_NGK, r_NG1, offset_NGK)
 
 
 def _by_group(per_channel: Tensor | None, num_groups: int, dtype: torch.dtype) -> Tensor | None:

@@ -1,8 +1,8 @@
 """Weight Standardization on a GPU: one Triton program per filter, forward and backward.
 
-The same two functions on rows (O, I) as `wsbcn_mm/ops/fused_weight_standardization.py` has in ATen, with the same
-formulas. Rows are read in blocks, three times forward and twice backward; only the first reading reaches main memory.
-No atomic operations: results are the same in every run.
+The same two functions on rows (O, I), and the same formulas, as `fused.py` has in ATen. Rows are read in blocks, three
+times forward and twice backward; only the first read reaches main memory. There are no atomic operations, so results
+are the same in every run.
 """
 
 # Kernels are typed by Triton's compiler.
@@ -16,13 +16,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .fused_weight_standardization import Divisor
-
 MAX_BLOCK = 4096
 
 
-def standardize_rows(rows: Tensor, divisor: Divisor, dtype: torch.dtype) -> tuple[Tensor, tuple[Tensor, ...]]:
+def standardize_rows(
+    rows: Tensor, divisor: tuple[float, float, bool], dtype: torch.dtype
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Standardise each row of (O, I).
+
+    Args:
+        rows: (O, I) in float32 or less.
+        divisor: (degrees, eps, eps_inside). A row of norm n is divided by sqrt(n^2 / degrees + eps) if `eps_inside`,
+            else by n / sqrt(degrees) + eps.
+        dtype: Of the result.
 
     Returns:
         The rows in `dtype`, and what `pull_back_rows` needs: mean and norm of each row, (O,) in float32.
@@ -35,7 +41,7 @@ def standardize_rows(rows: Tensor, divisor: Divisor, dtype: torch.dtype) -> tupl
     return out, (mean, norm)
 
 
-def pull_back_rows(grad: Tensor, rows: Tensor, saved: Sequence[Tensor], divisor: Divisor) -> Tensor:
+def pull_back_rows(grad: Tensor, rows: Tensor, saved: Sequence[Tensor], divisor: tuple[float, float, bool]) -> Tensor:
     """The gradient of the raw rows, (O, I) in their dtype."""
     mean, norm = saved
     grad, rows = grad.contiguous(), rows.contiguous()
@@ -45,13 +51,15 @@ def pull_back_rows(grad: Tensor, rows: Tensor, saved: Sequence[Tensor], divisor:
     return pulled
 
 
-def _numbers(rows: Tensor, divisor: Divisor) -> tuple[int, float, float]:
-    return rows.shape[1], 1 / divisor.degrees, divisor.eps
+def _numbers(rows: Tensor, divisor: tuple[float, float, bool]) -> tuple[int, float, float]:
+    degrees, eps, _ = divisor
+    return rows.shape[1], 1 / degrees, eps
 
 
-def _options(rows: Tensor, divisor: Divisor) -> dict[str, Any]:
+def _options(rows: Tensor, divisor: tuple[float, float, bool]) -> dict[str, Any]:
+    _, _, eps_inside = divisor
     block = min(triton.next_power_of_2(rows.shape[1]), MAX_BLOCK)
-    return dict(eps_inside=divisor.eps_inside, block=block, num_warps=4 if block <= 1024 else 8)
+    return dict(eps_inside=eps_inside, block=block, num_warps=4 if block <= 1024 else 8)
 
 
 @triton.jit

@@ -1,21 +1,22 @@
-import logging
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from wsbcn_mm.ops import batch_channel_norm, bcn_aten, bcn_c
-from wsbcn_mm.ops.batch_channel_norm import STATISTICS, normalize_and_measure
-from wsbcn_mm.ops.bcn_reference import batch_channel_norm_steps
-from wsbcn_mm.ops.c_library import load_library
+from wsbcn_mm.ops import batch_channel_norm
+from wsbcn_mm.ops.bcn import aten, c
+from wsbcn_mm.ops.bcn.algebra import Affines, ChannelStatistics, Options
+from wsbcn_mm.ops.bcn.batch_channel_norm import normalize_and_measure
+from wsbcn_mm.ops.bcn.reference import batch_channel_norm_steps
 
-C_COMPILER = bcn_c._library() is not None
+C_COMPILER = c._library() is not None
 BACKENDS = [
-    pytest.param(bcn_c, id='c', marks=pytest.mark.skipif(not C_COMPILER, reason='no C compiler')),
-    pytest.param(bcn_aten, id='aten'),
+    pytest.param(c, id='c', marks=pytest.mark.skipif(not C_COMPILER, reason='no C compiler')),
+    pytest.param(aten, id='aten'),
 ]
+STATISTICS = ('estimated', 'batch', 'frozen')
+EPS = 1e-5
+NO_AFFINES = Affines(None, None, None, None)
 SHAPES = [(1, 8, 6, 6), (3, 12, 5, 7), (2, 8, 3, 5, 7), (2, 12, 1031), (5, 8), (1, 8, 1, 1), (1, 4, 70, 90)]
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -36,11 +37,14 @@ class Case:
         self.residual = random(*shape).to(dtype) if residual else None
         self.dy = random(*shape).to(dtype)
         wide = torch.promote_types(dtype, torch.float32)
-        self.running_mean = (random(channels) * 0.3 * deviation + mean).to(wide)
-        self.running_var = ((random(channels).abs() + 0.5) * deviation**2).to(wide)
+        running = random(channels) * 0.3 * deviation + mean, (random(channels).abs() + 0.5) * deviation**2
+        self.running = ChannelStatistics(*(t.to(wide) for t in running))
         self.affines = [t.to(wide) for t in (random(channels), random(channels), random(size), random(size))]
         if affine == 'none':
             self.affines = [None] * 4
+
+    def options(self, statistics='estimated', relu=False):
+        return Options(self.groups, statistics, relu, EPS)
 
     def run(self, function, dtype=None, statistics='estimated', relu=False, rate=0.3, layout=torch.contiguous_format):
         """Output, both moments and every gradient of `function`, all in float64."""
@@ -56,21 +60,13 @@ class Case:
             )
 
         x, residual, affines = given(self.x), given(self.residual), [given(t) for t in self.affines]
-        out, mean, var = function(
-            x,
-            given(self.running_mean, False),
-            given(self.running_var, False),
-            *affines,
-            num_groups=self.groups,
-            rate=rate,
-            statistics=statistics,
-            residual=residual,
-            relu=relu,
-        )
+        running = ChannelStatistics(*(given(t, False) for t in self.running))
+        options = self.options(statistics, relu)
+        out, measured = function(x, residual, running, Affines(*affines), rate, options)
         assert out.dtype == x.dtype
         assert out.stride() == x.stride()
         inputs = [t for t in (x, residual, *affines) if t is not None]
-        return [t.double() for t in (out, mean, var, *torch.autograd.grad(out, inputs, given(self.dy, False)))]
+        return [t.double() for t in (out, *measured, *torch.autograd.grad(out, inputs, given(self.dy, False)))]
 
 
 def assert_close(actual, expected, tolerance, readable=None):
@@ -86,8 +82,8 @@ def assert_close(actual, expected, tolerance, readable=None):
 
 @pytest.fixture(params=BACKENDS)
 def backend(request, monkeypatch):
-    if request.param is bcn_aten:
-        monkeypatch.setattr(bcn_c, 'takes', lambda x: False)
+    if request.param is aten:
+        monkeypatch.setattr(c, 'takes', lambda x: False)
     return request.param
 
 
@@ -176,12 +172,12 @@ def test_inputs_and_gradients_of_any_strides(layout):
     case.x = wide
     expected = case.run(batch_channel_norm_steps, torch.float64, relu=True)
     x = wide.detach().requires_grad_()
-    arguments = case.running_mean, case.running_var, *case.affines
-    out, _, _ = normalize_and_measure(x, *arguments, num_groups=4, rate=0.3, relu=True)
+    out, _ = normalize_and_measure(x, None, case.running, Affines(*case.affines), 0.3, case.options(relu=True))
     assert out.is_contiguous()
     (dx,) = torch.autograd.grad(out, x, case.dy.contiguous(memory_format=layout))
     assert_close([out.double(), dx.double()], [expected[0], expected[3]], 1e-5)
-    (dx,) = torch.autograd.grad(normalize_and_measure(x, *arguments, num_groups=4, rate=0.3)[0].sum(), x)
+    out, _ = normalize_and_measure(x, None, case.running, Affines(*case.affines), 0.3, case.options())
+    (dx,) = torch.autograd.grad(out.sum(), x)
     assert dx.abs().max() < 1e-5
 
 
@@ -195,7 +191,7 @@ def test_runs_on_threads_to_the_same_bits(backend):
         together = case.run(normalize_and_measure, relu=True)
     finally:
         torch.set_num_threads(before)
-    if backend is bcn_c:
+    if backend is c:
         assert all(torch.equal(a, t) for a, t in zip(alone, together, strict=True))
     assert_close(together, alone, 1e-5)
 
@@ -208,10 +204,8 @@ def test_first_and_second_derivatives(statistics, relu):
 
     def function(x, *rest):
         # Rate 0: the estimates' dependence on x, which carries no gradient by design, must not show in differences.
-        return normalize_and_measure(
-            x, case.running_mean, case.running_var, *rest[:4], num_groups=2, rate=0.0, statistics=statistics, relu=relu,
-            residual=rest[4] if relu else None,
-        )[0]  # fmt: skip
+        affines, residual = Affines(*rest[:4]), rest[4] if relu else None
+        return normalize_and_measure(x, residual, case.running, affines, 0.0, case.options(statistics, relu))[0]
 
     assert torch.autograd.gradcheck(function, inputs)
     assert torch.autograd.gradgradcheck(function, inputs)
@@ -222,7 +216,7 @@ def test_first_and_second_derivatives(statistics, relu):
 def test_operators_keep_torchs_contract(statistics, residual):
     case = Case((1, 8, 3, 4), residual=residual)
     options = (4, statistics, True, 1e-5)
-    arguments = (case.x, case.residual, case.running_mean, case.running_var, *case.affines, torch.tensor(0.1), *options)
+    arguments = (case.x, case.residual, *case.running, *case.affines, torch.tensor(0.1), *options)
     torch.library.opcheck(torch.ops.wsbcn_mm.bcn.default, arguments)
     out, _, _, *kept = torch.ops.wsbcn_mm.bcn(*arguments)
     arguments = (case.dy, case.x, out if residual else None, *kept, *case.affines, *options)
@@ -237,7 +231,7 @@ def training_loss(x, filters, case, running_mean, running_var):
 def test_compiles_as_one_graph():
     case = Case((1, 8, 4, 4))
     x, filters = torch.randn(1, 3, 6, 6), torch.randn(8, 3, 3, 3, requires_grad=True)
-    eager, compiled = ([case.running_mean.clone(), case.running_var.clone()] for _ in range(2))
+    eager, compiled = ([t.clone() for t in case.running] for _ in range(2))
     (expected,) = torch.autograd.grad(training_loss(x, filters, case, *eager), filters)
     loss = torch.compile(training_loss, fullgraph=True, backend='aot_eager')(x, filters, case, *compiled)
     (actual,) = torch.autograd.grad(loss, filters)
@@ -283,9 +277,7 @@ def test_autocast_leaves_the_dtype_alone():
     case = Case((1, 8, 4, 4))
     with torch.autocast('cpu', dtype=torch.bfloat16):
         convolved = F.conv2d(torch.randn(1, 3, 6, 6), torch.randn(8, 3, 3, 3, requires_grad=True))
-        out = batch_channel_norm(
-            convolved, case.running_mean, case.running_var, *case.affines, num_groups=4, rate=0.1, training=True
-        )
+        out = batch_channel_norm(convolved, *case.running, *case.affines, num_groups=4, rate=0.1, training=True)
     assert out.dtype == convolved.dtype == torch.bfloat16
 
 
@@ -301,112 +293,78 @@ def test_backward_keeps_one_activation(residual, activations):
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         normalize_and_measure(
-            case.x.requires_grad_(), case.running_mean, case.running_var, *case.affines, num_groups=4, rate=0.1,
-            relu=True, residual=case.residual,
-        )  # fmt: skip
+            case.x.requires_grad_(), case.residual, case.running, Affines(*case.affines), 0.1, case.options(relu=True)
+        )
     per_channel_numbers = sum(kept.values()) - activations * case.x.nbytes
     assert 0 <= per_channel_numbers <= 4 * (2 * 2 * 32 + 4 * 32 + 2 * 4)
 
 
 def test_empty_batch_says_nothing():
-    mean, var = torch.randn(8), torch.rand(8)
+    running = ChannelStatistics(torch.randn(8), torch.rand(8))
     x = torch.empty(0, 8, 5, 5, requires_grad=True)
-    out, batch_mean, batch_var = normalize_and_measure(x, mean, var, None, None, None, None, num_groups=4, rate=0.5)
+    out, measured = normalize_and_measure(x, None, running, NO_AFFINES, 0.5, Options(4, 'estimated', False, EPS))
     out.sum().backward()
     assert x.grad.shape == out.shape == x.shape
-    torch.testing.assert_close((batch_mean, batch_var), (mean, var), rtol=0, atol=0)
+    torch.testing.assert_close(measured, running, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_without_a_process_group_sync_is_batch(dtype):
+    case = Case((2, 8, 5, 5), residual=True, dtype=dtype)
+    results = [case.run(normalize_and_measure, statistics=statistics, relu=True) for statistics in ('batch', 'sync')]
+    assert all(map(torch.equal, *results))
+
+
+def test_the_batchs_variance_is_measured_unbiased():
+    case = Case((2, 8, 5, 5))
+    expected = torch.var_mean(case.x, (0, 2, 3))
+    for function in (normalize_and_measure, batch_channel_norm_steps):
+        _, mean, var, *_ = case.run(function, statistics='batch')
+        torch.testing.assert_close((var, mean), tuple(t.double() for t in expected))
 
 
 def test_unknown_statistics():
-    with pytest.raises(ValueError, match="statistics='live' is unknown: choose one of estimated, batch, frozen"):
-        normalize_and_measure(
-            torch.ones(2, 4), torch.ones(4), torch.ones(4), *[None] * 4, num_groups=2, rate=0.1, statistics='live'
-        )
+    running, options = ChannelStatistics(torch.ones(4), torch.ones(4)), Options(2, 'live', False, EPS)
+    with pytest.raises(ValueError, match="statistics='live': one of estimated, batch, sync, frozen is expected"):
+        normalize_and_measure(torch.ones(2, 4), None, running, NO_AFFINES, 0.1, options)
 
 
 @pytest.mark.parametrize(
     ('name', 'tensor', 'message'),
     [
-        ('running_mean', torch.zeros(4), r'running_mean of shape \(4,\) does not fit .* \(2, 8, 5, 5\): \(8,\) is'),
-        ('running_var', torch.ones(8, 1), r'running_var of shape \(8, 1\) does not fit'),
-        ('weight', torch.ones(1), r'weight of shape \(1,\) does not fit .*: \(8,\) is expected'),
-        ('bias', torch.zeros(16), r'bias of shape \(16,\) does not fit .*: \(8,\) is expected'),
-        ('group_weight', torch.ones(64), r'group_weight of shape \(64,\) does not fit .*: \(4,\) or \(8,\) is'),
-        ('group_bias', torch.zeros(2), r'group_bias of shape \(2,\) does not fit'),
-        ('residual', torch.ones(2, 8, 1, 1), r'residual of shape .* does not fit .*: \(2, 8, 5, 5\) is expected'),
-        ('weight', torch.ones(8, device='meta'), 'weight is on meta, the input on cpu'),
-        ('residual', torch.ones(2, 8, 5, 5, device='meta'), 'residual is on meta, the input on cpu'),
+        (
+            'running_mean',
+            torch.zeros(4),
+            r'running_mean\.shape=\(4,\): \(8,\) is expected for x\.shape=\(2, 8, 5, 5\)$',
+        ),
+        ('running_var', torch.ones(8, 1), r'running_var\.shape=\(8, 1\): \(8,\) is expected for'),
+        ('weight', torch.ones(1), r'weight\.shape=\(1,\): \(8,\) is expected for'),
+        ('bias', torch.zeros(16), r'bias\.shape=\(16,\): \(8,\) is expected for'),
+        ('group_weight', torch.ones(64), r'group_weight\.shape=\(64,\): \(4,\) or \(8,\) is expected for'),
+        ('group_bias', torch.zeros(2), r'group_bias\.shape=\(2,\): \(4,\) or \(8,\) is expected for'),
+        ('residual', torch.ones(2, 8, 1, 1), r'residual\.shape=\(2, 8, 1, 1\): \(2, 8, 5, 5\) is expected for'),
+        ('weight', torch.ones(8, device='meta'), r'weight\.device=meta: cpu, the device of x, is expected'),
+        (
+            'residual',
+            torch.ones(2, 8, 5, 5, device='meta'),
+            r'residual\.device=meta: cpu, the device of x, is expected',
+        ),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(name, tensor, message):
     arguments = {'running_mean': torch.zeros(8), 'running_var': torch.ones(8)}
     arguments |= dict.fromkeys(('weight', 'bias', 'group_weight', 'group_bias', 'residual'))
     with pytest.raises(ValueError, match=message):
-        normalize_and_measure(torch.ones(2, 8, 5, 5), **{**arguments, name: tensor}, num_groups=4, rate=0.1)
+        batch_channel_norm(torch.ones(2, 8, 5, 5), **{**arguments, name: tensor}, num_groups=4, rate=0.1, training=True)
 
 
 def test_second_derivatives_by_the_residual_alone():
     case = Case((2, 8, 3, 3), residual=True)
     case.residual.requires_grad_()
-    out, _, _ = normalize_and_measure(
-        case.x, case.running_mean, case.running_var, *case.affines, num_groups=4, rate=0.1, relu=True,
-        residual=case.residual,
-    )  # fmt: skip
+    out, _ = normalize_and_measure(
+        case.x, case.residual, case.running, Affines(*case.affines), 0.1, case.options(relu=True)
+    )
     (gradient,) = torch.autograd.grad(out.square().sum(), case.residual, create_graph=True)
     torch.testing.assert_close(gradient, 2 * out)
     (second,) = torch.autograd.grad(gradient.sum(), case.residual)
     torch.testing.assert_close(second, 2.0 * (out > 0))
-
-
-@pytest.mark.parametrize('compiler', ['no-such-compiler', 'no-such-compiler "-O2'])
-def test_without_a_compiler_torchs_operators_take_over(monkeypatch, tmp_path, caplog, compiler):
-    monkeypatch.setenv('WSBCN_MM_CACHE', str(tmp_path / 'cache'))
-    monkeypatch.setenv('CC', compiler)
-    source = tmp_path / 'kernel.c'
-    source.write_text('int answer(void) { return 42; }\n')
-    with caplog.at_level(logging.WARNING):
-        assert load_library(source) is None
-        assert load_library(source) is None
-    assert len(caplog.records) == 1
-    assert 'kernel.c was not compiled' in caplog.text
-    assert ('No closing quotation' if '"' in compiler else 'no-such-compiler') in caplog.text
-
-
-def test_a_user_without_a_home_does_without_the_library_or_names_a_folder(monkeypatch, tmp_path, caplog):
-    def no_home():
-        raise RuntimeError('Could not determine home directory.')
-
-    monkeypatch.setattr(Path, 'home', no_home)
-    monkeypatch.delenv('WSBCN_MM_CACHE', raising=False)
-    source = tmp_path / 'kernel.c'
-    source.write_text('int answer(void) { return 42; }\n')
-    with caplog.at_level(logging.WARNING):
-        assert load_library(source) is None
-    assert 'kernel.c was not compiled' in caplog.text
-    if C_COMPILER:
-        source = source.rename(tmp_path / 'other.c')
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv('WSBCN_MM_CACHE', '.')
-        assert load_library(source).answer() == 42
-
-
-@pytest.mark.skipif(not C_COMPILER, reason='no C compiler')
-def test_a_library_is_compiled_once(monkeypatch, tmp_path, caplog):
-    monkeypatch.setenv('WSBCN_MM_CACHE', str(tmp_path / 'cache'))
-    source = tmp_path / 'kernel.c'
-    source.write_text('int answer(void) { return 42; }\n')
-    assert load_library(source).answer() == 42
-    (library,) = (tmp_path / 'cache').iterdir()
-    made = library.stat().st_mtime_ns
-    load_library.cache_clear()
-    assert load_library(source).answer() == 42
-    assert library.stat().st_mtime_ns == made
-    broken = tmp_path / 'broken.c'
-    broken.write_text('int answer(void) { return }\n')
-    with caplog.at_level(logging.WARNING):
-        assert load_library(broken) is None
-    assert 'error' in caplog.text
-    monkeypatch.setenv('WSBCN_MM_COMPILE', '0')
-    other = Path(tmp_path / 'other.c')
-    other.write_text(source.read_text())
-    assert load_library(other) is None

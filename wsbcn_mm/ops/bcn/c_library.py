@@ -1,7 +1,7 @@
 """Compile a C file of this package on first use, once per machine and source, and load it.
 
-The compiler is `CC` or `cc`; without one, or with WSBCN_MM_COMPILE=0, callers fall back on torch's own operators. The
-libraries lie in WSBCN_MM_CACHE, by default ~/.cache/wsbcn_mm.
+The compiler is `CC` or `cc`. Without a compiler, or with WSBCN_MM_COMPILE=0, callers fall back to torch's own
+operators. Compiled libraries are cached in WSBCN_MM_CACHE, by default ~/.cache/wsbcn_mm.
 """
 
 import ctypes
@@ -17,31 +17,31 @@ from pathlib import Path
 
 FLAGS = ('-O3', '-march=native', '-fopenmp', '-fno-math-errno', '-fno-trapping-math', '-fPIC', '-shared')
 
-# RuntimeError: the user has no home; ValueError: CC has an open quotation mark, or talks in an unknown encoding.
+# RuntimeError: the user has no home. ValueError: CC has an unclosed quotation mark or unreadable output.
 FAILURES = (OSError, RuntimeError, ValueError, subprocess.SubprocessError)
 
 
 @functools.cache
 def load_library(source: Path) -> ctypes.CDLL | None:
-    """The shared library of `source`, or None where it is switched off or, which is logged, cannot be made."""
+    """The shared library of `source`, or None if it is switched off or cannot be compiled, which is logged."""
     if os.environ.get('WSBCN_MM_COMPILE', '1') == '0':
         return None
     try:
         return ctypes.CDLL(str(build_library(source)))
     except FAILURES as error:
         logging.getLogger(__name__).warning(
-            '%s was not compiled, which leaves BCN on CPU to slower operators of torch: %s',
-            source.name,
+            '%s was not compiled; BCN on CPU uses slower operators of torch: %s',
+            source,
             getattr(error, 'stderr', None) or error,
         )
         return None
 
 
 def build_library(source: Path) -> Path:
-    """The file of the shared library of `source`, compiled if it is not there yet.
+    """The file of the shared library of `source`, compiled if it does not exist yet.
 
     Raises:
-        One of `FAILURES`: If there is no compiler, or the compiler or the folder refuses.
+        One of `FAILURES`: If there is no compiler, compilation fails, or the folder cannot be written.
     """
     compiler = shlex.split(os.environ.get('CC', 'cc'))
     library = _cache_folder() / f'{source.stem}-{_fingerprint(source, compiler)}.so'
@@ -57,7 +57,7 @@ def _cache_folder() -> Path:
 
 
 def _fingerprint(source: Path, compiler: list[str]) -> str:
-    """Of everything the machine code depends on; a home may be shared by machines with other processors."""
+    """A hash of all that the machine code depends on. Machines with different processors may share a home."""
     version = subprocess.run([*compiler, '--version'], check=True, capture_output=True, text=True).stdout
     cpu_info = Path('/proc/cpuinfo')
     lines = cpu_info.read_text().splitlines() if cpu_info.exists() else [platform.processor()]
@@ -67,7 +67,7 @@ def _fingerprint(source: Path, compiler: list[str]) -> str:
 
 
 def _compile(source: Path, library: Path, compiler: list[str]) -> None:
-    # Ranks may do this at the same time: each renames a whole file into place.
+    # Ranks may compile at the same time: each renames a complete file into place.
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made = Path(folder) / library.name
         subprocess.run(

@@ -1,7 +1,7 @@
-"""BCN's passes over data on CPU in C (`bcn_c.c`): every pass over memory does all there is to do.
+"""BCN's passes over data on CPU in C (`c.c`): one pass over memory does all the work.
 
-Torch's own operators cannot fuse the reduction with ReLU's mask or two affine maps with each other; `bcn_aten` does
-with them what can be done and takes over for float64 and where there is no C compiler.
+Torch's own operators cannot fuse a reduction with ReLU's mask, nor two affine maps. `aten` uses those operators; it
+takes over for float64 and on machines without a C compiler.
 """
 
 import ctypes
@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bcn_algebra import Affines, Half, Moments, Options
+from ..memory_format import in_layout_of
+from .algebra import Affines, ChannelStatistics, Moments, Options
 from .c_library import load_library
-from .memory_format import in_layout_of
 
 STATISTICS = {'estimated': 0, 'batch': 1, 'frozen': 2}
-# Waking another thread takes longer than this many values.
+# Fewer values per thread than this do not repay the time to wake it.
 _VALUES_PER_THREAD = 2**16
-# Channels that a thread takes at once in channels last: two cache lines.
+# Channels of one task in channels last: two cache lines.
 _SPAN = 32
 
 
@@ -40,19 +40,19 @@ class _Affines(ctypes.Structure):
 
 
 def takes(x: Tensor) -> bool:
-    """Whether x, dense in its memory format, has at most 32 bits, and the library is there."""
+    """Whether x has at most 32 bits per value and the C library is available; x is dense in its memory format."""
     return x.dtype != torch.float64 and _library() is not None
 
 
 def forward(
     x: Tensor,
     residual: Tensor | None,
-    running: Half,
+    running: ChannelStatistics,
     affines: Affines,
     rate: Tensor,
     options: Options,
-) -> tuple[Tensor, Half, Half, Moments]:
-    """As `bcn_aten.forward`."""
+) -> tuple[Tensor, ChannelStatistics, ChannelStatistics, Moments]:
+    """As `aten.forward`."""
     values = x.float()
     samples, channels = x.shape[:2]
     out = torch.empty_like(values)
@@ -69,19 +69,19 @@ def forward(
         float(rate),
         *_pointers(out, *per_channel, *per_row, scratch),
     )
-    return out.to(x.dtype), Half(*per_channel[2:]), Half(*per_channel[:2]), Moments(*per_row)
+    return out.to(x.dtype), ChannelStatistics(*per_channel[2:]), ChannelStatistics(*per_channel[:2]), Moments(*per_row)
 
 
 def backward(
     dy: Tensor,
     x: Tensor,
     out: Tensor | None,
-    half: Half,
+    half: ChannelStatistics,
     moments: Moments,
     affines: Affines,
     options: Options,
 ) -> tuple[Tensor, Tensor, Affines]:
-    """As `bcn_aten.backward`."""
+    """As `aten.backward`."""
     values, dy = x.float(), dy.float()
     samples, channels = x.shape[:2]
     dx = torch.empty_like(values)
@@ -134,7 +134,7 @@ def _problem(x: Tensor, options: Options) -> _Problem:
 
 
 def _affines(affines: Affines) -> tuple[list[Tensor | None], _Affines]:
-    """The affines as C wants them, and the tensors that own the memory."""
+    """The tensors that own the memory of the affines, and the affines as a C structure."""
     kept = [None if t is None else t.float().contiguous() for t in affines]
     sizes = (0 if t is None else t.numel() for t in kept[2:])
     return kept, _Affines(*(None if t is None else t.data_ptr() for t in kept), *sizes)

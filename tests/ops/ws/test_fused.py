@@ -5,9 +5,9 @@ import torch
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
-from wsbcn_mm.ops import VARIANTS, fused_weight_standardization, weight_standardize
-from wsbcn_mm.ops.fused_weight_standardization import connect, is_supported, standardize
-from wsbcn_mm.ops.weight_standardization import get_variant, weight_standardize_reference
+from wsbcn_mm.ops import VARIANTS, weight_standardize
+from wsbcn_mm.ops.ws.fused import connect, is_supported, runs_on_triton, standardize
+from wsbcn_mm.ops.ws.weight_standardization import divisor_of, fan_in, get_variant, weight_standardize_reference
 
 CASES = [
     ((5, 3), {}),
@@ -100,7 +100,7 @@ def test_forward_mode(shape, kind):
 @pytest.mark.parametrize('fused', [True, False])
 def test_the_result_is_rounded_once_and_the_gradient_has_the_weights_dtype(raw, dtype, fused, monkeypatch):
     if not fused:
-        monkeypatch.setattr('wsbcn_mm.ops.weight_standardization.is_supported', lambda weight: False)
+        monkeypatch.setattr('wsbcn_mm.ops.ws.weight_standardization.is_supported', lambda weight: False)
     weight, grad = random(4, 3, 3, 3, dtype=raw), random(4, 3, 3, 3, dtype=dtype or raw, seed=1)
     out, pulled = gradient(lambda w: weight_standardize(w, dtype=dtype), weight, grad)
     expected, expected_grad = gradient(reference, weight.double(), grad.double())
@@ -150,7 +150,7 @@ def test_saved_are_the_weight_the_result_and_two_numbers_per_filter():
 
 def test_connected_many_times_to_one_standardisation():
     weight, grads = random(4, 3, 3).requires_grad_(), [random(4, 3, 3, seed=seed) for seed in (1, 2)]
-    made = standardize(weight, get_variant('jhu'), torch.float64)
+    made = standardize(weight, divisor_of(get_variant('jhu'), fan_in(weight)), torch.float64)
     first, second = connect(weight, made), connect(weight, made)
     assert first is not second
     (first * grads[0] + second * grads[1]).sum().backward()
@@ -185,7 +185,7 @@ def test_tools_that_look_inside_get_the_reference(run, monkeypatch):
     expected = (
         torch.stack([reference(w) for w in weight]) if run.__name__ == 'weight_standardize' else reference(weight)
     )
-    monkeypatch.setattr('wsbcn_mm.ops.weight_standardization.standardize', refuse)
+    monkeypatch.setattr('wsbcn_mm.ops.ws.weight_standardization.standardize', refuse)
     torch.testing.assert_close(run(weight), expected)
 
 
@@ -246,7 +246,7 @@ def test_a_result_is_not_changed_in_place():
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_on_a_gpu(variant, dtype):
     weight, grad = random(64, 33, 3, 3, dtype=dtype).cuda(), random(64, 33, 3, 3, dtype=dtype, seed=1).cuda()
-    assert fused_weight_standardization.runs_on_triton(weight) == (dtype != torch.float64)
+    assert runs_on_triton(weight) == (dtype != torch.float64)
     out, pulled = gradient(lambda w: weight_standardize(w, variant=variant), weight, grad)
     expected, expected_grad = gradient(lambda w: reference(w, variant), weight.double(), grad.double())
     step = torch.finfo(dtype).eps

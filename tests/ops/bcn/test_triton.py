@@ -20,10 +20,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from wsbcn_mm.ops import bcn_triton
-from wsbcn_mm.ops import bcn_triton_algebra as algebra
-from wsbcn_mm.ops import bcn_triton_passes as passes
-from wsbcn_mm.ops.bcn_algebra import Affines, Half, Options
+from wsbcn_mm.ops.bcn import triton as kernels
+from wsbcn_mm.ops.bcn import triton_algebra as algebra
+from wsbcn_mm.ops.bcn import triton_passes as passes
+from wsbcn_mm.ops.bcn.algebra import Affines, ChannelStatistics, Moments, Options
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 EPS = 1e-5
@@ -55,8 +55,16 @@ class Layer(NamedTuple):
     relu: bool = True
 
     @property
-    def parameters(self) -> tuple[Tensor | None, ...]:
-        return self[2:6]
+    def running(self) -> ChannelStatistics:
+        return ChannelStatistics(*self[:2])
+
+    @property
+    def affines(self) -> Affines:
+        return Affines(*self[2:6])
+
+    @property
+    def options(self) -> Options:
+        return Options(self.num_groups, self.statistics, self.relu, EPS)
 
 
 def make_layer(channels: int, num_groups: int, device: str, *, affine: str = 'group', **choices) -> Layer:
@@ -93,21 +101,17 @@ def computed(
 ) -> Result:
     """What the kernels make of it."""
     positions = x[0, 0].numel()
-    folded = algebra.forward_algebra(
-        *passes.channel_moments(x, parts), layer.running_mean, layer.running_var, *layer.parameters,
-        layer.num_groups, rate, EPS, layer.statistics, positions,
-    )  # fmt: skip
-    map_ = folded.mean, folded.scale, folded.shift, residual
+    moments = Moments(*passes.channel_moments(x, parts))
+    folded = algebra.forward_algebra(moments, layer.running, layer.affines, rate, layer.options, positions)
+    map_ = folded.moments.mean, folded.scale, folded.shift, residual
     y = passes.affine(x, *map_, layer.relu)
     kept = y if keep_output else None
     sums = passes.gradient_sums(dy, x, *map_, layer.relu, kept, parts)
-    grads = algebra.backward_algebra(
-        *sums, folded, *layer.parameters, layer.num_groups, EPS, layer.statistics, positions
-    )
-    dx, dresidual = passes.gradient_map(dy, x, *map_, layer.relu, *grads[:3], kept)
+    *coefficients, daffines = algebra.backward_algebra(*sums, folded, layer.affines, layer.options, positions)
+    dx, dresidual = passes.gradient_map(dy, x, *map_, layer.relu, *coefficients, kept)
     assert (dresidual is None) == (residual is None and kept is None)
-    found = (dx, *grads[3:], None if residual is None else dresidual)
-    return Result(y, folded[4:], [g for g in found if g is not None])
+    found = (dx, *daffines, None if residual is None else dresidual)
+    return Result(y, (*folded.batch, *folded.half), [g for g in found if g is not None])
 
 
 def formulas(x: Tensor, layer: Layer, residual: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -147,7 +151,7 @@ def expected(x: Tensor, dy: Tensor, layer: Layer, residual: Tensor | None = None
     def leaf(t: Tensor | None) -> Tensor | None:
         return None if t is None else t.detach().double().requires_grad_()
 
-    x, residual, *parameters = map(leaf, (x, residual, *layer.parameters))
+    x, residual, *parameters = map(leaf, (x, residual, *layer.affines))
     buffers = layer.running_mean.double(), layer.running_var.double()
     y, statistics = formulas(x, Layer(*buffers, *parameters, *layer[6:]), residual)
     leaves = [t for t in (x, *parameters, residual) if t is not None]
@@ -219,14 +223,10 @@ def test_whole_operator(device: str, with_residual: bool, affine: str, statistic
     x, dy, residual = (make_input((2, 12, 5, 7), device) for _ in range(3))
     residual = residual if with_residual else None
     wanted = expected(x, dy, layer, residual)
-    options = Options(num_groups=4, statistics=statistics, relu=True, eps=EPS)
-    affines = Affines(*layer.parameters)
     rate = torch.tensor(RATE, device=device)
-    y, half, batch, moments = bcn_triton.forward(
-        x, residual, Half(layer.running_mean, layer.running_var), affines, rate, options
-    )
+    y, half, batch, moments = kernels.forward(x, residual, layer.running, layer.affines, rate, layer.options)
     out = y if with_residual else None
-    dx, dz, daffines = bcn_triton.backward(dy, x, out, half, moments, affines, options)
+    dx, dz, daffines = kernels.backward(dy, x, out, half, moments, layer.affines, layer.options)
     assert_close(y, wanted.y, 2e-5)
     if statistics != 'frozen':
         for found, exact in zip((*batch, *half), wanted.statistics, strict=True):
@@ -341,23 +341,21 @@ def test_constant_channels_keep_their_value(device: str, parts: int) -> None:
     """Exactly: any variance that rounding made would be divided by the root of eps, hundredfold."""
     x = torch.tensor([0.1, 1000.3, -7e-6]).view(1, 3, 1, 1).expand(2, 3, 11, 19).contiguous().to(device)
     layer = make_layer(3, 3, device, statistics='batch', relu=False)
-    folded = algebra.forward_algebra(
-        *passes.channel_moments(x, parts), None, None, *layer.parameters, 3, 0.0, EPS, 'batch', 11 * 19
-    )
-    assert torch.equal(folded.mean, x[:, :, 0, 0])
-    assert not folded.var.any()
-    y = passes.affine(x, folded.mean, folded.scale, folded.shift, None, False)
+    moments = Moments(*passes.channel_moments(x, parts))
+    folded = algebra.forward_algebra(moments, None, layer.affines, 0.0, layer.options, 11 * 19)
+    assert torch.equal(folded.moments.mean, x[:, :, 0, 0])
+    assert not folded.moments.var.any()
+    y = passes.affine(x, folded.moments.mean, folded.scale, folded.shift, None, False)
     assert torch.equal(y, layer.group_bias.view(1, 3, 1, 1).expand_as(y))
 
 
 def test_the_map_can_be_made_again_from_what_backward_keeps(device: str) -> None:
     torch.manual_seed(11)
     x, layer = make_input((3, 8, 40, 10), device), make_layer(8, 2, device)
-    first = algebra.forward_algebra(*passes.channel_moments(x, 3), *layer[:6], 2, RATE, EPS, 'estimated', 400)
-    mean, var = first.mean[None], first.var[None]
-    again = algebra.forward_algebra(
-        mean, var, first.half_mean, first.half_var, *layer.parameters, 2, RATE, EPS, 'frozen', 400
-    )
+    moments = Moments(*passes.channel_moments(x, 3))
+    first = algebra.forward_algebra(moments, layer.running, layer.affines, RATE, layer.options, 400)
+    whole, frozen = Moments(*(t[None] for t in first.moments)), layer.options._replace(statistics='frozen')
+    again = algebra.forward_algebra(whole, first.half, layer.affines, RATE, frozen, 400)
     assert_close(again.scale, first.scale.double(), 1e-6)
     assert_close(again.shift, first.shift.double(), 1e-6)
 
@@ -470,13 +468,13 @@ def test_any_number_of_parts_is_rounded_to_parts_that_hold_something(positions: 
 
 
 def test_bad_inputs_are_refused() -> None:
-    with pytest.raises(TypeError, match=r'^input of dtype torch.float64: float32, bfloat16 or float16 is expected$'):
+    with pytest.raises(TypeError, match=r'^x\.dtype=torch\.float64: float32, bfloat16 or float16 is expected$'):
         passes.channel_moments(torch.zeros(1, 2, 3, dtype=torch.float64))
-    with pytest.raises(ValueError, match=r'^input of shape \(0, 2, 3\) is empty$'):
+    with pytest.raises(ValueError, match=r'^x\.shape=\(0, 2, 3\): at least one value is expected$'):
         passes.channel_moments(torch.zeros(0, 2, 3))
     with pytest.raises(
         ValueError,
-        match=r'^input of shape \(2, 3, 4\) has strides \(1, 2, 6\): contiguous or channels last is expected$',
+        match=r'^x\.stride\(\)=\(1, 2, 6\): contiguous or channels last is expected for x\.shape=\(2, 3, 4\)$',
     ):
         passes.channel_moments(torch.zeros(4, 3, 2).permute(2, 1, 0))
 

@@ -1,14 +1,14 @@
-"""What lies between the passes of one-pass BCN, in Triton: O(N*C) numbers, one launch forward and one backward.
+"""The algebra between the passes of one-pass BCN, in Triton: O(N*C) numbers, one launch forward and one backward.
 
 With m and v the mean and variance of x over the positions of a row, e and d the mean and variance that the batch half
-divides by, and group averages written < >:
+normalises with, and group averages written < >:
 
     batch half     x' = a (x - e) + bias,  a = k weight,  k = 1 / sqrt(d + eps)
     channel half   u = a (m - e) + bias,  mu = <u>,  r = 1 / sqrt(<a^2 v + (u - mu)^2> + eps)
     together       y = scale (x - m) + shift,  scale = gamma r a,  shift = gamma z + beta,  z = r (u - mu)
 
-A program has one group of channels over all samples, so sums over samples need no atomics. Tensors in a kernel are
-tiles of BLOCK_N samples by BLOCK_K channels of the group; rows beyond the group or the batch are kept at 0.
+A program handles one group of channels over all samples, so sums over samples need no atomics. Tensors in a kernel are
+tiles of BLOCK_N samples by BLOCK_K channels of the group; rows beyond the group or the batch are 0.
 """
 
 # Kernels are typed by their compiler.
@@ -21,51 +21,34 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .bcn_triton_passes import part_length
+from .algebra import Affines, ChannelStatistics, Gradients, Moments, Options
+from .triton_passes import part_length
 
-# Numbers that a program holds of every tensor: 8 per thread, what registers can take of the backward's fifteen tensors.
+# Numbers of each tensor that a program holds: 8 per thread, so that the backward's fifteen tensors fit in registers.
 TILE = 1024
 
-# One compiled kernel serves every shape of the same tiles.
+# One compiled kernel serves every shape with the same tiles.
 _SIZES = ['samples', 'channels', 'positions', 'parts', 'length', 'per_group']
 
 
 class Folded(NamedTuple):
-    """Both halves of BCN as one affine map, and what led to it; no two fields share memory, all are float32."""
+    """Both halves of BCN as one affine map, with the statistics behind it. All float32; no two share memory."""
 
-    mean: Tensor
-    """(N, C), of x over positions: the centre of the map."""
-    var: Tensor
-    """(N, C), biased."""
+    moments: Moments
+    """Of x; the mean is the centre of the map."""
     scale: Tensor
     """(N, C)"""
     shift: Tensor
     """(N, C)"""
-    batch_mean: Tensor
-    """(C,), of x over samples and positions."""
-    batch_var: Tensor
-    """(C,), biased second moment around the running mean; around the batch mean with 'batch' statistics."""
-    half_mean: Tensor
-    """(C,), what the batch half subtracts."""
-    half_var: Tensor
-    """(C,), what the batch half divides by, before eps."""
-
-
-class Gradients(NamedTuple):
-    """Coefficients of dx = p dz + q (x - mean) + s, each (N, C), and the gradients of the parameters, None for None."""
-
-    p: Tensor
-    q: Tensor
-    s: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
-    group_weight: Tensor | None
-    group_bias: Tensor | None
+    batch: ChannelStatistics
+    """Mean of x, and its biased second moment around the running mean, or around its own with 'batch' statistics."""
+    half: ChannelStatistics
+    """What the batch half normalises with."""
 
 
 @triton.jit
 def _per_channel(ptr, group, channel, live, default, PER_GROUP: tl.constexpr):
-    """Values of a parameter, which may be None, for the channels of a group: (K,)."""
+    """Values of a parameter, or of `default` if it is None, for the channels of a group: (K,)."""
     if ptr is None:
         values = tl.where(live, default, 0.0)
     else:
@@ -78,7 +61,7 @@ def _per_channel(ptr, group, channel, live, default, PER_GROUP: tl.constexpr):
 def _merge_moments(mean_ptr, var_ptr, index, live, rows, positions, parts, length, BLOCK_P: tl.constexpr):
     """Mean and variance of whole rows from those of their parts: (BLOCK_N, BLOCK_K).
 
-    Means are merged around the first part's, so that constant rows keep their value and have no variance.
+    Means are merged around the mean of the first part, so that constant rows keep their value and have no variance.
     """
     mean = tl.load(mean_ptr + index, live, other=0.0)
     if BLOCK_P == 1:
@@ -162,7 +145,7 @@ def _forward_kernel(
     in_group = k_lane < per_group
     rows = samples * channels
 
-    # Mean and variance of every channel over the batch: tiles of samples merged one after the other (Chan et al.).
+    # Mean and variance of every channel over the batch: merge tiles of samples one after the other (Chan et al.).
     batch_mean = tl.zeros([BLOCK_K], tl.float32)
     batch_squares = tl.zeros([BLOCK_K], tl.float32)
     for start in range(0, samples, BLOCK_N):
@@ -218,10 +201,10 @@ def _group_gradients(
     dz_sum_ptr, centred_sum_ptr, mean_ptr, var_ptr, n, channel, in_group,
     a, e, bias, gamma, samples, channels, positions, parts, per_group, eps, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """One tile of samples, back through the channel half to x'.
+    """Backward of one tile of samples through the channel half to x'.
 
     Returns:
-        Sums over positions of dz, dz z, dx' and dx' (x - e), and q and s as they are if e and d carry no gradient.
+        Sums over positions of dz, dz z, dx' and dx' (x - e); and q and s for e and d without gradient.
     """
     live = (n < samples)[:, None] & in_group[None, :]
     index = n[:, None] * channels + channel[None, :]
@@ -339,97 +322,84 @@ def _backward_kernel(
 
 
 def forward_algebra(
-    mean: Tensor,
-    var: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    group_weight: Tensor | None,
-    group_bias: Tensor | None,
-    num_groups: int,
+    moments: Moments,
+    running: ChannelStatistics | None,
+    affines: Affines,
     rate: float | Tensor,
-    eps: float,
-    statistics: str,
+    options: Options,
     positions: int,
 ) -> Folded:
     """From the moments of x to the affine map that is both halves of BCN.
 
-    'frozen' with the half_mean and half_var of an earlier call gives its scale and shift again.
+    With 'frozen' statistics and the `half` of an earlier call as `running`, recomputes the map of that call.
 
     Args:
-        mean, var: (P, N, C), from `channel_moments`.
-        running_mean, running_var: (C,), read only; None is accepted with 'batch' statistics.
-        weight, bias: (C,) or None.
-        group_weight, group_bias: (G,), (C,) or None.
-        num_groups: G.
-        rate: Weight of this batch in the estimates, a float or a 0-d tensor; used by 'estimated' alone.
-        eps: Added to both variances.
-        statistics: What the batch half divides by. 'estimated': the estimates, moved by `rate` towards this batch.
-            'batch': mean and variance of this batch. 'frozen': the estimates as they are.
+        moments: (P, N, C) each, from `channel_moments`.
+        running: The running statistics, not changed; None is accepted with 'batch' statistics.
+        affines: The parameters.
+        rate: Weight of this batch in the running statistics, a float or a 0-d tensor; only 'estimated' uses it.
+        options: What the call chooses.
         positions: L, of x.
     """
+    mean, var = moments
     parts, samples, channels = mean.shape
     if isinstance(rate, Tensor) and not rate.is_cuda and mean.is_cuda:
         rate = float(rate)
-    rows = [torch.empty_like(mean[0]) for _ in range(4)]
-    per_channel = [mean.new_empty(channels) for _ in range(4)]
+    row_mean, row_var, scale, shift = rows = [torch.empty_like(mean[0]) for _ in range(4)]
+    batch_mean, batch_var, half_mean, half_var = per_channel = [mean.new_empty(channels) for _ in range(4)]
     with torch.cuda.device_of(mean):
-        _forward_kernel[num_groups,](
-            mean, var, running_mean, running_var, weight, bias, group_weight, group_bias, rate, *rows, *per_channel,
-            samples, channels, positions, parts, part_length(positions, parts), channels // num_groups, eps,
-            STATISTICS=statistics, RATE_IN_MEMORY=isinstance(rate, Tensor),
-            **_options(group_weight, group_bias, num_groups, mean),
+        _forward_kernel[options.num_groups,](
+            mean, var, *(running or (None, None)), *affines, rate, *rows, *per_channel,
+            samples, channels, positions, parts, part_length(positions, parts), channels // options.num_groups,
+            options.eps, STATISTICS=options.statistics, RATE_IN_MEMORY=isinstance(rate, Tensor),
+            **_constants(affines, options.num_groups, mean),
         )  # fmt: skip
-    return Folded(*rows, *per_channel)
+    return Folded(
+        Moments(row_mean, row_var),
+        scale,
+        shift,
+        ChannelStatistics(batch_mean, batch_var),
+        ChannelStatistics(half_mean, half_var),
+    )
 
 
 def backward_algebra(
-    dz_sum: Tensor,
-    centred_sum: Tensor,
-    folded: Folded,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    group_weight: Tensor | None,
-    group_bias: Tensor | None,
-    num_groups: int,
-    eps: float,
-    statistics: str,
-    positions: int,
+    dz_sum: Tensor, centred_sum: Tensor, folded: Folded, affines: Affines, options: Options, positions: int
 ) -> Gradients:
     """From the sums over positions to the coefficients of the gradient map and the gradients of the parameters.
 
     Args:
         dz_sum, centred_sum: (P, N, C), from `gradient_sums`.
-        folded: From `forward_algebra`; its batch_mean, batch_var and shift are not used.
-        weight, bias, group_weight, group_bias, num_groups, eps, statistics, positions: As in `forward_algebra`.
+        folded: From `forward_algebra`; its `batch` and `shift` are not used.
+        affines, options, positions: As in `forward_algebra`.
+
+    Returns:
+        Coefficients of dx = p dz + q (x - m) + s, and gradients with the shape of their affine, None for None.
     """
     parts, samples, channels = dz_sum.shape
-    q, s = (torch.empty_like(folded.mean) for _ in range(2))
-    parameters = weight, bias, group_weight, group_bias
-    grads = [None if parameter is None else torch.empty_like(parameter) for parameter in parameters]
+    q, s = (torch.empty_like(folded.scale) for _ in range(2))
+    grads = Affines(*(None if affine is None else torch.empty_like(affine) for affine in affines))
     with torch.cuda.device_of(dz_sum):
-        _backward_kernel[num_groups,](
-            dz_sum, centred_sum, folded.mean, folded.var, folded.half_mean, folded.half_var, *parameters[:3],
-            q, s, *grads, samples, channels, positions, parts, channels // num_groups, eps,
-            LIVE_HALF=statistics == 'batch', **_options(group_weight, group_bias, num_groups, dz_sum),
+        _backward_kernel[options.num_groups,](
+            dz_sum, centred_sum, *folded.moments, *folded.half, *affines[:3],
+            q, s, *grads, samples, channels, positions, parts, channels // options.num_groups, options.eps,
+            LIVE_HALF=options.statistics == 'batch', **_constants(affines, options.num_groups, dz_sum),
         )  # fmt: skip
-    return Gradients(folded.scale, q, s, *grads)
+    return Gradients(folded.scale, q, s, grads)
 
 
-def _options(
-    group_weight: Tensor | None, group_bias: Tensor | None, num_groups: int, partial: Tensor
-) -> dict[str, int | bool]:
+def _constants(affines: Affines, num_groups: int, partial: Tensor) -> dict[str, int | bool]:
     """Tiles of the kernels, and which parameters have one value per group."""
+    group_weight, group_bias = affines[2:]
     parts, samples, channels = partial.shape
     block_channels = triton.next_power_of_2(channels // num_groups)
     block_samples = min(triton.next_power_of_2(samples), max(1, TILE // block_channels))
     return dict(
         GROUP_WEIGHT_PER_GROUP=group_weight is not None and group_weight.numel() == num_groups,
         GROUP_BIAS_PER_GROUP=group_bias is not None and group_bias.numel() == num_groups,
-        # Only one or as many as fit, so that few kernels are compiled.
+        # Either 1 or as many as fit, so that few kernels are compiled.
         BLOCK_P=1 if parts == 1 else max(2, TILE // (block_samples * block_channels)),
         BLOCK_N=block_samples,
         BLOCK_K=block_channels,
-        num_warps=min(max(block_channels // 256, 4), 16),  # a group of more than TILE channels is one tile all the same
+        num_warps=min(max(block_channels // 256, 4), 16),  # a group of more than TILE channels is still one tile
     )

@@ -5,18 +5,17 @@
     gradient sums    sum of dz and of dz (x - centre), where dz = dy if y > 0, else 0
     gradient map     dx = p dz + q (x - centre) + s, and dz for the residual
 
-A row is one (sample, channel). All arithmetic is in float32. What happens to the rows' numbers in between is in
-`bcn_triton_algebra`. Nothing imports this module on a machine without triton: the dispatcher asks for it at
-the first CUDA tensor.
+A row is one (sample, channel). All arithmetic is in float32. `triton_algebra` has what happens to the rows' numbers in
+between. `operator` imports these modules at the first CUDA tensor, so a machine without triton never does.
 
 Both memory layouts go through the same code, as (samples, rows, positions):
 
-    contiguous       (1, N*C, L), a row's positions side by side
-    channels last    (N, C, L), a position's rows side by side
+    contiguous       (1, N*C, L), the positions of a row are adjacent
+    channels last    (N, C, L), the rows of a position are adjacent
 
-A program works on tiles of BLOCK_R rows by BLOCK_L positions. If there are too few rows to fill the device, the
-reductions split the positions into parts of equal length, the last one shorter, and leave an axis of parts to the
-algebra, which merges them in a fixed order: results do not vary from run to run.
+A program works on tiles of BLOCK_R rows by BLOCK_L positions. If the rows are too few to fill the device, the
+reductions split the positions into parts of equal length, the last one shorter, and return an axis of parts. The
+algebra merges the parts in a fixed order, so results do not vary from run to run.
 """
 
 # Kernels are typed by their compiler.
@@ -30,18 +29,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .memory_format import CHANNELS_LAST
+from ..memory_format import CHANNELS_LAST
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # Elements of a tile: 16 per thread of 4 warps, so four 16-byte loads of float32 in flight.
 TILE = 2048
 NUM_WARPS = 4
-# Longest side of a tile along contiguous memory: 512 bytes at least, and long tiles of odd maps would run half empty.
+# Longest side of a tile along contiguous memory: at least 512 bytes; longer tiles would be half empty for odd maps.
 LONGEST_ROW, MOST_CHANNELS = 256, 64
-# Programs per multiprocessor that hide the latency of memory.
+# Programs per multiprocessor that hide the memory latency.
 PROGRAMS_PER_SM = 8
-# Parts start at multiples of this, so that their loads are as aligned as the rows.
+# Parts start at multiples of this, so that their loads are aligned like the rows.
 PART_UNIT = 64
 
 
@@ -88,9 +87,7 @@ def memory_format(x: Tensor) -> torch.memory_format:
     channels_last = CHANNELS_LAST.get(x.ndim)
     if channels_last is not None and x.is_contiguous(memory_format=channels_last):
         return channels_last
-    raise ValueError(
-        f'input of shape {tuple(x.shape)} has strides {x.stride()}: contiguous or channels last is expected'
-    )
+    raise ValueError(f'x.stride()={x.stride()}: contiguous or channels last is expected for x.shape={tuple(x.shape)}')
 
 
 def view_of(x: Tensor) -> View:
@@ -101,9 +98,9 @@ def view_of(x: Tensor) -> View:
         ValueError: If x is empty, or dense in neither memory format.
     """
     if x.dtype not in DTYPES:
-        raise TypeError(f'input of dtype {x.dtype}: float32, bfloat16 or float16 is expected')
+        raise TypeError(f'x.dtype={x.dtype}: float32, bfloat16 or float16 is expected')
     if x.numel() == 0:
-        raise ValueError(f'input of shape {tuple(x.shape)} is empty')
+        raise ValueError(f'x.shape={tuple(x.shape)}: at least one value is expected')
     samples, channels = x.shape[:2]
     positions = x.numel() // (samples * channels)
     if memory_format(x) is torch.contiguous_format:
@@ -117,26 +114,26 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 def part_length(positions: int, parts: int) -> int:
-    """Length of every part but the last, for the number of parts that `split` gave."""
+    """Length of every part but the last, for the number of parts from `split`."""
     return triton.cdiv(triton.cdiv(positions, parts), PART_UNIT) * PART_UNIT
 
 
 def split(view: View, multiprocessors: int) -> int:
-    """Number of parts, so that the programs of a reduction fill the device, yet each has a tile of work."""
+    """Number of parts with which a reduction fills the device while each program has at least a tile of work."""
     wanted = triton.cdiv(multiprocessors * PROGRAMS_PER_SM, view.row_blocks())
     return whole_parts(view.positions, min(wanted, triton.cdiv(view.positions, view.blocks()[1])))
 
 
 def whole_parts(positions: int, parts: int) -> int:
-    """Parts that hold a position at all, once their length is rounded up."""
+    """Number of parts that contain a position, after their length is rounded up."""
     return triton.cdiv(positions, part_length(positions, parts))
 
 
 @triton.jit
 def _place(rows, splits, BLOCK_R: tl.constexpr, CHANNELS_LAST: tl.constexpr, REVERSED: tl.constexpr):
-    """Row block, split of the positions and sample of this program; neighbours in memory go to neighbours.
+    """Row block, part of the positions and sample of this program; adjacent programs get adjacent memory.
 
-    REVERSED: the maps start where the reductions ended, whose data may still be in the cache.
+    REVERSED: the maps start where the reductions ended, because that data may still be in the cache.
     """
     program = tl.program_id(0)
     if REVERSED:
@@ -162,7 +159,7 @@ def _row_offsets(row, sample, rows, positions, CHANNELS_LAST: tl.constexpr):
 def _inside(row, rows, position, stop, EVEN_ROWS: tl.constexpr):
     """Which elements of a tile exist, to be broadcast over it.
 
-    EVEN_ROWS: the tiles' rows all exist; not to ask saves a quarter of the instructions where loads are not vectors.
+    EVEN_ROWS: all rows of the tiles exist; skipping the test saves a quarter of the instructions of scalar loads.
     """
     inside = (position < stop)[None, :]
     if not EVEN_ROWS:
@@ -191,7 +188,7 @@ def _moments_kernel(
     stride = rows if CHANNELS_LAST else 1
     tile = x_ptr + _row_offsets(row, sample, rows, positions, CHANNELS_LAST)[:, None] + (lane * stride)[None, :]
 
-    # Welford's recurrence in every lane of the tile; no lane looks at another before the end.
+    # Welford's recurrence in every lane of the tile; lanes are independent until the end.
     start = part.to(tl.int64) * length
     stop = tl.minimum(start + length, positions)
     mean = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
@@ -205,7 +202,7 @@ def _moments_kernel(
         mean += off * (1.0 / seen)
         squares += off * (x - mean)
 
-    # Lanes merged around the first one, so that a constant row has its value as mean and no variance.
+    # Merge lanes around the first one, so that a constant row has its value as mean and no variance.
     size = stop - start
     count = ((size - lane + BLOCK_L - 1) // BLOCK_L * 1.0)[None, :]
     first = tl.sum(tl.where(lane[None, :] == 0, mean, 0.0), 1)
@@ -256,7 +253,7 @@ def _affine_kernel(
 
 @triton.jit
 def _through_relu(dy_ptr, centred, scale, shift, residual_ptr, y_ptr, offset, live, RELU: tl.constexpr):
-    """dz: dy where the output of the forward, read or made again, is positive."""
+    """dz: dy where the output of the forward, read or recomputed, is positive."""
     dz = tl.load(dy_ptr + offset, live, other=0.0).to(tl.float32)
     if RELU:
         if y_ptr is not None:
@@ -367,7 +364,7 @@ def channel_moments(x: Tensor, parts: int | None = None) -> tuple[Tensor, Tensor
 
     Args:
         x: (N, C, *) in float32, bfloat16 or float16, contiguous or channels last, not empty.
-        parts: How many parts to split the positions into, at most; by default what fills the device.
+        parts: Maximum number of parts of the positions; by default as many as fill the device.
 
     Returns:
         Mean and variance, each (P, N, C) in float32; `forward_algebra` merges the P parts.
@@ -391,11 +388,11 @@ def affine(x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor, residual: Te
     Args:
         x: As in `channel_moments`.
         centre, scale, shift: (N, C) in float32, contiguous.
-        residual: Of x's shape, or None; in another memory format it is copied first.
-        relu: Whether to cut negative values.
+        residual: Of the shape of x, or None; copied first if its memory format differs.
+        relu: Whether to set negative values to 0.
 
     Returns:
-        y of x's shape, dtype and memory format.
+        y with the shape, dtype and memory format of x.
     """
     view = view_of(x)
     y = torch.empty_like(x)
@@ -420,14 +417,14 @@ def gradient_sums(
     """Sums over positions of dz and of dz * (x - centre), where dz is the gradient before the ReLU.
 
     Args:
-        dy: Gradient of `affine`'s output; in another memory format than x's it is copied first.
-        x, centre, scale, shift, residual, relu: As they were in `affine`.
-        y: Its output, if that was kept. ReLU's mask is then read from it and `residual` is not; otherwise the mask is
-            made again.
+        dy: Gradient of the output of `affine`; copied first if its memory format is not that of x.
+        x, centre, scale, shift, residual, relu: As in the call of `affine`.
+        y: Its output, if that was kept: the source of ReLU's mask, in which case `residual` is not read. Without it the
+            mask is recomputed.
         parts: As in `channel_moments`.
 
     Returns:
-        The two sums, each (P, N, C) in float32; `backward_algebra` adds up the P parts.
+        The two sums, each (P, N, C) in float32; `backward_algebra` adds the P parts.
     """
     view = view_of(x)
     grid, parts = _reduction(view, x.device, parts)
@@ -460,8 +457,8 @@ def gradient_map(
         p, q, s: (N, C) in float32, contiguous.
 
     Returns:
-        dx in the dtype and memory format of x. dz, the gradient of the residual, in the residual's dtype (x's if only y
-        is given) and the format of x; None with neither residual nor y.
+        dx in the dtype and memory format of x. dz, the gradient of the residual, in the dtype of the residual (of x if
+        only y is given) and the memory format of x; None with neither residual nor y.
     """
     view = view_of(x)
     dx = torch.empty_like(x)

@@ -1,33 +1,37 @@
-"""BCN's passes over data on CPU, each made of ATen's fastest primitives for it; any layout, any precision.
+"""BCN's passes over data on CPU, built from the fastest ATen primitives; any layout, any precision.
 
-`torch.var_mean` takes tens of times what `native_group_norm` takes for the same moments, and batch norm's evaluation is
-the fastest map with one scale and one shift per row; hence the unusual choice of calls. Half precision is computed in
-float32. All inputs of the size of x are dense in the memory format of x, contiguous or channels last.
+The calls are unusual because they are fast. `native_group_norm` computes moments tens of times faster than
+`torch.var_mean`, and batch norm in evaluation is the fastest map with one scale and one shift per row. Half precision
+is computed in float32. All inputs of the size of x are dense in the memory format of x, contiguous or channels last.
 """
 
 import torch
 from torch import Tensor
 
-from .bcn_algebra import Affines, Half, Moments, Options, choose_half, gradients, output_map
+from .algebra import Affines, ChannelStatistics, Moments, Options, batch_half_statistics, gradients, output_map
 
 aten = torch.ops.aten
 
-# Keeps the reciprocal deviation of a constant row finite; lost in rounding beside any other variance.
+# Keeps the reciprocal deviation of a constant row finite; too small to change any other variance.
 _TINY = 1e-30
 
 
 def forward(
     x: Tensor,
     residual: Tensor | None,
-    running: Half,
+    running: ChannelStatistics,
     affines: Affines,
     rate: Tensor,
     options: Options,
-) -> tuple[Tensor, Half, Half, Moments]:
-    """One reduction and one map: output, what the batch half normalised with, what the batch says, moments of x."""
+) -> tuple[Tensor, ChannelStatistics, ChannelStatistics, Moments]:
+    """One reduction and one map.
+
+    Returns:
+        The output; what the batch half normalised with; what the batch measures; the moments of x.
+    """
     rows, moments = _standardized_rows(_in_float32(x))
-    half, batch = choose_half(moments, running, rate, options.statistics)
-    scale, shift = output_map(moments, half, affines, options.num_groups, options.eps)
+    half, batch = batch_half_statistics(moments, running, rate, options.statistics)
+    scale, shift = output_map(moments, half, affines, options)
     out = _map_rows(rows, scale * moments.var.sqrt(), shift, out=rows)
     if residual is not None:
         out += residual
@@ -40,40 +44,34 @@ def backward(
     dy: Tensor,
     x: Tensor,
     out: Tensor | None,
-    half: Half,
+    half: ChannelStatistics,
     moments: Moments,
     affines: Affines,
     options: Options,
 ) -> tuple[Tensor, Tensor, Affines]:
-    """One reduction and one map: gradients of x, of the output before ReLU, and of the affines, each (C,).
+    """One reduction and one map.
 
     Args:
         dy: Gradient of the output.
         x: Input of the forward.
-        out: Output of the forward where ReLU's mask cannot be made again from x alone, i.e. with a residual.
+        out: Output of the forward if a residual was added before the ReLU, so that x does not give the mask.
         half, moments, affines, options: Of the forward.
+
+    Returns:
+        Gradients of x, of the output before the ReLU, and of the affines, each (C,).
     """
     x32 = _in_float32(x)
     if options.relu:
         if out is not None:
             dz = aten.threshold_backward(_in_float32(dy), _in_float32(out), 0)
         else:
-            scale, shift = output_map(moments, half, affines, options.num_groups, options.eps)
+            scale, shift = output_map(moments, half, affines, options)
             dz = _map_rows(x32, scale, torch.addcmul(shift, scale, moments.mean, value=-1))
             aten.threshold_backward.grad_input(_in_float32(dy), dz, 0, grad_input=dz)
     else:
         dz = _in_float32(dy)
     sums = _sums(dz, x32, moments.mean)
-    result = gradients(
-        moments,
-        half,
-        affines,
-        *sums,
-        positions=x.numel() // moments.mean.numel(),
-        num_groups=options.num_groups,
-        eps=options.eps,
-        live=options.statistics == 'batch',
-    )
+    result = gradients(moments, half, affines, *sums, x.numel() // moments.mean.numel(), options)
     dx = _map_rows(
         dz,
         result.p,
@@ -89,9 +87,9 @@ def _in_float32(x: Tensor) -> Tensor:
 
 
 def _rows(x: Tensor) -> list[Tensor]:
-    """(N, C, *) as views (1, R, *) whose axis 1 runs over rows: the positions of one (sample, channel).
+    """(N, C, *) as views (1, R, *) whose axis 1 runs over rows; a row has the positions of one (sample, channel).
 
-    One view where memory allows, one per sample in channels last.
+    One view for contiguous memory, one per sample for channels last.
     """
     if x.is_contiguous():
         return [x.view(1, x.shape[0] * x.shape[1], -1)]
@@ -99,7 +97,7 @@ def _rows(x: Tensor) -> list[Tensor]:
 
 
 def _standardized_rows(x: Tensor) -> tuple[Tensor, Moments]:
-    """(x - mean) / deviation of every row, 0 where the deviation is, and the moments."""
+    """(x - mean) / deviation of every row, 0 for a constant row, and the moments."""
     samples, channels = x.shape[:2]
     positions = x.numel() // (samples * channels)
     out, mean, rstd = torch.native_group_norm(x, None, None, samples, channels, positions, channels, _TINY)
