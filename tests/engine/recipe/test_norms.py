@@ -108,6 +108,10 @@ def test_groups_of_the_recipe_stay_unless_others_are_asked_for():
          dict(type='BCN', num_groups=8, rate=0.1)),
         (dict(type='BCN', rate=0.02), dict(type='BCN', statistics='sync'),
          dict(type='BCN', statistics='sync', rate=0.02)),
+        (dict(type='BCN', rate=0.02, warmup=True), dict(type='BCN', statistics='sync'),
+         dict(type='BCN', statistics='sync', rate=0.02)),
+        (dict(type='BCN', rate=0.02, warmup=False), dict(type='BCN', num_groups=32, rate=0.1, warmup=True),
+         dict(type='BCN', num_groups=32, rate=0.02, warmup=False)),
     ],
 )  # fmt: skip
 def test_keys_of_a_norm_cfg_that_stay(old, wanted, new):
