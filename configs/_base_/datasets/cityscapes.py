@@ -6,7 +6,7 @@ data_root = 'data/cityscapes/'
 train_pipeline = [
     dict(type='LoadImage'),
     dict(type='LoadStrictLabels'),
-    # mmcv's RandomResize and mmseg's RandomCrop in one: docs/throughput.md
+    # mmcv's RandomResize and mmseg's RandomCrop in one transform: docs/throughput.md
     dict(type='RandomScaledCrop', scale=(2048, 1024), ratio_range=(0.5, 2.0), crop_size=crop_size, cat_max_ratio=0.75),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PhotoMetricDistortionByTable'),

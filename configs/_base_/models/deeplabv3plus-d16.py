@@ -1,5 +1,5 @@
-# DeepLabV3+ at output stride 16. It differs from `deeplabv3-d16.py` only in the head: the decoder, and a 3x3 convolution
-# where that one has a 1x1.
+# DeepLabV3+ at output stride 16. It differs from `deeplabv3-d16.py` only in the head: a decoder, and a 3x3 convolution
+# in place of the 1x1.
 _base_ = './deeplab.py'
 model = dict(
     backbone=dict(strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2)),

@@ -1,6 +1,6 @@
 # R3D (Tran et al. 2018), at depth 18 torchvision's r3d_18. The recipe sets the depth, conv_cfg and norm_cfg.
-# Depths 18 and 34 have basic blocks. Depth 50 has bottlenecks whose middle convolution is 3x3x3, and 2048 channels before
-# the classifier: head=dict(in_channels=2048).
+# Depths 18 and 34 have basic blocks. Depth 50 has bottlenecks whose middle convolution is 3x3x3, and 2048 channels
+# before the classifier: head=dict(in_channels=2048).
 default_scope = 'mmengine'
 custom_imports = dict(imports=['wsbcn_mm.video'], allow_failed_imports=False)
 model = dict(
