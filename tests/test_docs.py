@@ -24,7 +24,7 @@ DOCUMENTS = sorted(
     chain(
         ROOT.glob('*.md'),
         ROOT.glob('docs/**/*.md'),
-        ROOT.glob('configs/*/README.md'),
+        ROOT.glob('configs/**/README.md'),
         ROOT.glob('projects/*/README.md'),
     )
 )

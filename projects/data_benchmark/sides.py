@@ -13,8 +13,8 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
-CROPS = 'deeplabv3/deeplabv3_r50-d8_bcn-ws_8xb1-acc1-80k_cityscapes-512x1024.py'
-CLIPS = 'resnet3d/i3d-r50_bcn-ws_8xb1-acc8-188k_kinetics400-32x2x1-224x224.py'
+CROPS = 'deeplabv3/deeplabv3_r50-d8_bcn-ws_1xb1-acc8-80k_cityscapes-512x1024.py'
+CLIPS = 'resnet3d/i3d-r50_bcn-ws_1xb1-acc64-188k_kinetics400-32x2x1-224x224.py'
 STOCK_CROPS = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),

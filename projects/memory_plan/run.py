@@ -21,12 +21,12 @@ from projects.common.readme_tables import write_table
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / 'configs'
 RECIPES = (
-    'deeplabv3/deeplabv3_r50-d16_bcn-ws_16xb1-acc1-33k_voc12aug-513x513.py',
-    'deeplabv3plus/deeplabv3plus_r50-d16_gn-ws_16xb1-acc1-33k_voc12aug-513x513.py',
-    'resnet3d/r3d-18_bcn-ws_8xb1-acc8-188k_kinetics400-16x4x1-112x112.py',
-    'resnet3d/r2plus1d-18_gn-ws_8xb1-acc8-188k_kinetics400-16x4x1-112x112.py',
-    'resnet3d/slowonly-r50_bn_8xb2-acc4-132k_sthv2-8seg-224x224.py',
-    'resnet3d/i3d-r50_gn-ws_8xb1-acc8-188k_kinetics400-32x2x1-224x224.py',
+    'deeplabv3/deeplabv3_r50-d16_bcn-ws_1xb1-acc16-33k_voc12aug-513x513.py',
+    'deeplabv3plus/deeplabv3plus_r50-d16_gn-ws_1xb1-acc16-33k_voc12aug-513x513.py',
+    'resnet3d/r3d-18_bcn-ws_1xb1-acc64-188k_kinetics400-16x4x1-112x112.py',
+    'resnet3d/r2plus1d-18_bn_8xb2-acc4-188k_kinetics400-16x4x1-112x112.py',
+    'resnet3d/slowonly-r50_gn-ws_1xb1-acc64-132k_sthv2-8seg-224x224.py',
+    'resnet3d/i3d-r50_gn-ws_1xb1-acc64-188k_kinetics400-32x2x1-224x224.py',
 )
 """DeepLabV3 and V3+, R3D, R(2+1)D, SlowOnly and I3D; BN, GN + WS and BCN + WS."""
 SCALES = (0.5, 1.25)

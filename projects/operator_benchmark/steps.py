@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import wsbcn_mm.segmentation
 import wsbcn_mm.video  # noqa: F401
+from wsbcn_mm.engine.recipe.norms import switch_norm
 from wsbcn_mm.engine.recipe.tree import dicts_in
 from wsbcn_mm.layers import standardize_once
 from wsbcn_mm.microbatch.activation_memory import set_activation_memory
@@ -32,11 +33,13 @@ class Source:
 
     Attributes:
         recipe: Whose model is built.
+        norm: The norm to switch its recipe to.
         instead: Types of layers to replace, as in (('WSConv2d', 'ConvWS'),).
         activation_memory: As in `set_activation_memory`.
     """
 
     recipe: str
+    norm: str = ''
     instead: tuple[tuple[str, str], ...] = ()
     activation_memory: str = 'all'
 
@@ -60,26 +63,26 @@ class StepCase:
     accumulation: int = 1
 
 
-SEGMENTATION = 'deeplabv3/deeplabv3_r50-d8_{}_8xb1-acc1-80k_cityscapes-512x1024'
-VIDEO = 'resnet3d/r3d-50_{}_kinetics400-16x4x1-112x112'
+SEGMENTATION = 'deeplabv3/deeplabv3_r50-d8_{}_1xb1-acc8-80k_cityscapes-512x1024'
+VIDEO = 'resnet3d/r3d-50_{}_1xb1-acc64-188k_kinetics400-16x4x1-112x112'
 TINY_SEGMENTATION = 'tiny/deeplabv3_r18-tiny_{}_1xb1-acc1-2.4k_digits-64x64'
 TINY_VIDEO = 'tiny/r3d-18-tiny_{}_1xb1-acc1-2.4k_motion-8x40x40'
-PLAIN_CONV2D, PLAIN_CONV3D, MMCV_WS = (('WSConv2d', 'Conv2d'),), (('WSConv3d', 'Conv3d'),), (('WSConv2d', 'ConvWS'),)
+MMCV_WS = (('WSConv2d', 'ConvWS'),)
 
 IN_2D = {
-    'bn': Source(SEGMENTATION.format('bn')),
-    'gn': Source(SEGMENTATION.format('gn')),
+    'bn': Source(SEGMENTATION.format('gn-ws'), norm='bn'),
+    'gn': Source(SEGMENTATION.format('gn-ws'), norm='gn'),
     'gn-ws': Source(SEGMENTATION.format('gn-ws')),
-    'gn-ws-mmcv': Source(SEGMENTATION.format('gn-ws'), MMCV_WS),
+    'gn-ws-mmcv': Source(SEGMENTATION.format('gn-ws'), instead=MMCV_WS),
     'bcn-ws': Source(SEGMENTATION.format('bcn-ws')),
     'bcn-ws-save-conv': Source(SEGMENTATION.format('bcn-ws'), activation_memory='save_conv'),
 }
 IN_3D = {
-    'bn': Source(VIDEO.format('bn_8xb2-acc4-188k')),
-    'gn': Source(VIDEO.format('gn-ws_8xb1-acc8-188k'), PLAIN_CONV3D),
-    'gn-ws': Source(VIDEO.format('gn-ws_8xb1-acc8-188k')),
-    'bcn-ws': Source(VIDEO.format('bcn-ws_8xb1-acc8-188k')),
-    'bcn-ws-save-conv': Source(VIDEO.format('bcn-ws_8xb1-acc8-188k'), activation_memory='save_conv'),
+    'bn': Source(VIDEO.format('gn-ws'), norm='bn'),
+    'gn': Source(VIDEO.format('gn-ws'), norm='gn'),
+    'gn-ws': Source(VIDEO.format('gn-ws')),
+    'bcn-ws': Source(VIDEO.format('bcn-ws')),
+    'bcn-ws-save-conv': Source(VIDEO.format('bcn-ws'), activation_memory='save_conv'),
 }
 CASES = (
     StepCase('DeepLabV3-R50 512x512', 'segmentation', (512, 512), IN_2D),
@@ -116,7 +119,12 @@ QUICK_CASES = (
 
 def model_config(source: Source) -> ConfigDict:
     """The model of a recipe, from random weights."""
-    cfg = Config.fromfile(CONFIGS / f'{source.recipe}.py').model
+    recipe = Config.fromfile(CONFIGS / f'{source.recipe}.py')
+    if source.norm:
+        switch_norm(recipe, source.norm, CONFIGS / '_base_' / 'norms')
+    cfg = recipe.model
+    if source.norm == 'bn' and 'decode_head' in cfg:
+        cfg.decode_head.image_pool_norm = False  # BN of one image is undefined there
     replacements = dict(source.instead)
     for node in dicts_in(cfg):
         if node.get('type') in replacements:

@@ -1,4 +1,4 @@
-"""Every recipe of the demo parses, builds, and is what its name says; the matrix of the demo has no hole."""
+"""Every recipe of the demo parses, builds, and is what its name says; the demo has every combination."""
 
 import re
 from collections import Counter

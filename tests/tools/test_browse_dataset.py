@@ -115,11 +115,11 @@ def test_frames_of_a_test_are_drawn_as_they_are(
 @pytest.mark.parametrize(
     ('build', 'name'),
     [
-        (cityscapes, 'deeplabv3/deeplabv3_r50-d8_bcn-ws_8xb1-acc1-80k_cityscapes-769x769.py'),
-        (voc, 'deeplabv3/deeplabv3_r101-d16_bcn-ws_8xb2-acc1-33k_voc12aug-513x513.py'),
-        (kinetics, 'resnet3d/r3d-18_bcn-ws_8xb1-acc8-188k_kinetics400-16x4x1-112x112.py'),
-        (something_v1, 'resnet3d/slowonly-r50_bcn-ws_8xb1-acc8-67k_sthv1-8seg-224x224.py'),
-        (something_v2, 'resnet3d/slowonly-r50_bcn-ws_8xb1-acc8-132k_sthv2-8seg-224x224.py'),
+        (cityscapes, 'deeplabv3/deeplabv3_r50-d8_bcn-ws_1xb1-acc8-80k_cityscapes-769x769.py'),
+        (voc, 'deeplabv3/deeplabv3_r101-d16_bcn-ws_1xb1-acc16-33k_voc12aug-513x513.py'),
+        (kinetics, 'resnet3d/r3d-18_bcn-ws_1xb1-acc64-188k_kinetics400-16x4x1-112x112.py'),
+        (something_v1, 'resnet3d/slowonly-r50_bcn-ws_1xb1-acc64-67k_sthv1-8seg-224x224.py'),
+        (something_v2, 'resnet3d/slowonly-r50_bcn-ws_1xb1-acc64-132k_sthv2-8seg-224x224.py'),
     ],
 )
 def test_real_forms(build, name: str, split: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,16 +144,16 @@ def test_real_forms(build, name: str, split: str, tmp_path: Path, capsys: pytest
     ('name', 'text'),
     [
         (
-            'deeplabv3/deeplabv3_r50-d8_bcn-ws_8xb1-acc1-80k_cityscapes-769x769.py',
+            'deeplabv3/deeplabv3_r50-d8_bcn-ws_1xb1-acc8-80k_cityscapes-769x769.py',
             'FileNotFoundError: data/cityscapes/leftImg8bit/train does not exist; nearest existing folder: ., which is '
             'empty; ',
         ),
         (
-            'deeplabv3/deeplabv3_r101-d16_bcn-ws_8xb2-acc1-33k_voc12aug-513x513.py',
+            'deeplabv3/deeplabv3_r101-d16_bcn-ws_1xb1-acc16-33k_voc12aug-513x513.py',
             'FileNotFoundError: data/VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt does not exist; nearest ',
         ),
         (
-            'resnet3d/slowonly-r50_bcn-ws_8xb1-acc8-67k_sthv1-8seg-224x224.py',
+            'resnet3d/slowonly-r50_bcn-ws_1xb1-acc64-67k_sthv1-8seg-224x224.py',
             'FileNotFoundError: data/sthv1/something-something-v1-labels.csv does not exist; nearest existing folder: ',
         ),
         ('resnet3d/r3d-19.py', "FileNotFoundError: recipe '"),

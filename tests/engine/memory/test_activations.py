@@ -164,9 +164,9 @@ BASIC_STAGES = [f'backbone.layer{i}.{j}' for i in range(1, 5) for j in range(2)]
 @pytest.mark.parametrize(
     ('pattern', 'blocks'),
     [
-        ('deeplabv3/deeplabv3_r50-d8_bcn-ws_8xb1*', [*STAGES, 'decode_head.aspp_modules']),
+        ('deeplabv3/deeplabv3_r50-d8_bcn-ws_1xb1*', [*STAGES, 'decode_head.aspp_modules']),
         (
-            'deeplabv3plus/deeplabv3plus_r50-d8_bcn-ws_8xb1*',
+            'deeplabv3plus/deeplabv3plus_r50-d8_bcn-ws_1xb1*',
             [
                 *STAGES,
                 *(f'decode_head.aspp_modules.{i}' for i in (1, 2, 3)),

@@ -19,6 +19,7 @@ from wsbcn_mm.engine.memory.plan import (
     own_choice,
     plan_recipe,
 )
+from wsbcn_mm.engine.recipe.batch_plan import plan_batch
 from wsbcn_mm.engine.recipe.load import load_recipe
 from wsbcn_mm.engine.recipe.model import build_model
 from wsbcn_mm.layers import standardize_once
@@ -99,9 +100,10 @@ def test_sixteen_bits_are_planned_as_cuda_runs_them():
 
 
 def test_shapes_and_choices_of_recipes():
-    images = recipe('deeplabv3/deeplabv3_r50-d8_bcn-ws_1xb2-acc4-80k_cityscapes-512x1024.py')
+    images = recipe('deeplabv3/deeplabv3_r50-d8_bcn-ws_1xb1-acc8-80k_cityscapes-512x1024.py')
+    plan_batch(images, 1, per_device=2)
     assert evaluation_shape(images, 'val') == (1, 3, 1024, 2048)
-    clips = recipe('resnet3d/slowonly-r50_bn_8xb2-acc4-132k_sthv2-*.py')
+    clips = recipe('resnet3d/slowonly-r50_bcn-ws_1xb1-acc64-132k_sthv2-*.py')
     assert evaluation_shape(clips, 'val') == (1, 1, 3, 8, 224, 224)
     assert evaluation_shape(clips, 'test') == (1, 6, 3, 8, 256, 256)
     assert evaluation_shape(recipe('tiny/deeplabv3_r18-tiny_bn_1xb1-acc1-*.py'), 'test') == (1, 3, 64, 64)

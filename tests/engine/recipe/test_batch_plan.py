@@ -18,9 +18,9 @@ from wsbcn_mm.engine.recipe.batch_plan import plan_batch, world_size
 from wsbcn_mm.layers import WSConv2d
 
 CONFIGS = Path(__file__).parents[3] / 'configs'
-VOC = 'deeplabv3/deeplabv3_r101-d16_bcn-ws_8xb2-acc1-33k_voc12aug-513x513.py'
+VOC = 'deeplabv3/deeplabv3_r101-d16_bcnsync-ws_8xb2-acc1-33k_voc12aug-513x513.py'
 VOC_ACCUMULATED = 'deeplabv3/deeplabv3_r101-d16_bcn-ws_1xb1-acc16-33k_voc12aug-513x513.py'
-KINETICS = 'resnet3d/r3d-18_bcn-ws_8xb2-acc4-188k_kinetics400-16x4x1-112x112.py'
+KINETICS = 'resnet3d/r3d-18_bn_8xb2-acc4-188k_kinetics400-16x4x1-112x112.py'
 WARM_UP_AND_POLY = [
     dict(type='LinearLR', start_factor=0.1, begin=0, end=4, by_epoch=False),
     dict(type='PolyLR', power=0.9, eta_min=1e-4, begin=4, end=10, by_epoch=False),

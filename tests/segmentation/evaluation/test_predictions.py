@@ -16,7 +16,7 @@ from wsbcn_mm.segmentation.data.cityscapes import LABEL_IDS, LABEL_MAPS
 from wsbcn_mm.segmentation.data.label_map import map_labels, read_label_file
 from wsbcn_mm.segmentation.evaluation.predictions import save_predictions_only
 
-RECIPE = 'deeplabv3/deeplabv3_r50-d8_bcn-ws_8xb1-acc1-80k_cityscapes-512x1024.py'
+RECIPE = 'deeplabv3/deeplabv3_r50-d8_bcn-ws_1xb1-acc8-80k_cityscapes-512x1024.py'
 
 
 def metric(folder: Path, **meta):

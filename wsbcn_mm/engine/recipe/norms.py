@@ -142,7 +142,10 @@ def norm_config(old: Mapping[str, Any], wanted: Mapping[str, Any], num_groups: i
     """The wanted norm_cfg with what the old one says of any norm, of groups, or of the same type of norm."""
     new = dict(wanted)
     if old['type'] == new['type']:
-        new |= {key: value for key, value in old.items() if key != 'statistics'}
+        same = old.get('statistics') == new.get('statistics')
+        # `warmup` is for estimated statistics: the fragment of another kind leaves it out.
+        stays = [key for key in old if key != 'statistics' and (same or key != 'warmup')]
+        new |= {key: old[key] for key in stays}
     if 'num_groups' in new:
         new['num_groups'] = num_groups or old.get('num_groups') or new['num_groups']
     return new | {key: old[key] for key in OF_ANY_NORM if key in old}
