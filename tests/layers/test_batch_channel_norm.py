@@ -366,7 +366,9 @@ def test_meta_device():
     assert torch.equal(real(torch.ones(1, 8, 2)), BatchChannelNorm(8, 4)(torch.ones(1, 8, 2)))
 
 
-@pytest.mark.parametrize('options', [{}, {'warmup': True}, {'statistics': 'batch'}, {'affine': 'channel'}])
+@pytest.mark.parametrize(
+    'options', [{}, {'warmup': True}, {'statistics': 'batch'}, {'statistics': 'sync'}, {'affine': 'channel'}]
+)
 def test_compiles_in_one_graph(options):
     torch.compiler.reset()
     layer = BatchChannelNorm(8, 4, **options)
