@@ -11,6 +11,8 @@ from .fold import require_folded
 
 Axes = Mapping[int, str]
 """Axes of the input whose length is free in the file, and their names."""
+LONGEST = 2**31
+"""An axis that may be as long as this is free."""
 
 
 def export(network: nn.Module, example: Tensor, path: str | Path, *, to: str, axes: Axes) -> None:
@@ -18,7 +20,8 @@ def export(network: nn.Module, example: Tensor, path: str | Path, *, to: str, ax
 
     Args:
         network: A folded network of one input and one output.
-        example: An input. Its free axes need a length of 2 or more: torch takes 1 for a constant.
+        example: An input. Its free axes need a length of 2 or more: torch takes 1 for a constant. For `torch_export`
+            the same holds for feature maps.
         path: File to write. The weights are in it: ONNX cannot hold more than 2 GB of them.
         to: One of `FORMATS`.
         axes: The free axes of the input.
@@ -56,6 +59,14 @@ def to_onnx(network: nn.Module, example: Tensor, path: str, axes: Axes) -> None:
 def to_torch_export(network: nn.Module, example: Tensor, path: str, axes: Axes) -> None:
     """`torch.export` program: `torch.export.load(path).module()` runs it, AOTInductor compiles it."""
     program = torch.export.export(network, (example,), dynamic_shapes=(dict.fromkeys(axes, Dim.DYNAMIC),))
+    *_, given = (node for node in program.graph.nodes if node.op == 'placeholder')
+    for axis, name in axes.items():
+        longest = program.range_constraints[given.meta['val'].shape[axis].node.expr].upper
+        if longest < LONGEST:
+            raise ValueError(
+                f'example of shape {tuple(example.shape)}: a feature map has length 1, so that {name} (axis {axis}) '
+                f'would be at most {longest} in the file: a larger example is expected'
+            )
     torch.export.save(program, path)
 
 

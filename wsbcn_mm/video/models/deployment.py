@@ -9,7 +9,7 @@ from .recognizer import Recognizer3d
 AXES = {0: 'batch', 2: 'frames', 3: 'height', 4: 'width'}
 """Axes of the input that are free in an exported file."""
 
-CHECK_SIZES = ('8x64x64', '9x65x97')
+CHECK_SIZES = ('16x64x64', '17x65x97')
 
 
 class Network(nn.Module):
