@@ -76,7 +76,7 @@ def test_a_run_out_of_memory_says_where_and_names_three_ways_in_order(tiny_data,
         '--amp bf16 --cfg-options activation_memory=full_checkpoint',
         '--cfg-options activation_memory=save_conv',
     ]
-    assert lines[8].startswith('All of them: python tools/plan_memory.py ')
+    assert lines[8].startswith('List all settings: python tools/plan_memory.py ')
 
 
 def test_a_test_out_of_memory_says_where_and_what_needs_less(tiny_data, tmp_path, monkeypatch):
@@ -91,6 +91,6 @@ def test_a_test_out_of_memory_says_where_and_what_needs_less(tiny_data, tmp_path
         run_tool('test.py', recipe('video'), tmp_path / 'iter_2.pth', '--work-dir', tmp_path / 'test', *ask)
     assert str(error.value).splitlines()[2:] == [
         'Out of memory in the test, forward pass of head.',
-        'An evaluation needs less with, in this order:',
+        'To reduce the memory of an evaluation, try in this order:',
         '  1. --cfg-options model.max_test_views=1: one view at a time',
     ]

@@ -1,4 +1,4 @@
-"""What is planned for a recipe is what its real steps take."""
+"""The memory planned for a recipe is what its real steps take."""
 
 import gc
 from pathlib import Path
@@ -35,7 +35,7 @@ def recipe(pattern: str, *options: str) -> Config:
 
 
 def allocator_peak(step):
-    """The most bytes that torch's CPU allocator hands out at once, memory inside operations included."""
+    """Return the peak of bytes from torch's CPU allocator, temporary memory of operations included."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == '[memory]']
@@ -43,7 +43,7 @@ def allocator_peak(step):
     return int(np.cumsum(sizes).max())
 
 
-def test_training_and_validation_of_a_recipe_take_what_is_planned():
+def test_training_and_validation_of_a_recipe_take_the_planned_memory():
     cfg = recipe('tiny/deeplabv3_r18-tiny_bcn-ws_1xb1-acc1-*.py')
     plan = plan_recipe(cfg, on_gpu=False, with_alternatives=False)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
@@ -94,7 +94,7 @@ def test_sixteen_bits_are_planned_as_cuda_runs_them():
     (fp32, wide), (bf16, narrow) = activations('bn'), activations('bn', *amp)
     assert (fp32, bf16) == ('fp32', 'bf16')
     assert narrow < 0.8 * wide
-    # Group normalisation makes a float32 copy of its 16-bit input and gives a float32 output.
+    # Group normalisation copies its 16-bit input to float32 and returns float32.
     assert activations('gn', *amp)[1] > 1.2 * narrow
     assert activations('gn', *amp, 'activation_memory=full_checkpoint')[1] < narrow
 
