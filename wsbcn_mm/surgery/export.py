@@ -20,10 +20,10 @@ def export(network: nn.Module, example: Tensor, path: str | Path, *, to: str, ax
     """Write `network` to `path`.
 
     Args:
-"""Dynamic axes of the input, and their names."""
-
-LONGEST = 2**31
-"""An axis that may be as long as this is dynamic."""
+        network: A folded network of one input and one output.
+        example: An input. Its dynamic axes need a length of 2 or more, and enough of it that no feature map has length 1:
+            torch takes a length of 1 for a constant.
+        path: File to write. It contains the weights: ONNX cannot hold more than 2 GB of them.
         to: One of `FORMATS`.
         axes: The dynamic axes of the input.
 
