@@ -20,10 +20,10 @@ def export(network: nn.Module, example: Tensor, path: str | Path, *, to: str, ax
     """Write `network` to `path`.
 
     Args:
-        network: A folded network of one input and one output.
-        example: An input. Its dynamic axes need a length of 2 or more, and enough of it that no feature map has length 1:
-            torch takes a length of 1 for a constant.
-        path: File to write. It contains the weights: ONNX cannot hold more than 2 GB of them.
+        network: A folded network with one input and one output.
+        example: An input. Its dynamic axes need a length of at least 2: torch treats 1 as a constant. For `torch_export`
+            the same holds for feature maps.
+        path: File to write. It contains the weights; ONNX is limited to 2 GB of them.
         to: One of `FORMATS`.
         axes: The dynamic axes of the input.
 
