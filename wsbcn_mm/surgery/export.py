@@ -21,8 +21,8 @@ def export(network: nn.Module, example: Tensor, path: str | Path, *, to: str, ax
 
     Args:
         network: A folded network with one input and one output.
-        example: An input. Its dynamic axes need a length of at least 2, as torch treats 1 as a constant. For `torch_export`
-            the same holds for feature maps.
+        example: An input. Its dynamic axes need a length of at least 2, as torch treats 1 as a constant. For
+            `torch_export` the same holds for feature maps.
         path: File to write. It contains the weights; ONNX is limited to 2 GB of them.
         to: One of `FORMATS`.
         axes: The dynamic axes of the input.
