@@ -81,9 +81,7 @@ def test_a_pickle_that_needs_code_says_so_and_is_read_on_trust(tmp_path):
     message = str(refused.value)
     assert message.startswith(f'{path} contains more than tensors and plain data, and reading it would run code (')
     assert f'{Code.__module__}.Code' in message
-    assert message.endswith(
-        'If you trust its origin, tools/convert_checkpoint.py --trust converts it to weights'
-    )
+    assert message.endswith('If you trust its origin, tools/convert_checkpoint.py --trust converts it to weights')
     assert read_checkpoint(path, trust=True).ignored == ['args']
 
 
