@@ -159,7 +159,7 @@ def test_what_cannot_be_calibrated_is_refused_and_changes_nothing():
     before = copy.deepcopy(net.state_dict())
     with pytest.raises(ValueError, match='batches is an iterator, which ends with the first of 3 sweeps: give a list'):
         calibrate(net, iter(batches()))
-    with pytest.raises(ValueError, match='none of the 4 norms received a value: there is no batch, or it is empty'):
+    with pytest.raises(ValueError, match='none of the 4 norms received a value: at least one batch with data is expec'):
         calibrate(net, [])
     with pytest.raises(ValueError, match='sweeps=0: at least one is needed'):
         calibrate(net, batches(), sweeps=0)

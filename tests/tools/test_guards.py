@@ -50,7 +50,7 @@ def test_a_run_that_diverges_stops_and_names_iteration_clip_and_module(tiny_data
     assert message in log
     assert type(error.value).__name__ == 'NonFiniteError'
     assert re.match(r'iteration \d+: loss_cls is nan\nsamples: \S+/videos/\d+\.mp4 \(sample \d+\)\n', message)
-    assert re.search(r'\nthe first module that gives out such values: (backbone|head)\.\S+, ', message)
+    assert re.search(r'\nthe first module with a non-finite output: (backbone|head)\.\S+, ', message)
     assert message.endswith('There is no checkpoint in its work_dir yet')
     assert not list(tmp_path.glob('*.pth'))
 
