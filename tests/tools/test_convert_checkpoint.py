@@ -1,4 +1,4 @@
-"""tools/convert_checkpoint.py on files of other projects' naming, and training from what it wrote."""
+"""tools/convert_checkpoint.py on files with other projects' names, and training from its output."""
 
 import re
 import runpy
@@ -13,7 +13,7 @@ from wsbcn_mm.engine.checkpoint.reading import read_checkpoint, sha256
 
 
 def convert(*arguments):
-    """`python tools/convert_checkpoint.py <arguments>`, in this process."""
+    """Run `python tools/convert_checkpoint.py <arguments>` in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, 'argv', ['tools/convert_checkpoint.py', *map(str, arguments)])
         runpy.run_path(str(ROOT / 'tools' / 'convert_checkpoint.py'), run_name='__main__')
@@ -58,7 +58,7 @@ def test_an_authors_file_is_converted_and_trained_from(tiny_data, tmp_path, caps
     state = tiny_resnet('bcn-ws')
     file = authors_file(tmp_path / 'rn18_bcn_ws.pth', state)
     out = tmp_path / 'pretrained' / 'resnet18_bcn_ws.pth'
-    capsys.readouterr()  # what OpenMMLab prints when it is imported
+    capsys.readouterr()  # discard what OpenMMLab prints on import
     convert(file, out, recipe('segmentation'), *VARIANT)
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == f"{file}: the BCN authors' ImageNet files (bcn-ws) -> bcn-ws"
@@ -106,7 +106,7 @@ def test_a_2d_file_enters_a_3d_recipe_as_2d_weights_that_it_inflates(tiny_data, 
 
 
 class Code:
-    """What a pickle cannot be read without."""
+    """A class that a pickle needs."""
 
 
 def test_a_checkpoint_of_ours_with_code_in_it_becomes_one_without(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""tools/publish.py on a checkpoint of a real run, and tools/test.py on what it published."""
+"""tools/publish.py on a checkpoint of a real run, and tools/test.py on the published files."""
 
 import json
 import re
