@@ -65,8 +65,8 @@ def to_torch_export(network: nn.Module, example: Tensor, path: str, axes: Axes) 
         longest = program.range_constraints[given.meta['val'].shape[axis].node.expr].upper
         if longest < LONGEST:
             raise ValueError(
-                f'example of shape {tuple(example.shape)}: a feature map has length 1, which limits {name} (axis {axis}) '
-                f'to {longest} in the file: a larger example is expected'
+                f'example of shape {tuple(example.shape)}: a feature map has length 1, which limits {name} (axis '
+                f'{axis}) to {longest} in the file: a larger example is expected'
             )
     torch.export.save(program, path)
 
