@@ -1,1 +1,1 @@
-"""What several studies share: result files, tables in READMEs, recipes, a command line."""
+"""Code that several studies share: result files, tables in READMEs, recipes, a command line."""

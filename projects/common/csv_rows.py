@@ -1,4 +1,4 @@
-"""The form of all result files: a header, then a line for each row."""
+"""Result files: CSV with a header and one line per row."""
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,13 +7,13 @@ from typing import Any
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a CSV file, all values as text."""
+    """Return the rows of a CSV file, with all values as text."""
     with path.open(newline='') as file:
         return list(csv.DictReader(file))
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Write a CSV file, and its folder where there is none; each row has the columns as keys."""
+    """Write a CSV file and create its folder; each row has the columns as keys."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open('w', newline='') as file:
         writer = csv.DictWriter(file, columns, lineterminator='\n')

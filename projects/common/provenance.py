@@ -1,4 +1,4 @@
-"""Where a measurement was made: the processor and the commit."""
+"""Provenance of a measurement: the processor and the commit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def cpu_name() -> str:
-    """Return the system's name of its processor."""
+    """Return the name of the processor."""
     try:
         lines = Path('/proc/cpuinfo').read_text().splitlines()
     except OSError:
@@ -20,7 +20,7 @@ def cpu_name() -> str:
 
 
 def commit_of(folder: Path = ROOT) -> str:
-    """Return the short hash of a folder's commit, with a '+' if tracked files differ; 'unknown' without git."""
+    """Return the short hash of a folder's commit, with a '+' if tracked files have changed; 'unknown' without git."""
 
     def git(*arguments: str) -> str:
         command = ['git', '-C', str(folder), *arguments]

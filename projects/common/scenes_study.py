@@ -1,4 +1,4 @@
-"""The command line of a study on the demo's scenes: train, evaluate, write results and the README's table."""
+"""The command line of a study on the toy scenes: train, evaluate, write results and the README's table."""
 
 import argparse
 import os
@@ -24,14 +24,14 @@ def run_study(
     study: Callable[[Path, Path, int, bool], Rows],
     table: Callable[[Rows], str],
 ) -> int:
-    """Run a study at its full size or, with `--quick`, on a few scenes, which leaves its results as they are.
+    """Run a study at full size, or on a few scenes with `--quick`, which writes only into the work folder.
 
     Args:
-        arguments: Of the command line; None for the process's own.
+        arguments: Command-line arguments; None for those of the process.
         here: Folder of the study, with README.md and results/.
         description: What the study asks.
-        seeds: Of a run at full size, by default.
-        columns: Of results.csv.
+        seeds: Default number of seeds.
+        columns: Columns of results.csv.
         study: (folder of the scenes, work folder, number of seeds, whether quick) -> rows.
         table: Rows -> Markdown.
 
@@ -40,8 +40,8 @@ def run_study(
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('--quick', action='store_true', help='a few iterations on a few scenes, to see that it runs')
-    parser.add_argument('--seeds', type=int, default=seeds)
-    parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / here.name)
+    parser.add_argument('--seeds', type=int, default=seeds, help=f'number of seeds (default: {seeds})')
+    parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / here.name, help='emptied first')
     args = parser.parse_args(arguments)
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     from projects.toy_data.data import SCENES, build_segmentation

@@ -1,4 +1,4 @@
-"""The recipes of the toy data, `configs/tiny/`."""
+"""The recipes for the toy data, in `configs/tiny/`."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def find_recipe(task: str, norm: str, setting: str) -> Path:
         setting: Devices, samples per device and accumulation, such as '1xb1-acc16'.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If it does not exist.
     """
     found = sorted(RECIPES.glob(f'{MODELS[task]}_{norm}_{setting}-*.py'))
     if not found:

@@ -1,7 +1,6 @@
-"""Turns run records into a console table, CSV files, curves, a self-contained HTML page and the README's table.
+"""Turn run records into a console table, CSV files, curves, a self-contained HTML page and tables of documents.
 
-All functions here are pure on the records: nothing is read from work directories, and a run without a result is shown
-with its reason.
+Everything comes from the records; work folders are not read. A run without a result is shown with its reason.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ from projects.micro_batch_demo.records import (
 
 TEMPLATE = Path(__file__).with_name('report.html.j2')
 TABLE = 'demo-table'
-"""Name of the table in READMEs."""
+"""Name of the table in documents."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Text of one cell; ``kind`` is '', 'best' or 'failed'."""
+    """Text of one cell; `kind` is '', 'best' or 'failed'."""
 
     text: str
     kind: str = ''
@@ -57,7 +56,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file with its title and a sentence on what it shows."""
+    """A PNG file with its title and a caption."""
 
     title: str
     path: Path
@@ -65,9 +64,9 @@ class Picture:
 
 
 def table_blocks(records: Sequence[RunRecord]) -> list[Block]:
-    """The results as blocks of equal batch: first one sample per step, then the larger global batches.
+    """Return the results as blocks of equal global batch, one sample per step first.
 
-    In every block the best mean of a column is marked. A setting that a task has not run says so.
+    In every block the best mean of a column is marked. A setting that a task has not run shows 'not run'.
     """
     summaries = summarize(records)
     blocks = []
@@ -109,10 +108,10 @@ def _block_title(batch: int, members: Sequence[Summary]) -> str:
 
 
 def _length_note(task: str, members: Sequence[Summary]) -> str:
-    """How long the runs of a task are, or which run differs: runs of different length cannot be compared."""
+    """Return the length of a task's runs; if they differ, and cannot be compared, the length of each."""
     lengths = {(item.samples_seen, item.optimizer_steps) for item in members if item.samples_seen is not None}
     if not lengths:
-        return f'{task}: no run came to its end'
+        return f'{task}: no run finished'
     if len(lengths) == 1:
         seen, steps = lengths.pop()
         return f'{task}: {_count(seen)} samples seen, {_count(steps)} optimizer steps'
@@ -150,12 +149,12 @@ def _amount(item: Summary | None, name: str) -> str:
 
 
 def failures(records: Sequence[RunRecord]) -> list[str]:
-    """One line per run without a result: which run, and why."""
+    """Return one line per run without a result: the run and the reason."""
     return [f'{describe(record)}: {record.reason}' for record in records if record.reason]
 
 
 def seeds_note(records: Sequence[RunRecord]) -> str:
-    """How many seeds the numbers stand on."""
+    """Return a sentence on the number of seeds."""
     counts = sorted({item.seeds for item in summarize(records)})
     if counts == [1]:
         return 'One seed per row: differences of a few points may be chance.'
@@ -164,7 +163,7 @@ def seeds_note(records: Sequence[RunRecord]) -> str:
 
 
 def print_table(records: Sequence[RunRecord], console: Console | None = None) -> None:
-    """Prints the table, one block after the other, and the failures below."""
+    """Print the table block by block, and the failures below."""
     console = console or Console()
     styles = {'best': 'bold green', 'failed': 'bold red', '': ''}
     for block in table_blocks(records):
@@ -226,14 +225,14 @@ def write_html(
     title: str = 'Training at one sample per step',
     about: Sequence[str] = (),
 ) -> Path:
-    """Writes one self-contained page: table, failures, pictures; nothing is loaded from elsewhere.
+    """Write one self-contained page with table, failures and pictures.
 
     Args:
         records: The runs.
         path: The HTML file.
         pictures: PNG files, embedded in this order.
         title: Heading of the page.
-        about: Paragraphs under the heading: machine, data, recipes.
+        about: Paragraphs under the heading, on machine, data and recipes.
     """
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(TEMPLATE.read_text()).render(
@@ -262,12 +261,12 @@ def write_report(
     about: Sequence[str] = (),
     console: Console | None = None,
 ) -> Path:
-    """Everything at once: records.json, console table, results.csv, summary.csv, curves_<task>.png, report.html.
+    """Write records.json, results.csv, summary.csv, curves_<task>.png and report.html, and print the table.
 
     Args:
         records: The runs, failed ones included.
-        folder: Where the files go.
-        pictures: Overlays, clip strips and the like, shown after the curves.
+        folder: Folder of the files.
+        pictures: Pictures for the page, shown after the curves.
         about: Paragraphs for the top of the page.
         console: Where the table is printed.
 
@@ -284,6 +283,6 @@ def write_report(
         runs = [record for record in records if record.task == task]
         if any(run.metric_curve or run.loss_curve for run in runs):
             picture = write_curves(runs, folder / f'curves_{task}.png')
-            caption = 'Thin lines are single seeds, thick ones their mean; the loss is a running mean.'
+            caption = 'Thin lines are single seeds, thick lines their mean. The loss is a running mean.'
             curves.append(Picture(f'Learning curves, {task}', picture, caption))
     return write_html(records, folder / 'report.html', [*curves, *pictures], about=about)

@@ -1,4 +1,4 @@
-"""Tables and pictures of measured rows, in the console and in READMEs. All is computed from the CSV files."""
+"""Tables and pictures of measured rows, for the console and for documents, computed from the CSV files."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ COLOURS = {
 
 @dataclass(frozen=True)
 class Table:
-    """Text in cells, to be shown anywhere."""
+    """A table of text, for the console and for Markdown."""
 
     title: str
     header: tuple[str, ...]
@@ -65,16 +65,16 @@ class Table:
 
 
 def folder_name(environment: Environment) -> str:
-    """'cpu', or the GPU's name in lower case with hyphens."""
+    """Return 'cpu', or the GPU's name in lower case with hyphens."""
     if environment.device == 'cpu':
         return 'cpu'
     return re.sub(r'[^a-z0-9]+', '-', environment.device_name.lower()).strip('-')
 
 
 def section_tables(rows: Sequence[Row], section: str) -> list[Table]:
-    """One table for each dtype and layout of a section: a line for each case, a column for each side.
+    """Return a table for each dtype and layout of a section, with a line for each case and a column for each side.
 
-    The baseline's column has its median in the unit of the rows, the others have their median ratio to it.
+    The baseline's column has its median in the unit of the rows. The others have their median ratio to the baseline.
     """
     rows = [row for row in rows if row.section == section]
     tables = []
@@ -97,7 +97,7 @@ def section_tables(rows: Sequence[Row], section: str) -> list[Table]:
 
 
 def reasons(rows: Sequence[Row]) -> tuple[str, ...]:
-    """A line for each side and reason without samples, with the cases it holds for."""
+    """Return a line for each side without samples and each reason, with the cases."""
     cases: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if row.reason:
@@ -110,7 +110,7 @@ def name_of(side: str) -> str:
 
 
 def amount(row: Row | None) -> str:
-    """Three digits, '' where the side is not of this case, 'none' where it has no samples."""
+    """Return the median with three digits, '' if the case does not have this side, 'none' if it has no samples."""
     if row is None or not row.samples:
         return '' if row is None else 'none'
     median = spread(row.samples).median
@@ -118,7 +118,7 @@ def amount(row: Row | None) -> str:
 
 
 def ratio_text(row: Row | None, baseline: Row | None) -> str:
-    """'0.55x', '' where the side is not of this case, 'none' where one of the two has no samples."""
+    """Return a ratio as '0.55x', '' if the case does not have this side, 'none' if one of the two has no samples."""
     if row is None:
         return ''
     value = ratios(row, baseline) if baseline is not None else None
@@ -155,7 +155,7 @@ def markdown(table: Table) -> str:
 
 
 def where(rows: Sequence[Row]) -> str:
-    """Machine, versions and commits in one sentence."""
+    """Return machine, versions and commits in one sentence."""
     first = rows[0].environment
     machine = f'{first.threads} threads of {first.device_name}' if first.device == 'cpu' else first.device_name
     commits = ', '.join(dict.fromkeys(row.environment.commit for row in rows))
@@ -163,23 +163,23 @@ def where(rows: Sequence[Row]) -> str:
 
 
 def update_readme(readme: Path, results: Path, choose: Callable[..., list[Table]], *, pictures: bool = False) -> bool:
-    """Regenerate what stands between the two markers of a README, from every measurements.csv under a folder.
+    """Write tables between the two markers of a document, from every measurements.csv under a folder.
 
     Args:
-        readme: The file.
+        readme: The document.
         results: Folder with one folder for each device.
         choose: `all_tables` or `summary_tables`.
-        pictures: Whether the pictures are shown too.
+        pictures: Whether to show the pictures as well.
 
     Returns:
-        Whether the README changed.
+        Whether the document changed.
 
     Raises:
-        ValueError: If the README has not exactly one pair of markers in order, or there is nothing to show.
+        ValueError: If the document does not have exactly one pair of markers in order, or there are no measurements.
     """
     files = sorted(results.glob('*/measurements.csv'))
     if not files:
-        raise ValueError(f'{results} has no */measurements.csv to make tables from')
+        raise ValueError(f'{results} has no */measurements.csv')
     parts = []
     for file in files:
         rows = load_csv(file)
@@ -197,7 +197,7 @@ def update_readme(readme: Path, results: Path, choose: Callable[..., list[Table]
 
 
 def write_pictures(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Bars of the ratios to BatchNorm: norms.png and steps.png, for the first dtype and layout of each."""
+    """Draw bars of the ratios to BatchNorm for the first dtype and layout: norms.png and steps.png."""
     pictures = []
     for section, name in (('norm_relu', 'norms'), ('step', 'steps')):
         members = [row for row in rows if row.section == section and row.side != 'copy']
@@ -219,7 +219,7 @@ def write_pictures(rows: Sequence[Row], folder: Path) -> list[Path]:
 
 
 def draw_bars(axes: Axes, rows: Sequence[Row], cases: Sequence[str]) -> None:
-    """A group of bars for each case: median ratio to the baseline, p20 to p80 as a line. The axis ends at 3."""
+    """Draw a group of bars for each case: median ratio to the baseline, p20 to p80 as a line. The axis ends at 3."""
     end = 3.0
     sides = list(dict.fromkeys(row.side for row in rows if row.samples))
     height = 0.8 / len(sides)

@@ -1,7 +1,7 @@
-"""From BN weights to WS and BCN: what each start is worth, on the demo's segmentation.
+"""What BN weights are worth as a start for WS and BCN, on the toy scenes.
 
 python -m projects.start_from_bn.run            two seeds; writes results/ and the README's table
-python -m projects.start_from_bn.run --quick    one seed, a handful of iterations, into work_dirs/: does it run?
+python -m projects.start_from_bn.run --quick    one seed, a few iterations, into work_dirs/, to see that it runs
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ COLUMNS = ('start', 'seed', 'iteration', 'mIoU')
 
 
 class Length(NamedTuple):
-    """Of the runs, in iterations."""
+    """Lengths of the runs, in iterations."""
 
     source: int
-    """The BN model that the others go on from, 16 samples each."""
+    """Training of the BN model from which the others start, 16 samples per iteration."""
     target: int
-    """Going on, one sample each."""
+    """Training of the others, one sample per iteration."""
     interval: int
-    """Between evaluations."""
+    """Distance of evaluations."""
 
 
 FULL, QUICK = Length(source=300, target=800, interval=200), Length(source=2, target=4, interval=2)
@@ -40,9 +40,9 @@ class Start(NamedTuple):
 
     title: str
     norm: str
-    """Of the recipe."""
+    """Norm of the recipe."""
     loads: bool = True
-    """Whether it goes on from the BN model."""
+    """Whether it starts from the BN model."""
     hook: dict[str, Any] | None = None
     """Arguments of BNStartHook."""
 
@@ -59,12 +59,12 @@ STARTS = {
 
 
 def source_config(data_root: Path, work_dir: Path, seed: int, length: Length) -> Any:
-    """The BN recipe at a real batch of 16."""
+    """Return the BN recipe at a batch of 16."""
     return _config('bn', '1xb16-acc1', data_root, work_dir, seed, length.source, length.source)
 
 
 def target_config(start: Start, source: str, data_root: Path, work_dir: Path, seed: int, length: Length) -> Any:
-    """A recipe at one sample per step that goes on from a checkpoint."""
+    """Return a recipe at one sample per step that starts from a checkpoint."""
     cfg = _config(start.norm, '1xb1-acc1', data_root, work_dir, seed, length.target, length.interval)
     cfg.optim_wrapper.optimizer.lr = LEARNING_RATE
     if start.loads:
@@ -92,7 +92,7 @@ def _config(norm: str, setting: str, data_root: Path, work_dir: Path, seed: int,
 
 
 def train(cfg: Any, *, evaluate_first: bool) -> list[tuple[int, float]]:
-    """Train a config; returns (iteration, mIoU in percent) of all evaluations, and leaves a checkpoint."""
+    """Train a config, save a checkpoint, and return (iteration, mIoU in percent) of all evaluations."""
     from mmengine.hooks import Hook
     from mmengine.runner import Runner
 
@@ -101,7 +101,7 @@ def train(cfg: Any, *, evaluate_first: bool) -> list[tuple[int, float]]:
     scores: list[tuple[int, float]] = []
 
     class Scores(Hook):
-        """Evaluates before the first iteration, too, after every other hook has prepared the model."""
+        """Record all evaluations, one before the first iteration included, when every other hook is ready."""
 
         priority = 'LOWEST'
 
@@ -117,7 +117,7 @@ def train(cfg: Any, *, evaluate_first: bool) -> list[tuple[int, float]]:
 
 
 def study(data_root: Path, work_dir: Path, seeds: int, quick: bool) -> list[dict[str, Any]]:
-    """Train the BN model and every start from it; one row per evaluation."""
+    """Train the BN model and every start from it; return one row per evaluation."""
     rows: list[dict[str, Any]] = []
     length = QUICK if quick else FULL
     for seed in range(seeds):
@@ -136,7 +136,7 @@ def rows_of(start: str, seed: int, scores: Iterable[tuple[int, float]]) -> list[
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown: mIoU of every start at every evaluation, mean and range over seeds."""
+    """Return Markdown: mIoU of every start at every evaluation, mean and standard deviation over seeds."""
     iterations = sorted({int(row['iteration']) for row in rows if row['start'] != 'source'})
     heads = ['before' if iteration == 0 else f'after {iteration}' for iteration in iterations]
     lines = [f'| start | {" | ".join(heads)} |', f'| --- |{" ---: |" * len(heads)}']
@@ -161,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_study(
         arguments,
         HERE,
-        description='BN weights under WS and BCN: what each start is worth',
+        description='What BN weights are worth as a start for WS and BCN',
         seeds=2,
         columns=COLUMNS,
         study=study,

@@ -27,10 +27,11 @@ class Case(NamedTuple):
 
     name: str
     recipe: str
-    """Of BCN + WS."""
+    """Recipe of BCN + WS."""
     counted: tuple[int, ...]
-    """Input whose messages are counted; they do not depend on it."""
+    """Shape for counting messages, which do not depend on it."""
     timed: tuple[int, ...] | None = None
+    """Shape for timing; None to count only."""
 
 
 SEGMENTATION = 'deeplabv3/deeplabv3_{}-d16_bcn-ws_1xb1-acc16-33k_voc12aug-513x513'
@@ -55,16 +56,16 @@ SIDES = {
 
 
 class Step(NamedTuple):
-    """A training step of one rank, with gradients shared by DistributedDataParallel and without."""
+    """A training step of one rank: `shared` averages gradients through DistributedDataParallel, `alone` does not."""
 
     shared: Callable[[], object]
     alone: Callable[[], object]
 
 
 def training_step(case: Case, side: str, shape: tuple[int, ...]) -> Step:
-    """Forward, backward, SGD with momentum, and the commit of BCN's statistics, on one random sample.
+    """Return forward, backward, SGD with momentum, and the commit of BCN's statistics, on one random sample.
 
-    The learning rate is small, so that the weights stay what they were while the step is repeated.
+    The learning rate is small, so that the weights hardly change while the step is repeated.
     """
     cfg = load_recipe(str(CONFIGS / f'{case.recipe}.py'))
     if side.startswith('bn'):

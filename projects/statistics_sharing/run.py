@@ -1,7 +1,7 @@
 """What sharing normalisation statistics costs a training step of two gloo ranks on CPU.
 
 python -m projects.statistics_sharing.run            writes results/ and the tables in README.md and docs/decisions/
-python -m projects.statistics_sharing.run --quick    a tiny model, two rounds, into work_dirs/: does it run?
+python -m projects.statistics_sharing.run --quick    a tiny model, two rounds, into work_dirs/, to see that it runs
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def worker(rank: int, folder: str, quick: bool, rounds: int, what: str) -> None:
 
 
 def count(case: Any) -> Rows:
-    """What every side of a case sends in a step, for its statistics and for its gradients."""
+    """Return what every side of a case sends in a step, for its statistics and for its gradients."""
     from projects.statistics_sharing.cases import SIDES, training_step
     from projects.statistics_sharing.collectives import count_sent
 
@@ -75,7 +75,7 @@ def count(case: Any) -> Rows:
 
 
 def measure(case: Any, rounds: int) -> Rows:
-    """Times of the steps of all sides, in turns."""
+    """Time the steps of all sides in turns."""
     from projects.statistics_sharing.cases import SIDES, training_step
 
     steps = {side: training_step(case, side, case.timed).shared for side in SIDES}
@@ -89,7 +89,7 @@ def measure(case: Any, rounds: int) -> Rows:
 
 
 def slowest(step: Any) -> float:
-    """Milliseconds of the rank that takes longest, from a common start."""
+    """Return the milliseconds of the slowest rank, after a barrier."""
     import torch
     import torch.distributed as dist
 
@@ -107,7 +107,7 @@ def load(path: Path) -> Rows:
 
 
 def table_of_times(times: Rows) -> str:
-    """Markdown: the median step of every side, and what ours takes of the synchronised one's time."""
+    """Return Markdown: the median step of every side, and its ratio to the synchronised step."""
     from projects.statistics_sharing.cases import SIDES
 
     cases = list(dict.fromkeys(row['case'] for row in times))
@@ -132,7 +132,7 @@ def table_of_times(times: Rows) -> str:
 
 
 def table_of_messages(sent: Rows) -> str:
-    """Markdown: what each side sends for its statistics in one step, beside the gradients."""
+    """Return Markdown: what each side sends for its statistics in one step, beside the gradients."""
     from projects.statistics_sharing.cases import SIDES
 
     lines = [
@@ -157,8 +157,8 @@ def table_of_messages(sent: Rows) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--quick', action='store_true', help='a tiny model, to see that it runs')
-    parser.add_argument('--only', choices=['messages', 'times', 'tables'], help='count, time, or write tables alone')
-    parser.add_argument('--rounds', type=int, default=5, help='timed steps of every side (default: 5)')
+    parser.add_argument('--only', choices=['messages', 'times', 'tables'], help='do one part (default: all)')
+    parser.add_argument('--rounds', type=int, default=5, help='number of timed steps of every side (default: 5)')
     parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'statistics_sharing')
     args = parser.parse_args(arguments)
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')

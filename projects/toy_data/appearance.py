@@ -1,4 +1,4 @@
-"""What scenes and clips are made of: real digits, real photographs, and the light that falls on them."""
+"""The parts of scenes and clips: handwritten digits, photographs, and illumination."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ TRAIN_PHOTO_SHARE = 0.7
 
 @cache
 def photograph(name: str) -> np.ndarray:
-    """One of scikit-learn's photographs, (427, 640, 3) float32 RGB in [0, 1]."""
+    """Return one of scikit-learn's photographs, (427, 640, 3) float32 RGB in [0, 1]."""
     return load_sample_image(f'{name}.jpg').astype(np.float32) / 255
 
 
 def split_digits(split: str, classes: Sequence[int], seed: int) -> dict[int, np.ndarray]:
-    """The handwritten digits that ``split`` may use: class -> (N, 8, 8) float32 ink in [0, 1].
+    """Return the handwritten digits of a split: class -> (N, 8, 8) float32 ink in [0, 1].
 
     One fifth of scikit-learn's 1797 digits is kept for validation; no digit is in both splits.
     """
@@ -35,7 +35,7 @@ def split_digits(split: str, classes: Sequence[int], seed: int) -> dict[int, np.
 
 
 def photo_crop(rng: np.random.Generator, name: str, split: str, size: int) -> np.ndarray:
-    """A random square crop of a photograph, (size, size, 3): the left 70 % serves train, the right 30 % val."""
+    """Return a random square crop (size, size, 3): from the left 70 % of a photograph for train, the rest for val."""
     photo = photograph(name)
     border = round(photo.shape[1] * TRAIN_PHOTO_SHARE)
     photo = photo[:, border:] if split == 'val' else photo[:, :border]
@@ -47,13 +47,13 @@ def photo_crop(rng: np.random.Generator, name: str, split: str, size: int) -> np
 
 
 def warp_digit(ink: np.ndarray, center: tuple[float, float], side: float, angle: float, canvas: int) -> np.ndarray:
-    """Draws an 8x8 digit on an empty canvas, bilinearly enlarged, with an edge about one pixel wide.
+    """Draw an 8x8 digit on an empty canvas, bilinearly enlarged, with an edge about one pixel wide.
 
     Args:
         ink: (8, 8) in [0, 1].
-        center: x and y of the digit's middle, in pixels; may lie outside the canvas.
+        center: x and y of the digit's middle, in pixels; may be outside the canvas.
         side: Width and height of the digit's 8x8 cell, in pixels.
-        angle: Turn in degrees, clockwise as seen on the screen.
+        angle: Rotation in degrees, clockwise on the screen.
         canvas: Width and height of the canvas, in pixels.
 
     Returns:
@@ -67,7 +67,7 @@ def warp_digit(ink: np.ndarray, center: tuple[float, float], side: float, angle:
 
 
 def contrasting_ink(rng: np.random.Generator, background: np.ndarray) -> np.ndarray:
-    """A colour (3,) clearly lighter or clearly darker than the background's mean, at random where both are possible."""
+    """Return a colour (3,) clearly lighter or darker than the background's mean, at random if both are possible."""
     level = float(background.mean())
     choices = [sign for sign in (-1, 1) if 0.05 < level + sign * 0.45 < 0.95]
     sign = choices[rng.integers(len(choices))] if choices else (1 if level < 0.5 else -1)
@@ -76,14 +76,14 @@ def contrasting_ink(rng: np.random.Generator, background: np.ndarray) -> np.ndar
 
 
 def illumination(rng: np.random.Generator, size: int) -> tuple[float, np.ndarray, np.ndarray]:
-    """Draws the light and camera setting of one image or clip: exponent, multiplicative field, additive offset.
+    """Draw the light and the camera setting of one image or clip: exponent, multiplicative field, additive offset.
 
-    The contrast is log-uniform in [0.2, 1], its place in the value range is uniform, each colour has its own gain,
-    and the light falls off smoothly in a random direction. Two images of one set thus differ far more in mean and
+    The contrast is log-uniform in [0.2, 1] and placed uniformly in the range of values. Each colour has its own gain.
+    The light falls off smoothly in a random direction. Two images of a set therefore differ far more in mean and
     standard deviation than two crops of one photograph.
 
     Returns:
-        ``gamma`` and two arrays of shape (size, size, 3) and (3,), to be used by :func:`expose`.
+        The exponent, the field (size, size, 3) and the offset (3,), for `expose`.
     """
     gamma = float(np.exp(rng.uniform(-0.5, 0.5)))
     contrast = float(np.exp(rng.uniform(np.log(0.2), 0)))
@@ -97,7 +97,7 @@ def illumination(rng: np.random.Generator, size: int) -> tuple[float, np.ndarray
 
 
 def expose(scene: np.ndarray, light: tuple[float, np.ndarray, np.ndarray], flicker: float = 1.0) -> np.ndarray:
-    """Takes the picture: (size, size, 3) float in [0, 1] -> uint8, values beyond the sensor's range saturate."""
+    """Expose a scene (size, size, 3) float in [0, 1] to uint8; values beyond the sensor's range saturate."""
     gamma, field, offset = light
     exposed = (scene**gamma * field + offset) * flicker
     return (np.clip(exposed, 0, 1) * 255 + 0.5).astype(np.uint8)

@@ -1,13 +1,15 @@
-"""Video clips in which the class is the motion, written as Something-Something v2 lays out its files.
+"""Video clips in which the class is the motion, in the layout of Something-Something v2.
 
-No single frame tells the class of a clip. A clip follows ``state(t) = middle + t * travel`` for t from -1 to 1, where a
-state is the digit's place, the logarithm of its size and its angle. The middle state, the amount of travel, the
-digit, the photograph and the light are drawn without knowledge of the class; the class picks the coordinate that
-travels and the sign. The classes come in pairs that differ in the sign only, and flicker and camera shake are
-independent from frame to frame. So
+No single frame tells the class of a clip. A clip follows
 
-* a clip of one class played backwards is distributed exactly as a clip of its twin, and a frame taken at a random
-  time has the same distribution in both classes;
+    state(t) = middle + t * travel        t from -1 to 1; state: x, y, logarithm of the size, angle of the digit
+
+The middle state, the amount of travel, the digit, the photograph and the light are drawn independently of the class.
+The class selects the coordinate that travels and the sign. The classes form pairs that differ only in the sign, and
+flicker and camera shake are independent from frame to frame. Therefore
+
+* a clip played backwards has the distribution of a clip of the twin class, and a frame at a random time has the same
+  distribution in both classes;
 * the middle of a clip has the same distribution in all classes.
 """
 
@@ -33,7 +35,6 @@ from projects.toy_data.appearance import (
     warp_digit,
 )
 
-# template -> (coordinate of the state that travels, sign); neighbours are reversal twins
 MOTIONS: dict[str, tuple[str, int]] = {
     'Moving [something] from left to right': ('x', 1),
     'Moving [something] from right to left': ('x', -1),
@@ -44,18 +45,19 @@ MOTIONS: dict[str, tuple[str, int]] = {
     'Turning [something] clockwise': ('angle', 1),
     'Turning [something] counterclockwise': ('angle', -1),
 }
+"""Template -> (coordinate of the state that travels, sign). Neighbours are reversal twins."""
 COORDINATES = ('x', 'y', 'size', 'angle')
 ANNOTATIONS = {'train': 'something-something-v2-train.json', 'val': 'something-something-v2-validation.json'}
 LABELS = 'something-something-v2-labels.json'
 
 
 def video_classes() -> tuple[str, ...]:
-    """Class names in the order of their indices, as the labels file writes them: templates without brackets."""
+    """Return the class names by index, as in the labels file: templates without brackets."""
     return tuple(template.replace('[something]', 'something') for template in MOTIONS)
 
 
 def clip_states(rng: np.random.Generator, template: str, frames: int, size: int) -> np.ndarray:
-    """The digit's path: (frames, 4) float64 of x, y (pixels), natural log of the side (pixels) and angle (degrees)."""
+    """Return the digit's path (frames, 4) float64: x, y, natural logarithm of the side (pixels), angle (degrees)."""
     middle = np.array(
         [
             rng.uniform(0.33, 0.67) * size,
@@ -78,7 +80,7 @@ def clip_states(rng: np.random.Generator, template: str, frames: int, size: int)
 def draw_clip(
     rng: np.random.Generator, ink: np.ndarray, template: str, split: str, frames: int, size: int
 ) -> np.ndarray:
-    """One clip (frames, size, size, 3) uint8 RGB: a digit travels over a photograph, lightly shaken and flickering."""
+    """Draw a clip (frames, size, size, 3) uint8 RGB: a digit moves over a photograph, with slight shake and flicker."""
     states = clip_states(rng, template, frames, size)
     pad = 3
     photo = photo_crop(rng, PHOTOGRAPHS[rng.integers(len(PHOTOGRAPHS))], split, size + 2 * pad)
@@ -97,7 +99,7 @@ def draw_clip(
 
 
 def write_mp4(path: Path, clip: np.ndarray, fps: int) -> None:
-    """Encodes (T, H, W, 3) uint8 RGB as H.264, yuv420p, with a key frame every 4 frames. H and W must be even."""
+    """Encode (T, H, W, 3) uint8 RGB as H.264, yuv420p, with a key frame every 4 frames. H and W must be even."""
     with av.open(str(path), 'w') as container:
         stream = container.add_stream('libx264', rate=fps)
         stream.height, stream.width = clip.shape[1:3]
@@ -105,7 +107,7 @@ def write_mp4(path: Path, clip: np.ndarray, fps: int) -> None:
         stream.gop_size = 4
         stream.thread_count = 1
         stream.time_base = Fraction(1, fps)
-        # mbtree makes x264's bytes differ from call to call, even with one thread
+        # With mbtree, x264's bytes differ from call to call, even with one thread.
         stream.options = {'crf': '18', 'preset': 'veryfast', 'x264-params': 'mbtree=0'}
         for index, picture in enumerate(clip):
             frame = av.VideoFrame.from_ndarray(picture, format='rgb24')
@@ -126,9 +128,9 @@ def write_video(
     seed: int,
     advance: Callable[[], None],
 ) -> None:
-    """Writes all clips and the three annotation files below ``folder``. ``advance`` is called per clip.
+    """Write all clips and the three annotation files below `folder`, and call `advance` after each clip.
 
-    Classes are dealt in turn, so they are balanced; ids are numbered through both splits.
+    Classes take turns, so they are balanced. The ids count through both splits.
     """
     (folder / 'videos').mkdir(parents=True)
     templates = list(MOTIONS)

@@ -1,4 +1,4 @@
-"""A picture of the demo's data: scenes beside their labels, and clips as strips of frames."""
+"""A picture of the toy data: scenes beside their labels, and clips as strips of frames."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from projects.toy_data.scenes import IGNORE, seg_palette
 
 
 def colour_labels(labels: np.ndarray, palette: list[list[int]]) -> np.ndarray:
-    """Label map (H, W) -> RGB (H, W, 3) uint8; ignored pixels are white."""
+    """Turn a label map (H, W) into RGB (H, W, 3) uint8; ignored pixels are white."""
     table = np.full((256, 3), 255, np.uint8)
     table[: len(palette)] = palette
     table[IGNORE] = 255
@@ -23,15 +23,18 @@ def colour_labels(labels: np.ndarray, palette: list[list[int]]) -> np.ndarray:
 
 
 def read_clip(path: Path) -> np.ndarray:
-    """All frames of a video file, (T, H, W, 3) uint8 RGB."""
+    """Return all frames of a video file, (T, H, W, 3) uint8 RGB."""
     with av.open(str(path)) as container:
         return np.stack([frame.to_ndarray(format='rgb24') for frame in container.decode(video=0)])
 
 
 def write_contact_sheet(root: str | Path, path: str | Path, n_scenes: int = 16, frames: int = 8) -> Path:
-    """Writes a PNG with validation scenes and labels of ``<root>/seg`` and one clip per class of ``<root>/video``.
+    """Write a PNG with validation scenes and labels of `<root>/seg` and one clip per class of `<root>/video`.
 
-    Whichever of the two sets is absent is left out; with neither, FileNotFoundError.
+    A set that does not exist is left out.
+
+    Raises:
+        FileNotFoundError: If neither exists.
     """
     root, path = Path(root), Path(path)
     images = sorted((root / 'seg/leftImg8bit/val').rglob('*.png'), key=lambda file: file.stem.split('_')[1])[:n_scenes]
@@ -39,7 +42,7 @@ def write_contact_sheet(root: str | Path, path: str | Path, n_scenes: int = 16, 
     entries = json.loads(annotation.read_text()) if annotation.is_file() else []
     entries = list({entry['template']: entry for entry in reversed(entries)}.values())[::-1]
     if not images and not entries:
-        raise FileNotFoundError(f'{root} holds neither seg nor video')
+        raise FileNotFoundError(f'{root} has neither seg nor video')
     per_row = 4
     scene_rows = -(-len(images) // per_row)
     rows = scene_rows + len(entries)

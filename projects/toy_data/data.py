@@ -1,9 +1,9 @@
-"""Builds the demo's two data sets from data that ships with scikit-learn, in the formats of the real ones.
+"""Build the two toy data sets from data that ships with scikit-learn, in the formats of the real ones.
 
-Segmentation has Cityscapes' folders and label PNGs, video has Something-Something v2's files and H.264 clips. The
-same parameters always give the same files; a set that is already there is left alone.
+Segmentation has Cityscapes' folders and label PNGs, video has Something-Something v2's files and H.264 clips. The same
+parameters always give the same files. A set that exists with these parameters is not built again.
 
-Usage: ``python -m projects.toy_data.data --root data/micro_batch_demo --contact-sheet sheet.png``
+python -m projects.toy_data.data --root data/micro_batch_demo --contact-sheet sheet.png
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ def build_segmentation(
     seed: int = 0,
     console: Console | None = None,
 ) -> Path:
-    """Builds ``<root>/seg`` in Cityscapes' layout: ``{leftImg8bit,gtFine}/{train,val}/<city>/*.png``.
+    """Build `<root>/seg` in Cityscapes' layout: `{leftImg8bit,gtFine}/{train,val}/<city>/*.png`.
 
     Args:
-        root: Folder of the demo's data.
+        root: Folder of both sets.
         n_train: Number of training scenes.
         n_val: Number of validation scenes.
         size: Height and width of a scene in pixels.
         digit_size: Smallest and largest side of a digit in pixels; sizes are log-uniform.
-        digits_per_scene: Fewest and most digits of a scene. A digit that finds no room is left out of its scene.
+        digits_per_scene: Fewest and most digits of a scene. A digit without room is left out of its scene.
         digits: The digits that occur; the i-th has label i + 1.
-        seed: Of everything random.
-        console: Where progress goes.
+        seed: Seed of everything random.
+        console: Where progress is shown.
 
     Returns:
-        The folder ``<root>/seg``.
+        The folder `<root>/seg`.
 
     Raises:
-        ValueError: A parameter is out of range, or the folder holds something else.
+        ValueError: If a parameter is out of range, or the folder has other files.
     """
     _check_counts(n_train, n_val, digits)
     _check_range('digit_size', digit_size, 8, size)
@@ -84,30 +84,30 @@ def build_video(
     seed: int = 0,
     console: Console | None = None,
 ) -> Path:
-    """Builds ``<root>/video`` in Something-Something v2's layout: ``videos/<id>.mp4`` and three JSON files.
+    """Build `<root>/video` in Something-Something v2's layout: `videos/<id>.mp4` and three JSON files.
 
     Args:
-        root: Folder of the demo's data.
+        root: Folder of both sets.
         n_train: Number of training clips.
         n_val: Number of validation clips.
         size: Height and width of a clip in pixels, even.
         frames: Frames of a clip.
         fps: Frames per second.
         digits: The digits that move.
-        seed: Of everything random.
-        console: Where progress goes.
+        seed: Seed of everything random.
+        console: Where progress is shown.
 
     Returns:
-        The folder ``<root>/video``.
+        The folder `<root>/video`.
 
     Raises:
-        ValueError: A parameter is out of range, or the folder holds something else.
+        ValueError: If a parameter is out of range, or the folder has other files.
     """
     _check_counts(n_train, n_val, digits)
     if size < 16 or size % 2:
-        raise ValueError(f'size {size} of the clips must be even (H.264 yuv420p) and at least 16')
+        raise ValueError(f'size={size}: an even number (for H.264 yuv420p), at least 16, is expected')
     if frames < 2 or fps < 1:
-        raise ValueError(f'frames {frames} must be at least 2 and fps {fps} at least 1')
+        raise ValueError(f'frames={frames}, fps={fps}: at least 2 frames and 1 frame per second are expected')
     parameters = {
         'n_train': n_train,
         'n_val': n_val,
@@ -122,18 +122,18 @@ def build_video(
 
 def _check_counts(n_train: int, n_val: int, digits: Sequence[int]) -> None:
     if n_train < 1 or n_val < 1:
-        raise ValueError(f'n_train {n_train} and n_val {n_val} must be at least 1')
+        raise ValueError(f'n_train={n_train}, n_val={n_val}: at least 1 of each is expected')
     if not digits or len(set(digits)) != len(digits) or not set(digits) <= set(range(10)):
-        raise ValueError(f'digits {list(digits)} must be different numbers from 0 to 9')
+        raise ValueError(f'digits={list(digits)}: different numbers from 0 to 9 are expected')
 
 
 def _check_range(name: str, pair: Sequence[int], lowest: int, highest: int) -> None:
     if len(pair) != 2 or not lowest <= pair[0] <= pair[1] <= highest:
-        raise ValueError(f'{name} {list(pair)} must be two numbers in order, from {lowest} to {highest}')
+        raise ValueError(f'{name}={list(pair)}: two numbers in order, from {lowest} to {highest}, are expected')
 
 
 def _fingerprint(parameters: dict) -> str:
-    """Changes when a parameter or the code that draws changes."""
+    """Return a hash that changes with a parameter or with the code that draws."""
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
     for module in (appearance, scenes, clips):
         digest.update(inspect.getsource(module).encode())
@@ -141,7 +141,7 @@ def _fingerprint(parameters: dict) -> str:
 
 
 def _build(folder: Path, what: str, write: Callable, parameters: dict, console: Console | None) -> Path:
-    """Writes into a neighbour folder and renames it at the end, so an interrupted build leaves no half set."""
+    """Write into a neighbour folder and rename it at the end, so an interrupted build leaves no incomplete set."""
     console = console or Console()
     fingerprint = _fingerprint(parameters)
     manifest = folder / MANIFEST
@@ -149,10 +149,10 @@ def _build(folder: Path, what: str, write: Callable, parameters: dict, console: 
         found = json.loads(manifest.read_text())
         present = sum(path.is_file() for path in folder.rglob('*')) - 1
         if found['fingerprint'] == fingerprint and found['files'] == present:
-            console.print(f'{folder}: {parameters["n_train"]} + {parameters["n_val"]} {what} are there already')
+            console.print(f'{folder}: {parameters["n_train"]} + {parameters["n_val"]} {what} exist already')
             return folder
     elif folder.exists() and any(folder.iterdir()):
-        raise ValueError(f'{folder} holds files but no {MANIFEST}: give another root or empty the folder')
+        raise ValueError(f'{folder} has files but no {MANIFEST}: choose another root or empty the folder')
 
     partial = folder.with_name(f'{folder.name}.partial')
     shutil.rmtree(partial, ignore_errors=True)
@@ -182,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--clips', type=int, nargs=2, default=(1500, 200), metavar=('TRAIN', 'VAL'))
     parser.add_argument('--clip-size', type=int, default=64)
     parser.add_argument('--frames', type=int, default=16)
-    parser.add_argument('--contact-sheet', type=Path, help='also write a PNG that shows some scenes and clips')
+    parser.add_argument('--contact-sheet', type=Path, help='also write a PNG with some scenes and clips')
     args = parser.parse_args(arguments)
     console = Console()
     if args.task != 'video':
@@ -209,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             console=console,
         )
     if args.contact_sheet:
-        console.print(f'{write_contact_sheet(args.root, args.contact_sheet)}: a look at the data')
+        console.print(f'{write_contact_sheet(args.root, args.contact_sheet)}: scenes and clips')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Segmentation scenes: digits on photographs, written as Cityscapes lays out its files."""
+"""Segmentation scenes: digits on photographs, in the layout of Cityscapes."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ MAX_PLACEMENTS = 30
 
 
 def seg_palette(digits: Sequence[int] = range(10)) -> list[list[int]]:
-    """One RGB colour for the background and for each digit; a digit keeps its colour whatever the other digits are."""
+    """Return an RGB colour for the background and for each digit; a digit has the same colour in every selection."""
     colours = [[230, 25, 75], [60, 180, 75], [255, 225, 25], [0, 130, 200], [245, 130, 48]]
     colours += [[145, 30, 180], [70, 240, 240], [240, 50, 230], [170, 110, 40], [210, 245, 60]]
     return [[40, 40, 40], *(colours[digit] for digit in digits)]
 
 
 def _place(rng: np.random.Generator, taken: list[tuple[float, float, float]], canvas: int, side: float):
-    """A centre at which a digit of ``side`` overlaps no digit of ``taken``, or None when no room was found."""
+    """Return a centre at which a digit of `side` overlaps no digit of `taken`; None if no room was found."""
     margin = side * 0.45
     for _ in range(MAX_PLACEMENTS):
         x, y = rng.uniform(margin, canvas - 1 - margin, 2)
@@ -49,9 +49,10 @@ def draw_scene(
     digit_size: tuple[int, int],
     digits_per_scene: tuple[int, int],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One scene and its labels.
+    """Draw one scene and its labels.
 
-    Labels: 0 background, i + 1 for the i-th key of ``digits``, 255 (ignored) on the anti-aliased border of a digit.
+    Labels: 0 for the background, i + 1 for the i-th key of `digits`, 255 (ignored) on the anti-aliased border of a
+    digit.
 
     Returns:
         RGB image (size, size, 3) uint8 and labels (size, size) uint8.
@@ -90,7 +91,7 @@ def write_segmentation(
     seed: int,
     advance: Callable[[], None],
 ) -> None:
-    """Writes all scenes below ``folder``; the cities are the two photographs. ``advance`` is called per scene."""
+    """Write all scenes below `folder` and call `advance` after each. The cities are the two photographs."""
     for split, count in zip(SPLITS, (n_train, n_val), strict=True):
         pool = split_digits(split, digits, seed)
         for index in range(count):

@@ -14,7 +14,7 @@ from mmseg.registry import MODELS
 from torch import nn
 
 import wsbcn_mm.segmentation  # noqa: F401
-from wsbcn_mm.segmentation import check_norms
+from wsbcn_mm.segmentation.models.checks import check_norms
 from wsbcn_mm.surgery.kinds import conv_kind, count_convs, count_norms
 
 CONFIGS = Path(__file__).parents[2] / 'configs'

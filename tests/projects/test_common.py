@@ -1,4 +1,4 @@
-"""What studies share: result files, tables in READMEs, recipes of the toy data; and who may import whom."""
+"""What studies share (result files, tables in READMEs, recipes of the toy data), and what they may import."""
 
 import ast
 import re
@@ -29,7 +29,7 @@ def test_a_value_without_a_column_is_refused(tmp_path) -> None:
 TEXT = 'before\n<!-- speed:start -->\nold\n<!-- speed:end -->\nafter <!-- other:start -->\n'
 
 
-def test_a_table_takes_the_place_of_what_stood_between_its_marks(tmp_path):
+def test_a_table_replaces_the_text_between_its_marks(tmp_path):
     file = tmp_path / 'README.md'
     file.write_text(TEXT)
     assert read_table(file, 'speed') == 'old\n'
@@ -39,23 +39,23 @@ def test_a_table_takes_the_place_of_what_stood_between_its_marks(tmp_path):
 
 
 @pytest.mark.parametrize('text', ['none', '<!-- a:end -->\n<!-- a:start -->\n', TEXT.replace('speed', 'a') * 2])
-def test_other_marks_than_one_pair_in_order_are_refused(text, tmp_path):
+def test_anything_but_one_pair_of_marks_in_order_is_refused(text, tmp_path):
     file = tmp_path / 'README.md'
     file.write_text(text)
-    said = f'{file} must hold one <!-- a:start --> and after it one <!-- a:end -->'
-    with pytest.raises(ValueError, match=f'^{re.escape(said)}$'):
+    message = f'{file} must have one <!-- a:start --> followed by one <!-- a:end -->'
+    with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
         write_table(file, 'a', 'new')
     assert file.read_text() == text
 
 
-def test_a_recipe_that_is_not_there_is_named():
+def test_a_missing_recipe_is_named():
     message = f'no recipe deeplabv3_r18-tiny_syncbn_1xb1-acc1-*.py in {RECIPES}'
     with pytest.raises(FileNotFoundError, match=f'^{re.escape(message)}$'):
         find_recipe('segmentation', 'syncbn', '1xb1-acc1')
 
 
 def imported(folder):
-    """(folder of projects/ that a file of `folder` imports from, file)"""
+    """Yield (folder of projects/ from which a file of `folder` imports, that file)."""
     for file in sorted(folder.rglob('*.py')):
         for node in ast.walk(ast.parse(file.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
@@ -68,6 +68,6 @@ def imported(folder):
 
 
 @pytest.mark.parametrize('folder', FOLDERS)
-def test_a_folder_imports_from_itself_and_from_what_all_share(folder):
+def test_a_folder_imports_only_from_itself_and_from_the_shared_folders(folder):
     allowed = {'common': {'common', 'toy_data'}, 'toy_data': {'toy_data'}}.get(folder, {folder, 'common', 'toy_data'})
     assert [found for found in imported(PROJECTS / folder) if found[0] not in allowed] == []

@@ -1,1 +1,1 @@
-"""Stress tests, which take too long for every run of the tests: `make stress`."""
+"""Stress tests, too long for `make test`; `make stress` runs them."""

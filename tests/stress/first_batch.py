@@ -1,4 +1,4 @@
-"""How long a resumed run takes to its first batch, and how many samples it reads for it.
+"""Time from the start of a resumed run to its first batch, and the samples that it reads for it.
 
 python -m tests.stress.first_batch        at iterations 12 and 1,000,000; writes results/start.csv
 """
@@ -24,7 +24,7 @@ NUMBERS = itertools.count()
 
 
 def resumed(checkpoint: Path, iteration: int, data: Path, work_dir: Path) -> dict[str, Any]:
-    """Go on for one iteration from a checkpoint of segmentation that says it is of `iteration`."""
+    """Resume a segmentation checkpoint, relabelled as one of `iteration`, for one iteration."""
     import torch
     from mmcv.transforms import BaseTransform
     from mmengine.hooks import Hook
@@ -70,7 +70,7 @@ def resumed(checkpoint: Path, iteration: int, data: Path, work_dir: Path) -> dic
 
 
 def sampled(size: int, iteration: int) -> dict[str, Any]:
-    """The sampler alone, at one sample per iteration."""
+    """Measure only the sampler, at one sample per iteration."""
     from wsbcn_mm.engine.resume.order import GlobalOrderSampler
 
     start = time.perf_counter()
@@ -82,7 +82,7 @@ def sampled(size: int, iteration: int) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description='How long a resumed run takes to its first batch')
+    parser = argparse.ArgumentParser(description='Time from the start of a resumed run to its first batch')
     parser.add_argument('--results', type=Path, default=HERE / 'results' / 'start.csv')
     parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'kill_and_resume')
     args = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""Kill training at random moments, resume it, and compare what it comes to with a run that nothing happened to.
+"""Kill training at random moments, resume it, and compare the result with that of an uninterrupted run.
 
 python -m tests.stress.kill_and_resume               56 kills: both tasks, 0 and 2 loader workers, 1 and 2 processes
 python -m tests.stress.kill_and_resume --task video --workers 2 --processes 1 --kills 3
@@ -30,12 +30,12 @@ COLUMNS = (
 
 
 MOMENTS = ('any', 'training', 'saving', 'training', 'training', 'saving', 'training')
-"""When kills come, in turn: anywhere from the start of the process to its end, from the first iteration on, or while a
-checkpoint is being written."""
+"""Moments of the kills, in turn: at any time of the process, after the first iteration, or during the write of a
+checkpoint."""
 
 
 def kill_and_compare(case: Case, data: Path, folder: Path, kills: int, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """One row per kill, at a random moment of those that MOMENTS says."""
+    """Yield one row per kill, at a random moment of the kind in `MOMENTS`."""
     from . import runs
 
     shutil.rmtree(folder, ignore_errors=True)
@@ -74,7 +74,7 @@ def kill_and_compare(case: Case, data: Path, folder: Path, kills: int, seed: int
 
 
 def build_data(root: Path) -> Path:
-    """A few scenes and clips of the demo."""
+    """Build a few scenes and clips of the toy data."""
     from io import StringIO
 
     from rich.console import Console
@@ -89,7 +89,7 @@ def build_data(root: Path) -> Path:
 
 
 def save(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write the rows, in place of those of the same case in the file, and beside those of other cases."""
+    """Write the rows in place of the file's rows of the same case; rows of other cases stay."""
     of_case = {tuple(str(row[name]) for name in COLUMNS[:3]) for row in rows}
     kept = read_rows(path) if path.is_file() else []
     kept = [row for row in kept if tuple(row[name] for name in COLUMNS[:3]) not in of_case]
@@ -102,9 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('--task', choices=['segmentation', 'video'], help='default: both')
     parser.add_argument('--workers', type=int, help='loader workers of each process (default: 0, then 2)')
     parser.add_argument('--processes', type=int, help='default: 1, then 2')
-    parser.add_argument('--kills', type=int, default=7, help='of each case')
-    parser.add_argument('--iterations', type=int, default=20, help='of each run')
-    parser.add_argument('--seed', type=int, default=0, help='of the moments')
+    parser.add_argument('--kills', type=int, default=7, help='kills of each case (default: 7)')
+    parser.add_argument('--iterations', type=int, default=20, help='iterations of each run (default: 20)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the moments')
     parser.add_argument('--results', type=Path, default=HERE / 'results' / 'kills.csv')
     parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'kill_and_resume')
     args = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""Short runs of the demo's recipes that use everything a resumed run has to get right, in processes of their own."""
+"""Short runs of the tiny recipes, in child processes, with every feature that resuming must restore."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ AUGMENTATION = {
 
 
 class Case(NamedTuple):
-    """What a run is of."""
+    """The settings of a run."""
 
     task: str
     workers: int
-    """Of each process's loader."""
+    """Workers of each process's loader."""
     processes: int
     iterations: int = ITERATIONS
 
@@ -58,9 +58,9 @@ class Case(NamedTuple):
 
 
 def config(case: Case, data: Path, work_dir: Path) -> Config:
-    """BCN + WS, one sample per process, accumulation, augmentation, dropout, averaged weights, clipped gradients.
+    """Return a recipe with BCN + WS, accumulation, augmentation, dropout, averaged weights and clipped gradients.
 
-    Neither checkpoints nor validations fall together with optimizer steps.
+    The intervals of checkpoints, validations and optimizer steps are coprime.
     """
     cfg = Config.fromfile(find_recipe(case.task, 'bcn-ws', '1xb1-acc16'))
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
@@ -85,7 +85,7 @@ def config(case: Case, data: Path, work_dir: Path) -> Config:
 
 
 class Progress(Hook):
-    """Tells the process that started a run how many iterations it has done."""
+    """Report the number of iterations to the process that started the run."""
 
     priority = 'LOWEST'
 
@@ -98,7 +98,7 @@ class Progress(Hook):
 
 
 def train(case: Case, data: Path, work_dir: Path, rank: int, port: int, hooks: Sequence[Hook]) -> None:
-    """Train, or go on where a run in `work_dir` was, in this process; its output goes to a file there."""
+    """Train in this process, or resume the run in `work_dir`; output goes to a file there."""
     work_dir.mkdir(parents=True, exist_ok=True)
     output = (work_dir / f'output{rank}.txt').open('a')
     os.dup2(output.fileno(), sys.stdout.fileno())
@@ -112,7 +112,7 @@ def train(case: Case, data: Path, work_dir: Path, rank: int, port: int, hooks: S
 
 
 class Started:
-    """The processes of a run; they have a copy of each hook."""
+    """The processes of a run. Each has a copy of every hook."""
 
     def __init__(self, case: Case, data: Path, work_dir: Path, *hooks: Hook) -> None:
         self.done = FORK.Value('i', 0)
@@ -128,10 +128,10 @@ class Started:
             process.start()
 
     def finish(self) -> None:
-        """Wait for the end.
+        """Wait for the end of all processes.
 
         Raises:
-            RuntimeError: If a process fails, with what it wrote last.
+            RuntimeError: If a process fails, with the end of its output.
         """
         for rank, process in enumerate(self.processes):
             process.join()
@@ -140,7 +140,7 @@ class Started:
                 raise RuntimeError(f'process {rank} ended with {process.exitcode}:\n{written[-3000:]}')
 
     def kill(self) -> int:
-        """SIGKILL, all processes; gives the iterations done."""
+        """Kill all processes with SIGKILL and return the number of iterations done."""
         for process in self.processes:
             process.kill()
         for process in self.processes:
@@ -148,7 +148,7 @@ class Started:
         return int(self.done.value)
 
     def wait_until(self, moment: Callable[[], bool]) -> bool:
-        """Wait for something to be true; False if the run is at its end before."""
+        """Wait until `moment()` is true; return False if the run ends first."""
         while all(process.is_alive() for process in self.processes):
             if moment():
                 return True
@@ -156,7 +156,7 @@ class Started:
         return False
 
     def writing(self) -> bool:
-        """Whether a checkpoint is half-written."""
+        """Return whether a checkpoint is being written."""
         return any(self.work_dir.glob('.*.partial'))
 
 
@@ -165,7 +165,7 @@ def last_checkpoint(work_dir: Path) -> dict[str, Any]:
 
 
 def resumed_from(work_dir: Path) -> int:
-    """Iteration of the checkpoint that `last_checkpoint` names; 0 without one."""
+    """Return the iteration of the checkpoint that `last_checkpoint` names; 0 without one."""
     pointer = work_dir / 'last_checkpoint'
     return int(Path(pointer.read_text()).stem.split('_')[1]) if pointer.is_file() else 0
 
@@ -174,9 +174,10 @@ COMPARED = ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers')
 
 
 def differences(left: dict[str, Any], right: dict[str, Any]) -> tuple[int, list[str]]:
-    """How many values two checkpoints have in weights, buffers, averages, optimizer and schedulers; which ones differ.
+    """Compare weights, buffers, averages, optimizer and schedulers of two checkpoints bit by bit.
 
-    Floating point numbers are compared bit by bit.
+    Returns:
+        The number of compared values, and the names of those that differ.
     """
     flat = [dict(leaves({name: checkpoint[name] for name in COMPARED})) for checkpoint in (left, right)]
     names = flat[0].keys() | flat[1].keys()
@@ -187,7 +188,7 @@ def differences(left: dict[str, Any], right: dict[str, Any]) -> tuple[int, list[
 
 
 def leaves(node: Any, name: str = '') -> Any:
-    """(name, value) of everything in nested dicts and lists."""
+    """Yield (name, value) of all leaves of nested dicts and lists."""
     entries = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else None
     if entries is None:
         yield name, node

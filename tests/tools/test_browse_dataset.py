@@ -1,4 +1,4 @@
-"""Sheets of the demo's data, and of small trees in the form of every real data set."""
+"""Sheets of the demo's data, and of small trees with the layout of every real dataset."""
 
 import json
 import re
@@ -57,7 +57,7 @@ def something_v2(root: Path) -> None:
 
 
 def sheets(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> list[np.ndarray]:
-    """The pictures of a run that names them."""
+    """Return the sheets that a run names in its output."""
     run_tool('browse_dataset.py', *arguments)
     files = [line for line in capsys.readouterr().out.splitlines() if line.endswith('.png')]
     return [np.asarray(Image.open(file)) for file in files]
@@ -84,7 +84,7 @@ def test_demo(task: str, tiny_data: Path, tmp_path: Path, capsys: pytest.Capture
 def test_what_is_drawn_is_what_the_files_have(
     tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The demo's scenes are neither cropped nor distorted, so that the enlarged pixels are the file's."""
+    """The demo's scenes are neither cropped nor distorted, so the enlarged pixels are the file's."""
     options = [f'val_dataloader.dataset.data_root={tiny_data}/seg/', 'val_dataloader.dataset.indices=1']
     (page,) = sheets(capsys, recipe('segmentation'), '--out', tmp_path, '--split', 'val', '--cfg-options', *options)
     (file, *_) = sorted((tiny_data / 'seg/leftImg8bit/val').rglob('*.png'))
@@ -161,7 +161,7 @@ def test_real_forms(build, name: str, split: str, tmp_path: Path, capsys: pytest
 )
 def test_missing_data_are_named_in_one_line(name: str, text: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match=f'^{re.escape(text)}[^\n]*docs/data.md has what each data set needs and wh'):
+    with pytest.raises(SystemExit, match=f'^{re.escape(text)}[^\n]*docs/data.md lists the files of each dataset and '):
         run_tool('browse_dataset.py', ROOT / 'configs' / name, '--out', tmp_path / 'sheets')
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""tools/doctor.py in a complete and in an empty environment."""
+"""tools/doctor.py in a complete environment and in an empty one."""
 
 import os
 import re
@@ -18,7 +18,7 @@ def test_a_whole_environment(capsys):
 
 
 def test_an_empty_environment_gets_the_command_to_install(tmp_path):
-    """Python without packages, except the metadata of this one."""
+    """Python without packages, except for the metadata of this one."""
     done = doctor_in(tmp_path)
     assert done.returncode == 1
     assert done.stderr == ('wsbcn_mm is not installed. To install it:\n    python tools/set_up.py\n')

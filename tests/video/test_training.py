@@ -1,4 +1,4 @@
-"""Recipes run as they are written, on real video files, with only widths, sizes and paths made small."""
+"""Recipes run unchanged on real video files, except for smaller widths and sizes, and other paths."""
 
 import json
 import re
@@ -79,7 +79,7 @@ def small(recipe: str, root: Path, steps: int, per_device: int) -> Config:
 
 
 def save_2d_backbone(cfg: Config, path: Path) -> str:
-    """A 2D ResNet's file as ImageNet training leaves it: the recipe's network without temporal kernels."""
+    """A 2D ResNet's checkpoint as from ImageNet training: the recipe's network without temporal kernels."""
     arguments = {k: v for k, v in cfg.model.backbone.items() if k not in ('type', 'init_cfg')}
     net = ResNet3d(**(arguments | {'conv1_kernel': (1, 7, 7), 'inflate': (0, 0, 0, 0)}))
     state = {}

@@ -109,7 +109,7 @@ def test_a_loss_that_is_no_number_stops_before_it_does_harm_and_says_where_it_co
     lines = str(error.value).splitlines()
     assert re.fullmatch(r'iteration 7: loss_square is (nan|inf)', lines[0])
     assert lines[1] == 'samples: images/6.png (sample 6)'
-    assert lines[2] == 'the first module that gives out such values: square, Square()'
+    assert lines[2] == 'the first module with a non-finite output: square, Square()'
     assert re.fullmatch(r'  input        float32, -\d\S+e\+2\d to \d\S+e\+2\d', lines[3])
     assert 'not finite' in lines[4] or 'none of 128 finite' in lines[4]
     assert lines[5].startswith('running statistics of 1 norms: running_mean float32, ')
@@ -165,7 +165,7 @@ def test_a_step_with_such_gradients_is_found_before_it_is_saved_or_in_the_next_i
             text,
             re.MULTILINE,
         )
-        assert 'the first module that gives out such values: conv, Conv2d(' in text
+        assert 'the first module with a non-finite output: conv, Conv2d(' in text
         assert text.endswith(f'The last good checkpoint is {good}')
     assert [path.name for path in tmp_path.glob('*.pth')] == [good.name]
 

@@ -211,6 +211,6 @@ def test_a_backbone_that_checkpoints_itself_is_rejected():
     cfg = load_recipe(str(sorted(CONFIGS.glob('tiny/r3d-18-tiny_bn_1xb1-acc1*'))[0]))
     init_default_scope(cfg.default_scope)
     cfg.model.backbone.with_cp = True
-    message = "activation_memory='save_conv': 6 modules (the first: backbone.layer1.0) checkpoint by themselves"
+    message = "activation_memory='save_conv': 6 modules (the first: backbone.layer1.0) have with_cp=True"
     with pytest.raises(ValueError, match=f'^{re.escape(message)}'):
         set_activation_memory(MODELS.build(cfg.model), 'save_conv')

@@ -110,7 +110,7 @@ def test_on_fewer_devices_the_recipes_numbers_stay_and_one_line_reports_the_effe
 @pytest.mark.parametrize(
     ('devices', 'advice'),
     [
-        (3, 'global batch 16 is no multiple of 3 device(s) x 2 = 6: the nearest are 12 and 18'),
+        (3, 'global batch 16 is not a multiple of 3 device(s) x 2 = 6: the nearest are 12 and 18'),
         (4, '--global-batch 16 restores the batch of the recipe'),
     ],
 )
@@ -248,13 +248,15 @@ def rejects(cfg, message, **asked):
 
 
 def test_what_cannot_be_planned_is_rejected_by_name():
-    nearest = 'global batch 6 is no multiple of 1 device(s) x 4 = 4: the nearest are 4 and 8; 6 itself goes with 2 or 3'
+    nearest = (
+        'global batch 6 is not a multiple of 1 device(s) x 4 = 4: the nearest are 4 and 8; 6 itself works with 2 or 3'
+    )
     rejects(iteration_recipe(), nearest, global_batch=6)
     rejects(iteration_recipe(), 'samples per device=0: at least 1 is expected', per_device=0)
     rejects(iteration_recipe(), 'LinearLR would last 1 optimizer step(s) at a global batch of 16, ', global_batch=16)
     unknown = '--global-batch and --per-device need the batch that the recipe was tuned for: add --cfg-options'
     rejects(iteration_recipe(auto_scale_lr=None), unknown)
-    rejects(iteration_recipe(auto_scale_lr=dict(base_batch_size=4, rule='cubic')), "learning-rate rule 'cubic' is")
+    rejects(iteration_recipe(auto_scale_lr=dict(base_batch_size=4, rule='cubic')), "learning-rate rule='cubic': ")
     rejects(iteration_recipe([dict(type='ExponentialLR', gamma=0.9, by_epoch=False)]), 'ExponentialLR decays in')
     rejects(iteration_recipe(train_dataloader={}), '--global-batch and --per-device need a recipe with train_dataload')
     two = dict(a=dict(optimizer=dict(lr=1)), b=dict(optimizer=dict(lr=1)))

@@ -220,7 +220,7 @@ def test_keys_of_the_layers_are_accepted():
 
 
 def test_an_unknown_norm_and_a_model_without_norms_are_rejected():
-    with pytest.raises(ValueError, match=r"^norm policy 'bncws' is unknown: choose one of bn, "):
+    with pytest.raises(ValueError, match=r"^norm policy 'bncws': one of bn, "):
         switch_norm(stock_config(), 'bncws', FRAGMENTS)
     cfg = stock_config()
     cfg.model.pop('auxiliary_head')

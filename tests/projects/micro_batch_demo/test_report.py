@@ -1,4 +1,4 @@
-"""The demo's report on made-up records: nothing is dropped, means are right, the page stands alone."""
+"""The demo's report on made-up records: nothing is dropped, means are right, the page is self-contained."""
 
 import io
 import json
@@ -159,12 +159,12 @@ def test_records_that_do_not_fit_together_are_refused(change, text):
 def test_unknown_and_missing_fields_are_named():
     values = {'task': 'video', 'norm': 'bn', 'per_device': 1, 'accumulation': 1, 'seed': 0, 'metric_name': 'top-1'}
     assert records.record_from_dict(values).batch == 1
-    with pytest.raises(ValueError, match=r'^unknown fields of a run: lr; known are accumulation, '):
+    with pytest.raises(ValueError, match=r'^unknown fields of a run: lr; the fields are accumulation, '):
         records.record_from_dict(values | {'lr': 0.1})
     del values['seed']
     with pytest.raises(ValueError, match=r'^missing fields of a run: seed$'):
         records.record_from_dict(values)
-    with pytest.raises(ValueError, match=r"^task 'audio' of a run must be one of segmentation, video$"):
+    with pytest.raises(ValueError, match=r"^task='audio': one of segmentation, video is expected$"):
         records.record_from_dict(values | {'seed': 0, 'task': 'audio'})
 
 
@@ -185,7 +185,7 @@ def test_a_table_is_regenerated_between_its_markers(tmp_path):
     assert '| bcn-ws | 16 x 1 accumulated |' not in readme.read_text()
 
 
-def test_report_writes_every_file_and_the_page_stands_alone(tmp_path):
+def test_report_writes_every_file_and_a_self_contained_page(tmp_path):
     sheet = tmp_path / 'overlay.png'
     cv2.imwrite(str(sheet), np.zeros((8, 8, 3), np.uint8))
     screen = io.StringIO()

@@ -1,5 +1,6 @@
-"""The benchmark's sides are right, its gate can fail, its ratios follow from the samples."""
+"""The benchmark's sides are right, its gate can fail, its ratios follow from the samples, and it runs."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch.nn.functional as F
 from mmcv.cnn.bricks.conv_ws import conv_ws_2d
 from rich.console import Console
 
-from projects.operator_benchmark import norms, report, rows, run, steps, timing, weights
+from projects.common.csv_rows import read_rows
+from projects.operator_benchmark import norms, report, rows, run, sections, steps, timing, weights
 from projects.operator_benchmark.memory import saved_bytes
 from tests.ops import reference
 from wsbcn_mm.engine.recipe.tree import dicts_in
@@ -67,7 +69,7 @@ def test_the_plain_composition_with_batch_statistics_is_bcn_of_the_batch():
     np.testing.assert_allclose(norms.plain_with_batch_statistics(p).detach(), expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize('layout', run.LAYOUTS)
+@pytest.mark.parametrize('layout', sections.LAYOUTS)
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('shape', [(2, 64, 5, 3), (1, 96, 3, 4, 5)])
 def test_the_library_passes_the_gate(shape, dtype, layout):
@@ -75,7 +77,7 @@ def test_the_library_passes_the_gate(shape, dtype, layout):
 
 
 def old_estimates(p: norms.Problem) -> torch.Tensor:
-    """Normalises with the estimates from before the batch, and then moves them rightly."""
+    """Normalises with the estimates from before the batch, and then updates them correctly."""
     moved = norms.copy_of(p, None)
     norms.plain(moved)
     per_channel = (1, -1, 1, 1)
@@ -112,7 +114,9 @@ def not_a_number(p: norms.Problem) -> torch.Tensor:
     ],
 )
 def test_a_wrong_side_does_not_pass_the_gate(side, wrong):
-    with pytest.raises(norms.GateError, match=r'broken on \(2, 64, 5, 3\) torch.float32 is not the plain') as error:
+    with pytest.raises(
+        norms.GateError, match=r'broken on \(2, 64, 5, 3\) torch.float32 differs from the plain'
+    ) as error:
         norms.gate(problem(), {'broken': (side, norms.plain)})
     assert wrong in str(error.value)
 
@@ -126,11 +130,13 @@ def test_the_plain_weight_formulas_are_the_published_ones_and_the_gate_knows_oth
     torch.testing.assert_close(F.conv2d(x, weights.mmcv(weight)), conv_ws_2d(x, weight))
     assert 0 < weights.gate(tensors, grads) <= weights.TOLERANCE
     assert weights.gate(tensors, grads, weights.mmcv) <= weights.TOLERANCE
-    with pytest.raises(weights.GateError, match=r'WS of a weight \(64, 3, 7, 7\) is not the plain formula.*dweight'):
+    with pytest.raises(
+        weights.GateError, match=r'WS of a weight \(64, 3, 7, 7\) differs from the plain formula.*dweight'
+    ):
         weights.gate(tensors, grads, lambda w: weights.plain(w) + (w - w.detach()))
 
 
-def test_rounds_are_interleaved_and_a_side_that_raises_says_why():
+def test_rounds_are_interleaved_and_a_side_that_raises_has_a_reason():
     calls = []
 
     def broken():
@@ -177,6 +183,10 @@ def test_rows_come_back_from_their_csv(tmp_path):
     file.write_text(file.read_text().replace('median', 'mean', 1))
     with pytest.raises(ValueError, match='has the columns'):
         rows.load_csv(file)
+
+
+def test_the_large_shapes_exceed_the_cache_of_a_gpu():
+    assert min(math.prod(shape) * torch.bfloat16.itemsize for shape in norms.LARGE_SHAPES) >= 64 * 2**20
 
 
 def test_saved_bytes_counts_each_storage_once_and_leaves_parameters_out():
@@ -230,74 +240,123 @@ def test_the_readmes_have_their_markers(readme):
     assert text.index(MARKS[0]) < text.index(MARKS[1])
 
 
-def settings(**others) -> run.Settings:
-    values = dict(
-        dtypes=('float32',), layouts=('contiguous',), sections=('weights',), rounds=2, step_rounds=1, quick=True
-    )
-    return run.Settings(**dict(device=CPU) | values | others)
+@pytest.fixture(scope='module')
+def quick(tmp_path_factory):
+    """Folder of a quick run in two parts, and the rows after the first part.
+
+    The rows of the second part replace an earlier one. The side whose compilation takes long is left out.
+    """
+    out = tmp_path_factory.mktemp('benchmark')
+    file = rows.save_csv([row('plain', 1.0, section='weights', case='old')], out / 'cpu' / 'measurements.csv')
+    arguments = ['--quick', '--device', 'cpu', '--threads', '1', '--rounds', '2', '--step-rounds', '1']
+    arguments += ['--leave-out', 'bcn_compiled', '--out', str(out)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.backends.cudnn, 'benchmark', False)
+        assert run.main([*arguments, '--sections', 'norms', 'steps']) == 0
+        first = rows.load_csv(file)
+        assert run.main([*arguments, '--sections', 'weights']) == 0
+    return out / 'cpu', first
 
 
-def test_a_section_measured_anew_leaves_the_others_rows(tmp_path):
-    kept, old = row('bn', 2.0), row('plain', 1.0, section='weights', case='old')
-    file = rows.save_csv([kept, old], tmp_path / 'cpu' / 'measurements.csv')
-    console = Console(file=(tmp_path / 'log').open('w'))
-    assert run.run(settings(leave_out=('mmcv',)), tmp_path, console) == file
-    found = rows.load_csv(file)
-    assert found[0] == kept
-    assert [(item.side, len(item.samples), item.reason) for item in found[1:]] == [
-        ('plain', 2, ''),
-        ('ws', 2, ''),
-        ('mmcv', 0, 'left out of this run'),
-    ]
-    assert {item.environment.threads for item in found[1:]} == {torch.get_num_threads()}
+def test_a_section_that_is_measured_again_keeps_the_rows_of_the_others(quick):
+    folder, first = quick
+    found = rows.load_csv(folder / 'measurements.csv')
+    assert first[0].case == 'old'
+    assert [item for item in found if item.section != 'weights'] == first[1:]
+    again = [(item.side, len(item.samples), item.reason) for item in found if item.section == 'weights']
+    assert again == [('plain', 2, ''), ('mmcv', 2, ''), ('ws', 2, '')]
+
+
+def test_every_side_has_a_row_with_where_it_ran(quick):
+    lines = read_rows(quick[0] / 'measurements.csv')
+    sides = {}
+    for line in lines:
+        sides.setdefault(line['section'], set()).add(line['side'])
+    of_norms = {'bn', 'gn', 'bcn', 'bcn_batch', 'bcn_plain', 'bcn_compiled'}
+    of_steps = {'bn', 'gn', 'gn-ws', 'bcn-ws', 'bcn-ws-save-conv'}
+    assert sides == {
+        'norm_relu': of_norms | {'copy'},
+        'norm_memory': of_norms,
+        'weights': {'plain', 'mmcv', 'ws'},
+        'step': of_steps,
+        'step_memory': of_steps,
+        'step_peak': of_steps,
+    }
+    for line in lines:
+        assert (line['device'], line['dtype'], line['threads']) == ('cpu', 'float32', '1')
+        assert line['layout'] in ('contiguous', 'channels_last')
+        assert all(line[name] for name in ('device_name', 'cpu', 'torch', 'python', 'commit', 'date', 'case', 'unit'))
+        if line['side'] == 'bcn_compiled':
+            assert (line['reason'], line['median']) == ('left out of this run', '')
+        else:
+            assert line['reason'] == ''
+            assert 0 < float(line['p20']) <= float(line['median']) <= float(line['p80'])
+            assert float(line['ratio']) > 0
+        if line['side'] == line['baseline']:
+            assert float(line['ratio']) == 1
+    saved = [line for line in lines if (line['section'], line['side']) == ('norm_memory', 'bcn')]
+    assert len(saved) == 4
+    # Where a channel has 63 values, the numbers per channel weigh something.
+    assert all(1 <= float(line['median']) < 1.1 for line in saved)
+
+
+def test_a_report_is_made_from_the_csv(quick, tmp_path, capsys):
+    folder, _ = quick
+    pictures = [folder / name for name in ('norms.png', 'steps.png')]
+    for picture in pictures:
+        picture.unlink()
+    assert run.main(['--report', '--out', str(folder.parent)]) == 0
+    assert 'Norm + ReLU, forward and backward (float32, contiguous)' in capsys.readouterr().out
+    assert all(picture.stat().st_size > 5000 for picture in pictures)
+    readme = tmp_path / 'README.md'
+    readme.write_text(f'Before.\n{MARKS[0]}\nold\n{MARKS[1]}\nAfter.\n')
+    assert report.update_readme(readme, folder.parent, report.all_tables, pictures=True)
+    assert not report.update_readme(readme, folder.parent, report.all_tables, pictures=True), 'nothing has changed'
+    text = readme.read_text()
+    assert 'old' not in text
+    assert report.where(rows.load_csv(folder / 'measurements.csv')) in text
+    assert 'left out of this run' in text
+    with pytest.raises(ValueError, match=r'no \*/measurements.csv'):
+        report.update_readme(readme, tmp_path / 'nowhere', report.all_tables)
+
+
+def test_every_device_has_a_folder_and_its_tables_say_where_they_were_measured():
+    gpu = replace(HERE, device='cuda', device_name='NVIDIA H100 80GB HBM3')
+    assert [report.folder_name(environment) for environment in (HERE, gpu)] == ['cpu', 'nvidia-h100-80gb-hbm3']
+    elsewhere = replace(row('gn'), environment=replace(HERE, commit='9876543210+'))
+    said = '2 threads of Some CPU, torch 2.14.1, Python 3.11.7, commit 0123456789, 9876543210+.'
+    assert report.where([row('bn', 2.0), row('bcn', 1.0), elsewhere]) == said
+    assert report.where([replace(row('bn', 2.0), environment=gpu)]).startswith('NVIDIA H100 80GB HBM3, torch 2.14.1')
 
 
 @pytest.mark.parametrize(
-    ('given', 'message'),
+    ('arguments', 'message'),
     [
-        (['--leave-out', 'bcm'], '--leave-out bcm: no such side; the sides are bcn, bcn-ws, '),
-        (['--device', 'cuda'], '--device cuda needs a GPU, and torch sees none'),
+        (['--leave-out', 'bcm'], '--leave-out bcm: unknown side; choose from bcn, bcn-ws, '),
+        (['--device', 'cuda'], '--device cuda: torch finds no GPU'),
     ],
 )
-def test_bad_arguments_are_refused_before_anything_runs(tmp_path, monkeypatch, given, message):
+def test_bad_arguments_are_refused_before_anything_runs(tmp_path, monkeypatch, arguments, message):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     with pytest.raises(ValueError, match=message):
-        run.main(['--quick', '--out', str(tmp_path), *given], Console(file=(tmp_path / 'log').open('w')))
-
-
-def test_a_quick_run_leaves_a_row_for_every_side_and_a_report(tmp_path):
-    quick = ['--quick', '--device', 'cpu', '--threads', '1', '--leave-out', 'bcn_compiled']
-    with (tmp_path / 'log').open('w') as log:
-        run.main([*quick, '--rounds', '2', '--step-rounds', '1', '--out', str(tmp_path)], Console(file=log, width=160))
-    printed = (tmp_path / 'log').read_text()
-    assert 'gate 1x64x9x7 float32 channels_last: largest relative error' in printed
-    assert 'BatchNorm (ms)' in printed
-    found = rows.load_csv(tmp_path / 'cpu' / 'measurements.csv')
-    sides = {section: {item.side for item in found if item.section == section} for section in report.TITLES}
-    model_sides = {'bn', 'gn', 'gn-ws', 'bcn-ws', 'bcn-ws-save-conv'}
-    assert sides['norm_relu'] == {*norms.sides(), 'copy'}
-    assert sides['weights'] == {*weights.SIDES}
-    assert sides['step'] == model_sides
-    for item in found:
-        left_out = item.side == 'bcn_compiled'
-        assert (item.reason == 'left out of this run') == left_out
-        assert (len(item.samples) == 0) == left_out
-    for name in ('norms.png', 'steps.png'):
-        assert (tmp_path / 'cpu' / name).stat().st_size > 5000
-    readme = tmp_path / 'README.md'
-    readme.write_text(f'Before.\n{MARKS[0]}\nold\n{MARKS[1]}\nAfter.\n')
-    assert report.update_readme(readme, tmp_path, report.all_tables, pictures=True)
-    assert '![norms](cpu/norms.png)' in readme.read_text()
-    assert 'left out of this run' in readme.read_text()
+        run.main(['--quick', '--out', str(tmp_path), *arguments])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 def test_all_sections_run_on_a_gpu(tmp_path):
-    sections, dtypes = tuple(run.SECTIONS), ('float32', 'bfloat16')
-    console = Console(file=(tmp_path / 'log').open('w'))
-    chosen = settings(device=torch.device('cuda'), dtypes=dtypes, sections=sections, leave_out=('bcn_compiled',))
-    found = rows.load_csv(run.run(chosen, tmp_path, console))
+    chosen = sections.Settings(
+        torch.device('cuda'),
+        dtypes=('float32', 'bfloat16'),
+        layouts=('contiguous',),
+        sections=tuple(sections.SECTIONS),
+        rounds=2,
+        step_rounds=1,
+        leave_out=('bcn_compiled',),
+        quick=True,
+    )
+    found = rows.load_csv(sections.run(chosen, tmp_path, Console(file=(tmp_path / 'log').open('w'))))
     failed = {item.side for item in found if item.reason and 'segmentation' not in item.case}
     assert {item.case for item in found if item.case.endswith('CUDA graph') and item.samples}
     assert failed <= {'bcn_compiled', *steps.QUICK_CASES[0].sources}

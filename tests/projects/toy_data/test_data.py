@@ -1,4 +1,4 @@
-"""The demo's data sets: formats as the real ones, disjoint splits, the same files every time, motion as the class."""
+"""The toy data sets: formats of the real ones, disjoint splits, reproducible files, the motion as the class."""
 
 import hashlib
 import inspect
@@ -192,7 +192,7 @@ def test_a_second_call_writes_nothing_and_a_lost_file_is_noticed(tmp_path):
     folder = data.build_segmentation(tmp_path, **SCENES, console=console)
     times = {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
     data.build_segmentation(tmp_path, **SCENES, console=console)
-    assert f'{folder}: 12 + 4 scenes are there already' in screen.getvalue().replace('\n', '')
+    assert f'{folder}: 12 + 4 scenes exist already' in screen.getvalue().replace('\n', '')
     assert times == {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
     lost = next((folder / 'gtFine').rglob('*.png'))
     lost.unlink()
@@ -200,7 +200,7 @@ def test_a_second_call_writes_nothing_and_a_lost_file_is_noticed(tmp_path):
     assert lost.is_file()
 
 
-def test_an_interrupted_build_leaves_no_half_set(tmp_path, monkeypatch):
+def test_an_interrupted_build_leaves_no_incomplete_set(tmp_path, monkeypatch):
     def fail(*_):
         raise KeyboardInterrupt
 
@@ -213,24 +213,24 @@ def test_an_interrupted_build_leaves_no_half_set(tmp_path, monkeypatch):
 def test_foreign_files_are_never_removed(tmp_path):
     (tmp_path / 'seg').mkdir()
     (tmp_path / 'seg/mine.txt').write_text('keep')
-    with pytest.raises(ValueError, match='give another root or empty the folder') as caught:
+    with pytest.raises(ValueError, match='choose another root or empty the folder') as caught:
         data.build_segmentation(tmp_path, **SCENES)
-    assert str(caught.value).startswith(f'{tmp_path / "seg"} holds files but no manifest.json')
+    assert str(caught.value).startswith(f'{tmp_path / "seg"} has files but no manifest.json')
     assert (tmp_path / 'seg/mine.txt').read_text() == 'keep'
 
 
 @pytest.mark.parametrize(
     ('build', 'wrong', 'text'),
     [
-        ('build_segmentation', {'n_train': 0}, 'n_train 0 and n_val 200 must be at least 1'),
-        ('build_segmentation', {'digits': (1, 12)}, 'digits [1, 12] must be different numbers from 0 to 9'),
+        ('build_segmentation', {'n_train': 0}, 'n_train=0, n_val=200: at least 1 of each is expected'),
+        ('build_segmentation', {'digits': (1, 12)}, 'digits=[1, 12]: different numbers from 0 to 9 are expected'),
         (
             'build_segmentation',
             {'digit_size': (48, 20)},
-            'digit_size [48, 20] must be two numbers in order, from 8 to 96',
+            'digit_size=[48, 20]: two numbers in order, from 8 to 96, are expected',
         ),
-        ('build_video', {'size': 33}, 'size 33 of the clips must be even (H.264 yuv420p) and at least 16'),
-        ('build_video', {'frames': 1}, 'frames 1 must be at least 2 and fps 12 at least 1'),
+        ('build_video', {'size': 33}, 'size=33: an even number (for H.264 yuv420p), at least 16, is expected'),
+        ('build_video', {'frames': 1}, 'frames=1, fps=12: at least 2 frames and 1 frame per second are expected'),
     ],
 )
 def test_bad_parameters_are_named(tmp_path, build, wrong, text):
@@ -248,6 +248,6 @@ def test_command_line_builds_both_sets_and_the_contact_sheet(tmp_path):
     assert len(list((tmp_path / 'set/video/videos').iterdir())) == 16
 
 
-def test_contact_sheet_without_data_says_so(tmp_path):
-    with pytest.raises(FileNotFoundError, match='holds neither seg nor video'):
+def test_a_contact_sheet_without_data_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match='has neither seg nor video'):
         write_contact_sheet(tmp_path, tmp_path / 'sheet.png')

@@ -1,4 +1,4 @@
-"""What is deployed of a segmentor: normalisation inside, every norm and head foldable, the recipe's test around it."""
+"""The deployed part of a segmentor: it normalises its input, folds with every norm and head, and runs in the test."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ NORMS = {
 
 
 def segmentor(head='DeepLabV3Head', norm='bcn-ws', preprocessor=None):
-    """A DeepLab of a few channels whose statistics are not those of the start."""
+    """A DeepLab of a few channels whose running statistics are not the initial ones."""
     torch.manual_seed(0)
     conv_cfg, norm_cfg = NORMS[norm]
     common = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg)
@@ -78,7 +78,7 @@ def pixels(*shape):
 
 
 def segment(model, images):
-    """Logits of the model's own test for images as its pipeline loads them."""
+    """Logits of the model's own test on images as its pipeline loads them."""
     samples = [SegDataSample(metainfo=dict(img_shape=i.shape[1:], ori_shape=i.shape[1:])) for i in images]
     for sample, image in zip(samples, images, strict=True):
         sample.gt_sem_seg = PixelData(data=torch.zeros(1, *image.shape[1:], dtype=torch.long))
