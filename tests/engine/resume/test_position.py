@@ -236,8 +236,8 @@ def test_the_middle_of_an_accumulation_stays_with_its_devices():
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the text is compared in full
         fit_to_run(checkpoint, position(4, accumulation=2))
     assert str(error.value) == (
-        'the checkpoint is from the middle of an accumulation (2 of 4 micro-batches on 2 device(s)), which cannot continue '
-        'on 4: resume on 2, or from a checkpoint of an iteration that 4 divides'
+        'the checkpoint is from the middle of an accumulation (2 of 4 micro-batches on 2 device(s)), which cannot '
+        'continue on 4: resume on 2, or from a checkpoint of an iteration that 4 divides'
     )
 
 
