@@ -274,7 +274,10 @@ def _same_content(root: Path, files: Mapping[str, Sequence[dict]]) -> list[str]:
         if len({split for split, _ in same}) > 1:
             for split, image in same:
                 by_content[size, hashlib.sha256((root / image).read_bytes()).digest()].append((split, image))
-    several = [(same, *map(len, map(set, zip(*same, strict=True)))) for same in by_content.values()]
-    equal = [same for same, splits, images in several if splits > 1 and images > 1]
+    equal = []
+    for same in by_content.values():
+        splits, images = ({entry[side] for entry in same} for side in (0, 1))
+        if len(splits) > 1 and len(images) > 1:
+            equal.append(same)
     shown = some(' = '.join(image for _, image in same[:2]) for same in equal)
     return [f'{len(equal)} images have the same content in two splits: {shown}'] if equal else []
