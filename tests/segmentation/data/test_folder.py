@@ -254,6 +254,6 @@ def test_flips_of_classes_with_a_direction(tmp_path: Path) -> None:
     (tmp_path / 'classes.txt').write_text('floor\nleft_lung\nlung\n')
     inner = dict(type='RandomChoice', transforms=[[flip], [dict(type='Resize', scale=(8, 8))]])
     assert error_of(tmp_path, pipeline=[*LOAD, inner]) == (
-        "RandomFlip with the classes 'left_lung': not accepted, their mirror images are no classes. Remove the flip, "
-        'or rename classes without a direction'
+        "RandomFlip with the classes 'left_lung': not accepted, no class is the mirror image of some. Remove "
+        'the flip, or rename classes without a direction'
     )

@@ -47,6 +47,11 @@ def directed(classes: Sequence[str]) -> list[str]:
     ]
 
 
+def unpaired(classes: Sequence[str]) -> list[str]:
+    """Return the class names with a direction whose mirror image is no class, or whose direction is not understood."""
+    return [classes[label] for label, other in enumerate(mirror_labels(classes)) if other is None]
+
+
 def _mirrored(label: int, name: str, exact: dict[str, int], spelled: dict[str, list[int]]) -> int | None:
     # "upright" means no direction, unless "upleft" is a class as well.
     for candidate in (_exchanged(name), _exchanged(name, NO_DIRECTION)):

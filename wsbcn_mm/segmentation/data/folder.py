@@ -332,8 +332,8 @@ def _refuse_plain_flips(pipeline: Sequence[Any], names: Sequence[str]) -> None:
             continue
         if None in mirrored:
             raise ValueError(
-                f'RandomFlip with the classes {some(map(repr, changed))}: not accepted, their mirror images are no '
-                'classes. Remove the flip, or rename classes without a direction'
+                f'RandomFlip with the classes {some(map(repr, changed))}: not accepted, no class is the mirror '
+                'image of some. Remove the flip, or rename classes without a direction'
             )
         if swapped != set(pairs):
             raise ValueError(

@@ -4,7 +4,6 @@ Every image and every mask is read once, to its end. `manifest.json` keeps what 
 has changed since.
 """
 
-import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ...engine.checkpoint.reading import sha256
 from ...engine.data.file_kinds import counted, files_below
 from ...engine.data.preparation import print_report, progress_bar
 from ...engine.data.splits import check_shares, sources_by, sources_in_two_splits, stratified_split
@@ -270,10 +270,10 @@ def _same_content(root: Path, files: Mapping[str, Sequence[dict]]) -> list[str]:
         for entry in entries:
             by_size[entry['stamps'][0][0]].append((split, entry['image']))
     by_content = defaultdict(list)
-    for size, same in by_size.items():
+    for same in by_size.values():
         if len({split for split, _ in same}) > 1:
             for split, image in same:
-                by_content[size, hashlib.sha256((root / image).read_bytes()).digest()].append((split, image))
+                by_content[sha256(root / image)].append((split, image))
     equal = []
     for same in by_content.values():
         splits, images = ({entry[side] for entry in same} for side in (0, 1))
