@@ -72,10 +72,17 @@ def test_a_folder_without_split_gets_one_that_stays(tmp_path: Path) -> None:
     )
     save_image(root / 'images/new.png')
     save_mask(root / 'masks/new.png', labels(0))
-    assert prepare(root)[0] == [
-        '1 images are in no split: images/new.png',
-        '1 masks are in no split: masks/new.png',
-    ]
+    problems, printed = prepare(root)
+    assert problems == []
+    assert 'note: 1 images are in no split: images/new.png\n' in printed
+    assert 'note: 1 masks are in no split: masks/new.png\n' in printed
+
+
+def test_images_beside_the_sub_folders(tmp_path: Path) -> None:
+    root = write_folder(tmp_path)
+    save_image(root / 'images/more/new.png')
+    save_image(root / 'images/loose.png')
+    assert prepare(root)[0] == ['2 images are in no split: images/loose.png, images/more/new.png']
 
 
 def test_images_of_one_source_stay_together(tmp_path: Path) -> None:

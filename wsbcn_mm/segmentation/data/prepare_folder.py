@@ -84,7 +84,9 @@ def prepare_segmentation_folder(
         for split in ('train', 'val')
         if split not in places
     ]
-    problems += unused_files(root, places, found)
+    # A list may leave images out on purpose; sub-folders do not.
+    by_list = any(place.names for place in places.values())
+    (notes if by_list else problems).extend(unused_files(root, places, found))
     for one in found.values():
         problems += check_headers(one.pairs, root, damage=False)  # reading finds it
         notes += one.notes
