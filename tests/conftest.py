@@ -49,8 +49,8 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's data sets with 12 training and 5 validation samples: an odd number, which two devices cannot share."""
     from rich.console import Console
 
-    from projects.micro_batch_demo import data
-    from projects.micro_batch_demo.run import CLIPS, SCENES
+    from projects.toy_data import data
+    from projects.toy_data.data import CLIPS, SCENES
 
     root = tmp_path_factory.mktemp('data')
     counts = dict(n_train=12, n_val=5, console=Console(file=StringIO()))

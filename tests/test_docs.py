@@ -1,7 +1,8 @@
-"""What the documents say exists: links, files, names, make targets and options; and their code runs."""
+"""What the documents say exists: links, files, names, make targets and options; their code runs; the site is strict."""
 
 import ast
 import csv
+import os
 import re
 from collections.abc import Iterator
 from itertools import chain
@@ -9,9 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
+from mkdocs.exceptions import Abort
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
+from wsbcn_mm.engine import hooks
 from wsbcn_mm.surgery.kinds import count_convs, count_norms
 
 ROOT = Path(__file__).parents[1]
@@ -19,7 +24,7 @@ DOCUMENTS = sorted(
     chain(
         ROOT.glob('*.md'),
         ROOT.glob('docs/**/*.md'),
-        ROOT.glob('configs/*/README.md'),
+        ROOT.glob('configs/**/README.md'),
         ROOT.glob('projects/*/README.md'),
     )
 )
@@ -27,6 +32,7 @@ TREES = ('.ci', 'configs', 'docs', 'projects', 'tests', 'tools', 'wsbcn_mm')
 WRITTEN_BY_A_COMMAND = 'projects/micro_batch_demo/results'
 FENCED = re.compile(r'^```(\w*)\n(.*?)^```$', re.DOTALL | re.MULTILINE)
 MARKERS = ('<!-- demo-table:start -->', '<!-- demo-table:end -->')
+RESULTS = [ROOT / 'README.md', ROOT / 'docs' / 'results.md', ROOT / 'projects' / 'micro_batch_demo' / 'README.md']
 
 
 def name_of(value: object) -> str | None:
@@ -176,17 +182,112 @@ def tool_options(tool: str) -> set[str]:
     return set(re.findall(r"'(--[\w-]+)'", (ROOT / 'tools' / f'{tool}.py').read_text()))
 
 
-@pytest.mark.parametrize('readme', [ROOT / 'README.md', ROOT / 'projects/micro_batch_demo/README.md'], ids=name_of)
-def test_result_tables_have_their_markers(readme):
-    text = readme.read_text()
+@pytest.mark.parametrize('document', RESULTS, ids=name_of)
+def test_result_tables_have_their_markers(document):
+    text = document.read_text()
     assert [text.count(marker) for marker in MARKERS] == [1, 1]
     assert text.index(MARKERS[0]) < text.index(MARKERS[1])
+
+
+@pytest.mark.parametrize('document', RESULTS, ids=name_of)
+def test_result_tables_are_those_of_the_results(document):
+    """The README has those of one sample per step."""
+    from projects.micro_batch_demo import records, report
+
+    blocks = 1 if document == ROOT / 'README.md' else None
+    table = report.markdown_table(records.load_csv(ROOT / WRITTEN_BY_A_COMMAND / 'results.csv'), blocks=blocks)
+    shown = document.read_text().split(MARKERS[0])[1].split(MARKERS[1])[0]
+    assert [line for line in shown.splitlines() if line.startswith('|')] == [
+        line for line in table.splitlines() if line.startswith('|')
+    ]
 
 
 def test_markers_are_those_that_the_report_writes():
     from projects.micro_batch_demo import report
 
     assert tuple(f'<!-- {report.TABLE}:{side} -->' for side in ('start', 'end')) == MARKERS
+
+
+@pytest.mark.parametrize(
+    ('section', 'side', 'layouts', 'documents'),
+    [
+        ('norm_relu', 'bcn', ('contiguous', 'channels_last'), ('README.md', 'docs/limits.md')),
+        ('norm_relu', 'bcn', ('contiguous',), ('docs/benchmarks.md',)),
+        ('norm_relu', 'bcn', ('channels_last',), ('docs/benchmarks.md',)),
+        ('step', 'bcn-ws', ('contiguous',), ('docs/benchmarks.md',)),
+        ('step_memory', 'bcn-ws', ('contiguous',), ('docs/benchmarks.md',)),
+        ('step', 'bcn-ws-save-conv', ('contiguous',), ('docs/benchmarks.md', 'docs/memory.md')),
+        ('step_memory', 'bcn-ws-save-conv', ('contiguous',), ('docs/benchmarks.md', 'docs/memory.md')),
+    ],
+)
+def test_ranges_of_speed_and_memory_are_those_measured(section, side, layouts, documents):
+    with (ROOT / 'projects' / 'operator_benchmark' / 'results' / 'cpu' / 'measurements.csv').open() as file:
+        rows = [row for row in csv.DictReader(file) if (row['section'], row['side']) == (section, side)]
+    ratios = [float(row['ratio']) for row in rows if row['layout'] in layouts]
+    measured = f'{min(ratios):.2f} to {max(ratios):.2f}'
+    for document in documents:
+        assert measured in ' '.join((ROOT / document).read_text().split()), document
+
+
+def test_the_readme_is_read_in_minutes():
+    assert len((ROOT / 'README.md').read_text().split()) <= 1400
+
+
+def test_every_hook_is_documented_under_the_key_that_recipes_give_it():
+    text = (ROOT / 'docs' / 'hooks.md').read_text()
+    names = {*hooks.__all__, 'ClipStripHook', 'NormCheckHook', 'OverlayHook', 'SafeCheckpointHook'}
+    assert {name for name in names if f'`{name}`' not in text} == set()
+    runtime = Config.fromfile(ROOT / 'configs' / '_base_' / 'default_runtime.py')
+    rows = {(key, hook['type']) for key, hook in runtime.default_hooks.items()}
+    assert rows <= set(re.findall(r'^\| `(\w+)` \| `(\w+)` \|', text, re.MULTILINE))
+
+
+def test_every_room_of_the_library_has_a_page_of_its_api():
+    text = '\n'.join(page.read_text() for page in (ROOT / 'docs' / 'api').rglob('*.md'))
+    shown = set(re.findall(r'^::: ([\w.]+)$', text, re.MULTILINE))
+    packages = [file.parent for depth in ('*', '*/*') for file in (ROOT / 'wsbcn_mm').glob(f'{depth}/__init__.py')]
+    # A floor with rooms is shown room by room, ops function by function.
+    rooms = [package for package in packages if package not in {other.parent for other in packages}]
+    wanted = {'.'.join(room.relative_to(ROOT).parts) for room in rooms if 'ops' not in room.parts}
+    assert len(wanted) >= 20
+    assert wanted - shown == set()
+
+
+def build_site(tmp_path: Path, text: str) -> None:
+    """Build a site of one page with the settings of this one, but for its pages."""
+    pages = tmp_path / 'docs'
+    pages.mkdir()
+    (pages / 'index.md').write_text(text)
+    (pages / 'other.md').write_text('# Other\n\n## A heading\n')
+    nav = ['index.md', 'other.md']
+    build(load_config(str(ROOT / 'mkdocs.yml'), docs_dir=str(pages), site_dir=str(tmp_path / 'site'), nav=nav))
+
+
+def test_the_site_is_built_of_links_and_references_that_exist(tmp_path):
+    build_site(tmp_path, '# Page\n\n[a](other.md#a-heading) [b][wsbcn_mm.engine.files]\n\n::: wsbcn_mm.engine.files\n')
+    assert 'AtomicBackend' in (tmp_path / 'site' / 'index.html').read_text()
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('[dead](nowhere.md)', "a link 'nowhere.md', but the target is not found"),
+        ('[dead](other.md#no-heading)', "does not contain an anchor '#no-heading'"),
+        ('[outside](../configs/nowhere.md)', "a link '../configs/nowhere.md', but the target is not found"),
+        ('[no reference][wsbcn_mm.nowhere]', "Could not find cross-reference target 'wsbcn_mm.nowhere'"),
+        ('::: wsbcn_mm.nowhere', 'wsbcn_mm.nowhere could not be found'),
+    ],
+)
+def test_a_dead_link_or_a_missing_reference_fails_the_site(tmp_path, caplog, text, message):
+    with pytest.raises(Abort):
+        build_site(tmp_path, f'# Page\n\n{text}\n')
+    assert message in caplog.text
+
+
+def test_links_that_leave_the_docs_become_paths_on_the_site(tmp_path):
+    link = os.path.relpath(ROOT / 'configs', tmp_path / 'docs')
+    build_site(tmp_path, f'# Page\n\n[recipes]({link}/_base_/default_runtime.py)\n')
+    assert 'recipes (<code>configs/_base_/default_runtime.py</code>)' in (tmp_path / 'site/index.html').read_text()
 
 
 def test_every_pretrained_file_of_the_recipes_is_documented():

@@ -1,8 +1,8 @@
-"""Is it the data? python tools/benchmark_data.py RECIPE --workers 4 --step-time 0.12
+"""Is the data the bottleneck? python tools/benchmark_data.py RECIPE --workers 4 --step-time 0.12
 
-Times every transform of a recipe's training samples in one thread, then its loader with workers, and says whether
-decoding or augmentation holds it up and what would help. The step time is that of an iteration on your device, as the
-log has it: `time` less `data_time`. docs/throughput.md explains the numbers.
+Time every transform of a recipe's training samples in one thread, then the loader with workers. The report says whether
+decoding or augmentation is the bottleneck, and what would help. The step time is that of an iteration on your device:
+`time` minus `data_time` in the log. docs/throughput.md explains the numbers.
 """
 
 import argparse
@@ -12,22 +12,22 @@ import os
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='recipe file')
-    parser.add_argument('--samples', type=int, default=64, metavar='N', help='samples to time (default: 64)')
-    parser.add_argument('--workers', type=int, metavar='W', help="of the loader (default: the recipe's)")
-    parser.add_argument('--step-time', type=float, metavar='SECONDS', help='of one iteration without its loading')
-    parser.add_argument('--csv', metavar='FILE', help='write the numbers as CSV too')
+    parser.add_argument('--samples', type=int, default=64, metavar='N', help='number of samples to time (default: 64)')
+    parser.add_argument('--workers', type=int, metavar='W', help="workers of the loader (default: the recipe's)")
+    parser.add_argument('--step-time', type=float, metavar='SECONDS', help='time of one iteration without loading data')
+    parser.add_argument('--csv', metavar='FILE', help='also write the numbers as CSV')
     parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='change the recipe')
     args = parser.parse_args()
     for name in ('samples', 'workers', 'step_time'):
         value = getattr(args, name)
         if value is not None and value <= 0 and not (name == 'workers' and value == 0):
-            parser.error(f'--{name.replace("_", "-")} {value}: more than 0 is needed')
+            parser.error(f'--{name.replace("_", "-")} {value}: a number above 0 is expected')
     return args
 
 
 def main() -> None:
     args = parse_args()
-    # Before torch is imported: OpenMP threads that wait by spinning make a busy CPU up to 50 times slower.
+    # Before the import of torch: spinning OpenMP threads make a busy CPU up to 50 times slower.
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     from wsbcn_mm.engine.environment import require_openmmlab
 
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def table(sample):
-    """A line for each transform."""
+    """Return a table with one row per transform."""
     from rich.table import Table
 
     out = Table(title=f'{sample.samples} samples, one thread', title_justify='left')
@@ -69,12 +69,12 @@ def table(sample):
 
 
 def rows(sample):
-    """(name, seconds) of each transform and of the whole sample."""
+    """Return (name, seconds) of each transform and of the whole sample."""
     return [*((stage.name, stage.seconds) for stage in sample.stages), ('sample', sample.seconds)]
 
 
 def write_csv(file, sample, speed, workers):
-    """A row for each transform, for the sample and for the loader."""
+    """Write one row per transform, one for the sample and one for the loader."""
     import csv
 
     with open(file, 'w', newline='') as stream:

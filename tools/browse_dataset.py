@@ -1,8 +1,8 @@
 """What does the model see? python tools/browse_dataset.py RECIPE --out work_dirs/sheets --number 16
 
-Saves sheets of a recipe's samples as PNG: after loading, augmentation and the model's preprocessor, whose normalisation
-is undone. Images stand beside their labels, with the classes below and ignored pixels in white; clips are rows of
-frames under their class.
+Save sheets of a recipe's samples as PNG, after loading, augmentation and the model's preprocessor, with its
+normalisation undone. Images are shown beside their labels, with a legend of the classes and ignored pixels in white.
+Clips are rows of frames under their class.
 """
 
 import argparse
@@ -14,17 +14,17 @@ from pathlib import Path
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='recipe file')
-    parser.add_argument('--out', required=True, type=Path, metavar='DIR', help='folder of the sheets')
-    parser.add_argument('--number', type=int, default=16, metavar='N', help='samples, 16 to a sheet (default: 16)')
+    parser.add_argument('--out', required=True, type=Path, metavar='DIR', help='folder for the sheets')
+    parser.add_argument('--number', type=int, default=16, metavar='N', help='samples, 16 per sheet (default: 16)')
     parser.add_argument('--split', choices=['train', 'val'], default='train', help='default: train')
-    parser.add_argument('--seed', type=int, default=0, help='of the choice and the augmentation (default: 0)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of selection and augmentation (default: 0)')
     parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='change the recipe')
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    # Before torch is imported: OpenMP threads that wait by spinning make a busy CPU up to 50 times slower.
+    # Before the import of torch: spinning OpenMP threads make a busy CPU up to 50 times slower.
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     from wsbcn_mm.engine.environment import require_openmmlab
 
@@ -37,11 +37,11 @@ def main() -> None:
         for file in browse(cfg, drawing_of(cfg), args.split, args.number, args.out, args.seed):
             print(file)
     except (OSError, ValueError) as error:
-        sys.exit(f'{type(error).__name__}: {error}; docs/data.md has what each data set needs and where')
+        sys.exit(f'{type(error).__name__}: {error}; docs/data.md lists the files of each dataset and their folders')
 
 
 def drawing_of(cfg):
-    """How the samples of a recipe's task are drawn."""
+    """Return the module that draws samples of a recipe's task."""
     from importlib import import_module
 
     from wsbcn_mm.engine.recipe.task import task_of

@@ -1,8 +1,8 @@
-"""Every convolution and norm of a recipe's model: python tools/census.py RECIPE [CHECKPOINT] --expect bcn-ws
+"""List every convolution and norm of a recipe's model: python tools/census.py RECIPE [CHECKPOINT] --expect bcn-ws
 
-Names, kinds, which norm follows which convolution, how many values stand behind each statistic, rates, weight decay,
-and what was left out and why. The pairs are seen in a forward pass, which without memory for weights and activations
-takes a second. Exits with 1 if the model is not what --expect says.
+The tables have names, kinds, which norm follows which convolution, how many values each statistic is computed from,
+rates, weight decay, and which layers are left out and why. The pairs come from a forward pass, which needs no memory
+for weights and activations and takes a second. The exit code is 1 if the model does not match --expect.
 """
 
 import argparse
@@ -12,26 +12,26 @@ import sys
 from pathlib import Path
 
 WIDTH = 140
-"""Columns that the tables need; a narrower terminal wraps their lines."""
+"""Width of the tables in columns; a narrower terminal wraps their lines."""
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='recipe file')
-    parser.add_argument('checkpoint', nargs='?', help='checkpoint file, whose number of updates is then shown')
-    parser.add_argument('--expect', metavar='NORM', help='bn, gn-ws, bcn-ws-backbone, ...: exit with 1 if it is not so')
-    parser.add_argument('--devices', type=int, default=1, help='processes that train together (default: 1)')
+    parser.add_argument('checkpoint', nargs='?', help='checkpoint file, to show the number of updates')
+    parser.add_argument('--expect', metavar='NORM', help='bn, gn-ws, bcn-ws-backbone, ...: exit with 1 on a mismatch')
+    parser.add_argument('--devices', type=int, default=1, help='number of processes that train together (default: 1)')
     parser.add_argument(
-        '--input-shape', nargs='+', type=int, metavar='N', help="of the model's input (default: the recipe's)"
+        '--input-shape', nargs='+', type=int, metavar='N', help="shape of the model's input (default: the recipe's)"
     )
-    parser.add_argument('--json', metavar='FILE', help='write all of it as JSON too')
+    parser.add_argument('--json', metavar='FILE', help='also write the whole census as JSON')
     parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='change the recipe')
     return parser.parse_args()
 
 
 def main() -> int:
     args = parse_args()
-    # Before torch is imported: OpenMP threads that wait by spinning make a busy CPU up to 50 times slower.
+    # Before the import of torch: spinning OpenMP threads make a busy CPU up to 50 times slower.
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     from wsbcn_mm.engine.environment import require_openmmlab
 
@@ -69,7 +69,7 @@ def main() -> int:
 
 
 def tables(found):
-    """One table of the convolutions, one of the norms."""
+    """Return a table of the convolutions and a table of the norms."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 

@@ -1,8 +1,9 @@
-"""Make another project's checkpoint one of a recipe's: python tools/convert_checkpoint.py FILE OUT RECIPE
+"""Convert another project's checkpoint for a recipe: python tools/convert_checkpoint.py FILE OUT RECIPE
 
-Reads .pth, .safetensors and BiT's .npz; writes what the recipe's init_cfg starts from (.pth, or .safetensors by name),
-with what the file was trained with, where it comes from and its SHA-256. Every entry that does not fit is named. The
-file of a 2D network enters a 3D recipe as 2D weights by the recipe's names, which init_cfg type 'Inflated2d' inflates.
+FILE is .pth, .safetensors or BiT's .npz. OUT (.pth or .safetensors) is a checkpoint for the recipe's init_cfg. It also
+has the settings that the file was trained with, its origin and its SHA-256. Every entry that does not fit is reported.
+For a 3D recipe, the file of a 2D network becomes 2D weights with the recipe's names; init_cfg type 'Inflated2d'
+inflates them.
 """
 
 import argparse
@@ -15,17 +16,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('file', help='checkpoint to read')
     parser.add_argument('out', help='checkpoint to write; it must not exist')
     parser.add_argument('config', help='recipe whose model it is for')
-    parser.add_argument('--part', choices=['backbone', 'model'], default='backbone', help='what to convert')
-    parser.add_argument('--source', help='who wrote the file, where its keys do not show it (see docs/pretrained.md)')
-    parser.add_argument('--allow-mismatch', action='store_true', help='take what fits from another norm or another WS')
-    parser.add_argument('--trust', action='store_true', help='read a pickle that needs code, which can run anything')
+    parser.add_argument('--part', choices=['backbone', 'model'], default='backbone', help='part to convert')
+    parser.add_argument('--source', help='origin of the file, if its keys do not show it (see docs/pretrained.md)')
+    parser.add_argument('--allow-mismatch', action='store_true', help='import what fits despite another norm or WS')
+    parser.add_argument('--trust', action='store_true', help='read a pickle with code in it, which can run anything')
     parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='change the recipe')
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    # Before torch is imported: OpenMP threads that wait by spinning make a busy CPU up to 50 times slower.
+    # Before the import of torch: spinning OpenMP threads make a busy CPU up to 50 times slower.
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     from wsbcn_mm.engine.environment import require_openmmlab
 

@@ -1,7 +1,7 @@
-"""Is what is installed what the recipes need? python tools/doctor.py
+"""Check whether the environment can run the recipes: python tools/doctor.py
 
-Prints every package with its version, that of the tests and a verdict, then compiler, accelerator and video decoders.
-For what is wrong there is one command. Exits with 1 if recipes cannot run.
+Print every package with its version, the tested version and a verdict, then compiler, accelerator and video decoders.
+One command is given to fix all problems. The exit code is 1 if recipes cannot run.
 """
 
 import argparse
@@ -11,12 +11,12 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve()
 PACKAGES = (HERE.parents[1] / 'wsbcn_mm', HERE.parents[2])
-"""The package in a clone, and where this file is a part of the package."""
+"""Folder of the package in a clone, and if this file is installed as part of the package."""
 
 
 def main() -> int:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    # As a file: importing the package needs what may be missing.
+    # Run as a file: importing the package needs packages that may be missing.
     (environment,) = (file for folder in PACKAGES if (file := folder / 'engine' / 'environment.py').is_file())
     return runpy.run_path(str(environment))['main']()
 

@@ -17,7 +17,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='recipe file')
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--to', choices=['onnx', 'torch_export', 'torchscript'], default='onnx')
+    parser.add_argument('--to', choices=['onnx', 'torch_export'], default='onnx')
     parser.add_argument('--out', help='file to write (default: the name of the checkpoint, in the work dir)')
     parser.add_argument(
         '--check-sizes', nargs='+', metavar='SIZE', help='HxW, for video TxHxW; the export traces the first'

@@ -1,6 +1,6 @@
 """Fold a segmentation checkpoint for mmseg without this package: python tools/fold.py RECIPE CHECKPOINT
 
-Writes `folded.py`, `folded.pth` and, where norms left biases, `folded_segmentor.py` into one folder. With the folder on
+Write `folded.py`, `folded.pth` and, if folded norms add biases, `folded_segmentor.py` to one folder. With the folder on
 PYTHONPATH, `mmseg.apis.init_model('folded.py', 'folded.pth')` runs them wherever mmseg is installed.
 """
 
@@ -13,15 +13,15 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='recipe file')
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--out-dir', help='where the files go (default: folded/ in the work dir)')
-    parser.add_argument('--work-dir', help='where logs go (default: work_dirs/<recipe name>)')
+    parser.add_argument('--out-dir', help='folder for the files (default: folded/ in the work dir)')
+    parser.add_argument('--work-dir', help='folder for logs (default: work_dirs/<recipe name>)')
     parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='change the recipe')
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    # Before torch is imported: OpenMP threads that wait by spinning make a busy CPU up to 50 times slower.
+    # Before the import of torch: spinning OpenMP threads make a busy CPU up to 50 times slower.
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     from wsbcn_mm.engine.environment import require_openmmlab
 
@@ -36,8 +36,8 @@ def main() -> None:
     load_checkpoint_into(cfg, args.checkpoint)
     if task_of(cfg) != 'segmentation':
         raise ValueError(
-            f'{args.config}: a recipe of segmentation is expected, as only mmseg has models to fold for; '
-            'tools/export.py folds and exports those of both tasks'
+            f'{args.config}: a segmentation recipe is expected, because the files are for mmseg; tools/export.py folds '
+            'and exports models of both tasks'
         )
     from wsbcn_mm.segmentation.models.folding import fold_for_mmseg
 

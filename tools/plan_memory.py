@@ -1,8 +1,8 @@
 """Does it fit? python tools/plan_memory.py RECIPE --device-memory 11GB --picture memory.png
 
-Peak memory of a recipe's training, validation and test by stage and kind, and of its training with 1 and 2 samples per
-device, every activation_memory, float32 and bfloat16. The real train step runs on tensors without memory, so neither a
-GPU nor the data are needed. docs/memory.md says what is not in the numbers.
+Print the peak memory of a recipe's training, validation and test by stage and kind, and of its training with 1 and 2
+samples per device, every activation_memory, float32 and bfloat16. The real train step runs on tensors without memory,
+so neither a GPU nor data are needed. docs/memory.md says what the numbers do not include.
 """
 
 import argparse
@@ -13,21 +13,21 @@ from pathlib import Path
 UNITS = {'MB': 2**20, 'MIB': 2**20, 'GB': 2**30, 'GIB': 2**30}
 STAGES = ('forward', 'backward', 'optimizer')
 WIDTH = 120
-"""Columns that the tables need."""
+"""Width of the tables in columns."""
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='recipe file')
     parser.add_argument(
-        '--device-memory', type=size_in_bytes, metavar='SIZE', help='what a device has, as 11GB or 11000MB (GB = GiB)'
+        '--device-memory', type=size_in_bytes, metavar='SIZE', help='memory of a device, 11GB or 11000MB (GB = GiB)'
     )
     parser.add_argument(
         '--reserve',
         type=size_in_bytes,
         default='1GB',
         metavar='SIZE',
-        help='of it, left to the driver, to convolutions inside themselves and to fragmentation (default: 1GB)',
+        help="part of it for the driver, convolutions' workspaces and fragmentation (default: 1GB)",
     )
     parser.add_argument(
         '--tta',
@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
         metavar='SCALE',
         help='plan the test with test-time augmentation, as tools/test.py --tta runs it',
     )
-    parser.add_argument('--picture', metavar='PNG', help='draw the memory of one training step as it is')
+    parser.add_argument('--picture', metavar='PNG', help="draw the memory of one of the recipe's training steps")
     parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='change the recipe')
     args = parser.parse_args()
     if args.device_memory is not None and args.device_memory <= args.reserve:
@@ -51,16 +51,16 @@ def gigabytes(count: int) -> str:
 
 
 def size_in_bytes(text: str) -> int:
-    """'11GB' -> bytes; a card of 11GB has 11 GiB."""
+    """Parse '11GB' to bytes; a card of 11GB has 11 GiB."""
     found = re.fullmatch(r'(\d+(?:\.\d+)?) *([a-zA-Z]+)', text)
     if not found or found[2].upper() not in UNITS:
-        raise argparse.ArgumentTypeError(f'{text!r} is no size: a number and MB or GB is expected, as 11GB')
+        raise argparse.ArgumentTypeError(f'{text!r}: a number with MB or GB is expected, such as 11GB')
     return int(float(found[1]) * UNITS[found[2].upper()])
 
 
 def main() -> None:
     args = parse_args()
-    # Before torch is imported: OpenMP threads that wait by spinning make a busy CPU up to 50 times slower.
+    # Before the import of torch: spinning OpenMP threads make a busy CPU up to 50 times slower.
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     from wsbcn_mm.engine.environment import require_openmmlab
 
@@ -72,7 +72,7 @@ def main() -> None:
     from wsbcn_mm.engine.recipe.task import require_segmentation
 
     if args.picture and not Path(args.picture).absolute().parent.is_dir():
-        raise FileNotFoundError(f'--picture {args.picture!r}: there is no such folder')
+        raise FileNotFoundError(f'--picture {args.picture!r}: its folder does not exist')
     cfg = load_recipe(args.config, options=args.cfg_options)
     if args.tta is not None:
         require_segmentation(cfg, '--tta')
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def stage_table(plan):
-    """The recipe as it is: what is there at the peak of each stage."""
+    """Return a table of the recipe's memory at the peak of each stage."""
     from rich.table import Table
 
     from wsbcn_mm.microbatch.memory_plan import KINDS
@@ -110,7 +110,7 @@ def stage_table(plan):
 
 
 def choice_table(plan, available):
-    """Training as it could be."""
+    """Return a table of the peak memory of training with every choice."""
     from rich.table import Table
 
     table = Table(title='MiB at the peak of a training step', title_justify='left')
@@ -127,7 +127,7 @@ def choice_table(plan, available):
 
 
 def verdict(plan, available):
-    """Lines: the inputs planned for, and with a device's memory what fits."""
+    """Yield lines with the inputs of the plan and, if a device's memory is given, what fits."""
     from wsbcn_mm.microbatch.memory_plan import fastest
 
     yield 'inputs: ' + ', '.join(f'{stage} {" x ".join(map(str, shape))}' for stage, shape in plan.shapes.items())
@@ -142,7 +142,7 @@ def verdict(plan, available):
     if not fitting:
         least = min(memory.peak().total for memory in plan.choices.values())
         yield (
-            f'no training fits: {mebibytes(least)} MiB are the least, {mebibytes(available)} MiB available; '
+            f'no training fits: at least {mebibytes(least)} MiB needed, {mebibytes(available)} MiB available; '
             'train on smaller inputs'
         )
     elif same:
@@ -150,7 +150,7 @@ def verdict(plan, available):
     else:
         yield f'the recipe does not fit with {plan.own.samples} sample(s) in {plan.own.precision}'
     if fitting:
-        yield f'the fastest of all that fit: {describe(fastest(fitting))}'
+        yield f'the fastest choice that fits: {describe(fastest(fitting))}'
 
 
 def describe(choice):
@@ -162,7 +162,7 @@ def mebibytes(count):
 
 
 def draw(plan, path, available):
-    """Memory over the training step, by kind."""
+    """Draw the memory over the training step, by kind."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

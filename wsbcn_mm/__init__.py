@@ -1,7 +1,7 @@
 """Weight Standardization and Batch-Channel Normalization for training at one or two samples per device.
 
-Importing this package registers the layers with OpenMMLab where it is installed; `wsbcn_mm.ops` and `wsbcn_mm.layers`
-need torch alone.
+Importing this package registers the layers with OpenMMLab, if it is installed. `wsbcn_mm.ops` and `wsbcn_mm.layers`
+need only torch.
 """
 
 from importlib.util import find_spec

@@ -6,11 +6,11 @@ Published: 78.10 mIoU (README of joe-siyuan-qiao/Batch-Channel-Normalization).
 Measured: not measured yet.
 """
 _base_ = [
-    '../_base_/models/deeplabv3_r101-d16.py', '../_base_/norms/bcnsync-ws.py',
+    '../_base_/models/deeplabv3-d16.py', '../_base_/norms/bcnsync-ws.py',
     '../_base_/datasets/voc12aug-513x513.py', '../_base_/schedules/voc12aug-poly-33k.py']
 model = dict(
     data_preprocessor=dict(size={{_base_.crop_size}}),
-    backbone=dict(conv_cfg={{_base_.conv_cfg}}, norm_cfg={{_base_.norm_cfg}},
+    backbone=dict(depth=101, conv_cfg={{_base_.conv_cfg}}, norm_cfg={{_base_.norm_cfg}},
                   init_cfg=dict(type='Pretrained', checkpoint='pretrained/resnet101_bcn_ws.pth')),
     decode_head=dict(conv_cfg={{_base_.conv_cfg}}, norm_cfg={{_base_.norm_cfg}}))
 train_dataloader = dict(batch_size=2)

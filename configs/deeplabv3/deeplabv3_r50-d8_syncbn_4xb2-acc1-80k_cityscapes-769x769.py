@@ -6,11 +6,11 @@ Published: 78.80 mIoU (mmsegmentation r50b, plain ResNet, SyncBN, 4 x 2).
 Measured: not measured yet.
 """
 _base_ = [
-    '../_base_/models/deeplabv3_r50-d8.py', '../_base_/norms/syncbn.py',
+    '../_base_/models/deeplabv3-d8.py', '../_base_/norms/syncbn.py',
     '../_base_/datasets/cityscapes-769x769.py', '../_base_/schedules/cityscapes-poly-80k.py']
 model = dict(
     data_preprocessor=dict(size={{_base_.crop_size}}),
-    backbone=dict(conv_cfg={{_base_.conv_cfg}}, norm_cfg={{_base_.norm_cfg}},
+    backbone=dict(depth=50, conv_cfg={{_base_.conv_cfg}}, norm_cfg={{_base_.norm_cfg}},
                   init_cfg=dict(type='Pretrained', checkpoint='pretrained/resnet50_bn.pth')),
     decode_head=dict(conv_cfg={{_base_.conv_cfg}}, norm_cfg={{_base_.norm_cfg}}, align_corners=True),
     auxiliary_head=dict(conv_cfg={{_base_.conv_cfg}}, norm_cfg={{_base_.norm_cfg}}, align_corners=True),

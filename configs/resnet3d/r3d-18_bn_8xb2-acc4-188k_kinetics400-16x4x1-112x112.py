@@ -7,10 +7,10 @@ Published: 63.20 / 83.48 top-1 / top-5, torchvision's r3d_18 weights (16 frames,
 Measured: not measured yet.
 """
 _base_ = [
-    '../_base_/models/r3d-18.py', '../_base_/norms/bn.py', '../_base_/datasets/kinetics400-16x4x1-112x112.py',
+    '../_base_/models/r3d.py', '../_base_/norms/bn.py', '../_base_/datasets/kinetics400-16x4x1-112x112.py',
     '../_base_/schedules/kinetics400-step-188k.py']
 model = dict(
-    backbone=dict(conv_cfg={{_base_.conv_cfg_3d}}, norm_cfg={{_base_.norm_cfg_3d}}))
+    backbone=dict(depth=18, conv_cfg={{_base_.conv_cfg_3d}}, norm_cfg={{_base_.norm_cfg_3d}}))
 train_dataloader = dict(batch_size=2)
 optim_wrapper = dict(accumulative_counts=4)
 train_cfg = dict(max_iters=752_000, val_interval=75_200)

@@ -1,4 +1,4 @@
-"""DeepLabV3, ResNet-18 of a quarter of the width: Batch Normalization, one sample per optimizer step.
+"""DeepLabV3, ResNet-18 at a quarter of the width: Batch Normalization, one sample per optimizer step.
 
 python tools/train.py configs/tiny/deeplabv3_r18-tiny_bn_1xb1-acc1-2.4k_digits-64x64.py
 CPU, after `make demo` has built its data; measured results: projects/micro_batch_demo/README.md.

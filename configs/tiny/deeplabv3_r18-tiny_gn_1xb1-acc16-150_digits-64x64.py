@@ -1,4 +1,4 @@
-"""DeepLabV3, ResNet-18 of a quarter of the width: Group Normalization, a batch of 16, accumulated 16 x 1.
+"""DeepLabV3, ResNet-18 at a quarter of the width: Group Normalization, a batch of 16, accumulated 16 x 1.
 
 python tools/train.py configs/tiny/deeplabv3_r18-tiny_gn_1xb1-acc16-150_digits-64x64.py
 CPU, after `make demo` has built its data; measured results: projects/micro_batch_demo/README.md.

@@ -1,1 +1,1 @@
-"""How fast the recipes' training samples are made, beside the usual ways to make them."""
+"""The speed of the recipes' data pipelines beside the usual ones."""

@@ -1,4 +1,4 @@
-"""Street pictures and clips of photographs, in the folders, sizes and formats of Cityscapes and Kinetics-400."""
+"""Street images and clips made of photographs, in the folders, sizes and formats of Cityscapes and Kinetics-400."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STREET_SIZE = (2048, 1024)
 
 
 def photographs(width: int) -> list[np.ndarray]:
-    """scikit-learn's two photographs, enlarged to a width; RGB."""
+    """Return scikit-learn's two photographs, enlarged to a width; RGB."""
     return [
         cv2.resize(photo, (width, width * 2 // 3), interpolation=cv2.INTER_CUBIC)
         for photo in load_sample_images().images
@@ -27,7 +27,7 @@ def photographs(width: int) -> list[np.ndarray]:
 
 
 def build_kinetics(root: Path, clips: int, frames: int = 300) -> Path:
-    """H.264 as x264 makes it by default: a key frame every 250 frames, B frames, about 400 kbit/s."""
+    """Write clips in Kinetics' layout: H.264 with x264's defaults, key frames every 250 frames, about 400 kbit/s."""
     (root / 'videos_train').mkdir(parents=True, exist_ok=True)
     names = [f'clip{number}.mp4' for number in range(clips)]
     for number, name in enumerate(names):
@@ -40,7 +40,7 @@ def build_kinetics(root: Path, clips: int, frames: int = 300) -> Path:
 
 
 def write_clip(path: Path, frames: int, seed: int) -> None:
-    """A camera that pans and zooms over a photograph, a thing that moves before it, and a sensor's noise."""
+    """Write a clip: a camera pans and zooms over a photograph, an object moves in front of it, the sensor is noisy."""
     rng = np.random.default_rng(seed)
     photos = photographs(1280)
     background, thing = photos[seed % 2], photos[1 - seed % 2]
@@ -66,7 +66,7 @@ def write_clip(path: Path, frames: int, seed: int) -> None:
 
 
 def build_cityscapes(root: Path, images: int) -> Path:
-    """PNGs of 2.5 to 3.1 MB, with labelIds and the labelTrainIds that stock mmseg needs."""
+    """Write PNGs of 2.5 to 3.1 MB in Cityscapes' layout, with labelIds and the labelTrainIds that mmseg needs."""
     folders = [root / kind / 'train' / 'aachen' for kind in ('leftImg8bit', 'gtFine')]
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def build_cityscapes(root: Path, images: int) -> Path:
 
 
 def street(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A photograph with a sensor's noise, and labels like a street's: a few large areas, many small things."""
+    """Return a noisy photograph, and labels like those of a street: a few large areas, many small objects."""
     rng = np.random.default_rng(seed)
     width, height = STREET_SIZE
     photo = photographs(width)[seed % 2][150 : 150 + height]

@@ -1,24 +1,22 @@
-"""Open a clip 20 000 times in one decoding process and record how its memory grows.
+"""Open a clip 20,000 times in one decoding process and record its memory.
 
-    .venv/bin/python projects/data_benchmark/opens.py
+python -m projects.data_benchmark.opens        writes results/opens.csv
 
-Every tenth time two frames are read too. Writes `results/opens.csv`.
+Every tenth time, two frames are read as well.
 """
 
 import argparse
 import csv
 import re
-import sys
 import tempfile
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-sys.path.insert(0, str(FOLDER.parents[1]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--opens', type=int, default=20_000)
+    parser.add_argument('--opens', type=int, default=20_000, help='number of opens (default: 20000)')
     parser.add_argument('--out', type=Path, default=FOLDER / 'results' / 'opens.csv')
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -32,7 +30,7 @@ def main() -> None:
 
 
 def memory_of_opens(folder: Path, opens: int) -> list[tuple[int, int]]:
-    """Resident memory of the process, in kB, at the start and after each twentieth of the opens."""
+    """Return (opens, resident memory of the process in kB), at the start and after each twentieth of the opens."""
     from tests.video.clip_files import write_clip
     from wsbcn_mm.video.decoding import process as decoder_process
 

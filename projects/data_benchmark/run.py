@@ -1,7 +1,7 @@
-"""Measure how fast the recipes' training samples are made, beside the usual ways to make them.
+"""Measure the speed of the recipes' data pipelines beside the usual ones.
 
 python -m projects.data_benchmark.run           writes results/ and the table in the README
-python -m projects.data_benchmark.run --quick   a few samples: does it run?
+python -m projects.data_benchmark.run --quick   a few samples, into work_dirs/, to see that it runs
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from projects.csv_rows import write_rows
-from projects.readme_tables import write_table
+from projects.common.csv_rows import write_rows
+from projects.common.provenance import commit_of, cpu_name
+from projects.common.readme_tables import write_table
 
 HERE = Path(__file__).parent
 COLUMNS = ('comparison', 'side', 'round', 'samples', 'ms_per_sample', 'cpu', 'commit', 'date')
@@ -24,14 +25,13 @@ TITLES = {
     'clips': 'Kinetics: 32 of 300 frames of 340x256, crop of 224',
     'crops': 'Cityscapes: crop of 512x1024 of 2048x1024',
 }
-GOALS = {'clips': ('frame by frame', 1.5), 'crops': ("mmseg's transforms", 1.3)}
-"""What the recipe is compared with, and how many times as fast it shall be."""
 
 
 def measure(sides: Mapping[str, Callable[[int], Any]], samples: int, rounds: int) -> list[dict[str, Any]]:
-    """Rows of interleaved rounds, A B C A B C; in a round all sides make the same samples from the same random numbers.
+    """Time the sides in interleaved rounds, A B C A B C, and return a row for every side and round.
 
-    All runs in one thread, as in a loader's worker.
+    In a round all sides make the same samples from the same random numbers. Everything runs in one thread, as in a
+    loader's worker.
     """
     import cv2
     import torch
@@ -54,7 +54,7 @@ def measure(sides: Mapping[str, Callable[[int], Any]], samples: int, rounds: int
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Median milliseconds, and the median over the rounds of how many times as fast as the first side."""
+    """Return Markdown: the median milliseconds, and the median speed relative to the first side of each round."""
     lines = ['| | ms per sample | samples/s of a worker | speed |', '| --- | ---: | ---: | ---: |']
     for comparison in dict.fromkeys(row['comparison'] for row in rows):
         lines.append(f'| **{TITLES[comparison]}** | | | |')
@@ -71,7 +71,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def report(rows: Sequence[Mapping[str, Any]], readme: Path) -> None:
-    """Write the table between the README's marks."""
+    """Write the table, and where it was measured, between the README's marks."""
     where = f'Medians of {1 + max(int(row["round"]) for row in rows)} rounds, one thread of {rows[0]["cpu"]}, commit '
     where += ', '.join(dict.fromkeys(row['commit'] for row in rows))
     write_table(readme, 'table', f'{where}.\n\n{table(rows)}')
@@ -79,20 +79,23 @@ def report(rows: Sequence[Mapping[str, Any]], readme: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--only', choices=sorted(TITLES), help='one comparison (default: both)')
-    parser.add_argument('--samples', type=int, default=8, help='in each round')
-    parser.add_argument('--rounds', type=int, default=15)
+    parser.add_argument('--only', choices=sorted(TITLES), help='run one comparison (default: both)')
+    parser.add_argument('--samples', type=int, default=8, help='samples in each round (default: 8)')
+    parser.add_argument('--rounds', type=int, default=15, help='default: 15')
     parser.add_argument('--quick', action='store_true', help='two short samples, one round')
     parser.add_argument(
-        '--data', type=Path, default=HERE.parents[1] / 'data' / 'data_benchmark', help='made if missing'
+        '--data',
+        type=Path,
+        default=HERE.parents[1] / 'data' / 'data_benchmark',
+        help='data folder, built if missing',
     )
-    parser.add_argument('--out', type=Path, default=HERE / 'results', help='the README shows that of the default one')
+    parser.add_argument('--out', type=Path, help='folder of the results (default: results/, or work_dirs/ if --quick)')
     args = parser.parse_args(arguments)
+    out = args.out or (HERE.parents[1] / 'work_dirs' / HERE.name if args.quick else HERE / 'results')
     samples, rounds = (2, 1) if args.quick else (args.samples, args.rounds)
     from projects.data_benchmark import data, sides
-    from projects.operator_benchmark.rows import ROOT, commit_of, cpu_name
 
-    about = dict(cpu=cpu_name(), commit=commit_of(ROOT), date=datetime.now(timezone.utc).isoformat(timespec='seconds'))
+    about = dict(cpu=cpu_name(), commit=commit_of(), date=datetime.now(timezone.utc).isoformat(timespec='seconds'))
     rows: list[dict[str, Any]] = []
     for comparison in [args.only] if args.only else TITLES:
         if comparison == 'clips':
@@ -101,9 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             made = sides.crop_sides(data.build_cityscapes(args.data / 'cityscapes', samples))
         rows += [dict(comparison=comparison, **row, **about) for row in measure(made, samples, rounds)]
-    write_rows(args.out / 'samples.csv', COLUMNS, rows)
+    write_rows(out / 'samples.csv', COLUMNS, rows)
     print(table(rows))
-    if args.out == HERE / 'results':
+    if out == HERE / 'results':
         report(rows, HERE / 'README.md')
     return 0
 

@@ -1,4 +1,4 @@
-"""The ways to make a training sample: the recipe's own, and those that it is compared with."""
+"""The ways to make a training sample: the recipe's, and those that it is compared with."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
-from projects.operator_benchmark.rows import ROOT
-
-CROPS = 'deeplabv3/deeplabv3_r50-d8_bcn-ws_8xb1-acc1-80k_cityscapes-512x1024.py'
-CLIPS = 'resnet3d/i3d-r50_bcn-ws_8xb1-acc8-188k_kinetics400-32x2x1-224x224.py'
+CONFIGS = Path(__file__).parents[2] / 'configs'
+CROPS = 'deeplabv3/deeplabv3_r50-d8_bcn-ws_1xb1-acc8-80k_cityscapes-512x1024.py'
+CLIPS = 'resnet3d/i3d-r50_bcn-ws_1xb1-acc64-188k_kinetics400-32x2x1-224x224.py'
 STOCK_CROPS = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
@@ -30,11 +29,11 @@ MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 STD = np.array([58.395, 57.12, 57.375], np.float32)
 
 Make = Callable[[int], Any]
-"""Number of a sample to the sample."""
+"""Index of a sample -> the sample."""
 
 
 def crop_sides(root: Path) -> dict[str, Make]:
-    """Crops of Cityscapes."""
+    """Return the ways to make crops of Cityscapes: mmseg's pipeline, the recipe's."""
     recipe = recipe_dataset(CROPS, root)
     stock = DATASETS.build(
         dict(
@@ -48,7 +47,7 @@ def crop_sides(root: Path) -> dict[str, Make]:
 
 
 def clip_sides(root: Path) -> dict[str, Make]:
-    """Clips of Kinetics: the recipe's, the same decoded with decord, and frame by frame."""
+    """Return the ways to make clips of Kinetics: frame by frame, the recipe's with decord, the recipe's."""
     recipe, with_decord = recipe_dataset(CLIPS, root), recipe_dataset(CLIPS, root, backend='decord')
     return {
         'frame by frame': lambda index: clip_by_frames(recipe, index),
@@ -58,8 +57,8 @@ def clip_sides(root: Path) -> dict[str, Make]:
 
 
 def recipe_dataset(name: str, root: Path, backend: str | None = None) -> Any:
-    """The training data of a recipe, in another folder and with another decoder if it is named."""
-    cfg = Config.fromfile(ROOT / 'configs' / name)
+    """Return the training dataset of a recipe, in another folder and with another decoder if one is given."""
+    cfg = Config.fromfile(CONFIGS / name)
     init_default_scope(cfg.default_scope)
     dataset = cfg.train_dataloader.dataset
     dataset.data_root = f'{root}/'
@@ -69,9 +68,9 @@ def recipe_dataset(name: str, root: Path, backend: str | None = None) -> Any:
 
 
 def clip_by_frames(dataset: Any, index: int) -> dict[str, Any]:
-    """A clip as plain code makes it: each frame is sought, cut, resized, flipped and normalised on its own.
+    """Return a clip made by plain code: each frame is sought, cropped, resized, flipped and normalised separately.
 
-    The choice of frames, rectangle and flip is that of the recipe's transforms.
+    Frames, rectangle and flip are drawn as by the recipe's transforms.
     """
     import decord
 

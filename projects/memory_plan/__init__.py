@@ -1,1 +1,1 @@
-"""How far the plan of a recipe's memory is from what its real steps take."""
+"""The planned memory of a recipe beside the memory of its real steps."""

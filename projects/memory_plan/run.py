@@ -1,7 +1,7 @@
-"""The memory planned for recipes of every family, beside that of their real steps on a CPU.
+"""The planned memory of a recipe of every family beside the memory of its real steps on a CPU.
 
 python -m projects.memory_plan.run                       one of each family; writes results/ and README.md
-python -m projects.memory_plan.run RECIPE... --out DIR   other recipes, elsewhere
+python -m projects.memory_plan.run RECIPE... --out DIR   other recipes; writes into DIR
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from projects.csv_rows import read_rows, write_rows
-from projects.readme_tables import write_table
+from projects.common.csv_rows import read_rows, write_rows
+from projects.common.readme_tables import write_table
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / 'configs'
 RECIPES = (
-    'deeplabv3/deeplabv3_r50-d16_bcn-ws_16xb1-acc1-33k_voc12aug-513x513.py',
-    'deeplabv3plus/deeplabv3plus_r50-d16_gn-ws_16xb1-acc1-33k_voc12aug-513x513.py',
-    'resnet3d/r3d-18_bcn-ws_8xb1-acc8-188k_kinetics400-16x4x1-112x112.py',
-    'resnet3d/r2plus1d-18_gn-ws_8xb1-acc8-188k_kinetics400-16x4x1-112x112.py',
-    'resnet3d/slowonly-r50_bn_8xb2-acc4-132k_sthv2-8seg-224x224.py',
-    'resnet3d/i3d-r50_gn-ws_8xb1-acc8-188k_kinetics400-32x2x1-224x224.py',
+    'deeplabv3/deeplabv3_r50-d16_bcn-ws_1xb1-acc16-33k_voc12aug-513x513.py',
+    'deeplabv3plus/deeplabv3plus_r50-d16_gn-ws_1xb1-acc16-33k_voc12aug-513x513.py',
+    'resnet3d/r3d-18_bcn-ws_1xb1-acc64-188k_kinetics400-16x4x1-112x112.py',
+    'resnet3d/r2plus1d-18_bn_8xb2-acc4-188k_kinetics400-16x4x1-112x112.py',
+    'resnet3d/slowonly-r50_gn-ws_1xb1-acc64-132k_sthv2-8seg-224x224.py',
+    'resnet3d/i3d-r50_gn-ws_1xb1-acc64-188k_kinetics400-32x2x1-224x224.py',
 )
 """DeepLabV3 and V3+, R3D, R(2+1)D, SlowOnly and I3D; BN, GN + WS and BCN + WS."""
 SCALES = (0.5, 1.25)
-"""Of the copies that a segmentation's test averages over."""
+"""Scales that the test of a segmentation recipe averages over."""
 COLUMNS = ('recipe', 'stage', 'input', 'planned', 'counted', 'allocated')
 
 
 def rows_of(recipe: str) -> list[dict[str, Any]]:
-    """Bytes at the peak of a recipe's training, validation and test, that of segmentation with test-time augmentation.
+    """Return the peak bytes of a recipe's training, validation and test; segmentation is tested with augmentation.
 
-    `planned` is what tools/plan_memory.py says. `counted` is the storage that a real step has at once, `allocated` what
-    torch's allocator handed out, which has the workspace that operations take inside themselves too. Both are of a
-    second step, when the optimizer has its state and filters that are kept are there.
+    `planned` is the peak of tools/plan_memory.py. `counted` is the peak of the storage of all tensors in a real step.
+    `allocated` is the peak of torch's allocator, which includes the workspace inside operations. Both are measured in a
+    second step, when the optimizer's state and the kept filters exist.
     """
     import torch
     from mmengine.model import revert_sync_batchnorm
@@ -56,7 +56,7 @@ def rows_of(recipe: str) -> list[dict[str, Any]]:
     cfg = load_recipe(recipe)
     if cfg.default_scope == 'mmseg':
         use_tta(cfg, SCALES)
-    else:  # views run one after the other and wait as bytes: few of them tell enough
+    else:  # views run one after the other and wait as bytes, so one clip is enough
         cfg.test_dataloader.dataset.pipeline[0]['sampler']['num_clips'] = 1
     plan = plan_recipe(cfg, on_gpu=False, with_alternatives=False)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
@@ -87,7 +87,7 @@ def rows_of(recipe: str) -> list[dict[str, Any]]:
             def evaluation() -> None:
                 model.val_step(batch_of(plan.shapes['validation']))
 
-            evaluation()  # makes the filters that are kept
+            evaluation()  # makes the kept filters
             rows.append(row('validation', plan.shapes['validation'], plan.validation.peak().total, evaluation))
             wrapper.optimizer.state.clear()
             stage = 'test --tta' if cfg.default_scope == 'mmseg' else 'test'
@@ -96,7 +96,7 @@ def rows_of(recipe: str) -> list[dict[str, Any]]:
 
 
 def peaks(step: Callable[[], object]) -> tuple[int, int]:
-    """The most bytes of storage at once, and the most that torch's allocator handed out, while `step` runs."""
+    """Return the peak bytes of storage and of torch's allocator while `step` runs."""
     import numpy as np
     from torch.profiler import ProfilerActivity, profile
 
@@ -115,7 +115,7 @@ def load(path: Path) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: what was planned and what there was."""
+    """Return Markdown: planned, counted and allocated memory."""
     lines = [
         '| recipe | stage | input | planned (MiB) | counted (MiB) | planned / counted | allocated (MiB) |',
         '| --- | --- | --- | ---: | ---: | ---: | ---: |',
@@ -131,10 +131,10 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('recipes', nargs='*', help='recipe files (default: one of each family)')
-    parser.add_argument('--out', type=Path, metavar='DIR', help='folder for plan.csv (default: results/)')
+    parser.add_argument('--out', type=Path, metavar='DIR', help='folder of plan.csv (default: results/)')
     args = parser.parse_args(arguments)
     if args.recipes and not args.out:
-        parser.error('other recipes go elsewhere: --out DIR')
+        parser.error('recipes of your own need --out DIR')
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     rows = []
     for recipe in args.recipes or [str(CONFIGS / name) for name in RECIPES]:

@@ -1,4 +1,4 @@
-"""Pictures of the results: learning curves."""
+"""Learning curves."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LOSS_WINDOW = 0.05
 
 
 def running_mean(values: np.ndarray, share: float = LOSS_WINDOW) -> np.ndarray:
-    """Mean over the points up to half a window before and after, (N,) -> (N,); the window shrinks at the ends."""
+    """Return the running mean (N,) -> (N,) over a window centred on each point, which shrinks at the ends."""
     half = max(1, round(len(values) * share)) // 2
     total = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
@@ -34,7 +34,7 @@ def running_mean(values: np.ndarray, share: float = LOSS_WINDOW) -> np.ndarray:
 
 
 def spread(values: Sequence[float], gap: float) -> list[float]:
-    """Moves values apart until neighbours are ``gap`` away from each other, keeping their order and their middle."""
+    """Move values apart until neighbours differ by `gap`; their order and their mean stay."""
     order = np.argsort(values, kind='stable')
     placed = np.asarray(values, float)[order]
     for _ in range(200):
@@ -50,22 +50,22 @@ def spread(values: Sequence[float], gap: float) -> list[float]:
 
 
 def _mean_curve(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """The mean of curves on the x values of the shortest one."""
+    """Return the mean of curves at the x values of the shortest one."""
     x = min((curve[0] for curve in curves), key=lambda values: values[-1])
     return x, np.mean([np.interp(x, *curve) for curve in curves], axis=0)
 
 
 def _points(run: RunRecord, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The finite points of a run's curve, the loss as running mean."""
+    """Return the finite points of a run's curve; the loss as a running mean."""
     points = np.array(getattr(run, name), float).reshape(-1, 2)
     x, y = points[np.isfinite(points).all(axis=1)].T
     return x, running_mean(y) if name == 'loss_curve' and len(y) else y
 
 
 def _draw_curves(axes: Axes, runs: Sequence[RunRecord], name: str) -> None:
-    """One line per setting, each named at its end in its own colour; a real batch beside accumulated ones is dashed.
+    """Draw one line per setting, with its name in its colour at the end; real batches beside accumulated are dashed.
 
-    The mean is over the seeds with a result, as in the table, or over all where none has one.
+    The mean is over the seeds with a result, as in the table, or over all seeds if none has a result.
     """
     settings: dict[tuple, list[RunRecord]] = {}
     for run in sorted(runs, key=row_order):
@@ -90,7 +90,7 @@ def _draw_curves(axes: Axes, runs: Sequence[RunRecord], name: str) -> None:
             label += ' (failed)' if all(run.reason for run in members) else ' (a seed failed)'
         ends.append((float(y[-1]), float(x[-1]), label, colour))
     if not ends:
-        axes.text(0.5, 0.5, 'no points were logged', transform=axes.transAxes, ha='center', color=OTHER_COLOUR)
+        axes.text(0.5, 0.5, 'no points logged', transform=axes.transAxes, ha='center', color=OTHER_COLOUR)
         return
     bottom, top = axes.get_ylim()
     gap = 0.062 * (top - bottom)
@@ -112,10 +112,14 @@ def _draw_curves(axes: Axes, runs: Sequence[RunRecord], name: str) -> None:
 
 
 def write_curves(runs: Sequence[RunRecord], path: str | Path) -> Path:
-    """Metric and loss against the samples seen, for the runs of one task; one row of panels per global batch."""
+    """Draw metric and loss over the samples seen, for the runs of one task, with a row of panels per global batch.
+
+    Raises:
+        ValueError: If the runs are of several tasks.
+    """
     tasks = {run.task for run in runs}
     if len(tasks) != 1:
-        raise ValueError(f'curves need runs of one task, got {sorted(tasks)}')
+        raise ValueError(f'tasks={sorted(tasks)}: runs of one task are expected')
     batches = sorted({run.batch for run in runs})
     figure = Figure(figsize=(13, 4.2 * len(batches)), layout='constrained')
     grid = figure.subplots(len(batches), 2, squeeze=False)

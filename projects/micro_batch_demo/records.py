@@ -1,4 +1,4 @@
-"""What one run of the demo leaves behind, and the table that many of them make."""
+"""Records of the demo's runs, their files, and their summary over seeds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import mean, stdev
 
-from projects.csv_rows import write_rows
+from projects.common.csv_rows import write_rows
 
 TASKS = ('segmentation', 'video')
 NORM_ORDER = ('bn', 'syncbn', 'gn', 'gn-ws', 'bn-ws', 'bcn-ws', 'bcnsync-ws')
@@ -23,7 +23,7 @@ Curve = tuple[tuple[float, float], ...]
 class RunRecord:
     """One training run and its evaluation.
 
-    A run that broke, or whose metric is missing or not finite, counts as failed and is shown as such.
+    A run that ended with an error, or whose metric is missing or not finite, counts as failed.
 
     Attributes:
         task: 'segmentation' or 'video'.
@@ -31,16 +31,16 @@ class RunRecord:
         per_device: Samples of one forward pass.
         accumulation: Forward passes of one optimizer step.
         seed: Random seed of the run.
-        metric_name: Such as 'mIoU' or 'top-1'; the same for all runs of a task.
-        metric: In percent, None where the run failed.
+        metric_name: Such as 'mIoU' or 'top-1', the same for all runs of a task.
+        metric: In percent; None if the run failed.
         train_seconds: Wall-clock time of training.
         peak_memory_mib: Peak memory of the training process in MiB.
-        samples_seen: Training samples that went forward and back.
+        samples_seen: Training samples of all forward and backward passes.
         optimizer_steps: Updates of the weights.
         metric_curve: (samples seen, metric in percent) in order.
         loss_curve: (samples seen, loss) in order.
-        work_dir: Where the run's files are.
-        failure: Why the run failed, None where it did not.
+        work_dir: Folder of the run's files.
+        failure: Why the run failed; None if it succeeded.
     """
 
     task: str
@@ -61,25 +61,25 @@ class RunRecord:
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
-            raise ValueError(f'task {self.task!r} of a run must be one of {", ".join(TASKS)}')
+            raise ValueError(f'task={self.task!r}: one of {", ".join(TASKS)} is expected')
         if self.per_device < 1 or self.accumulation < 1:
             raise ValueError(
-                f'per_device {self.per_device} and accumulation {self.accumulation} of a run must be at least 1'
+                f'per_device={self.per_device}, accumulation={self.accumulation}: at least 1 of each is expected'
             )
 
     @property
     def batch(self) -> int:
-        """Samples that one optimizer step sees."""
+        """Samples of one optimizer step."""
         return self.per_device * self.accumulation
 
     @property
     def setting(self) -> tuple[str, str, int, int]:
-        """What runs that differ in their seed only have in common."""
+        """What runs that differ only in their seed have in common."""
         return self.task, self.norm, self.per_device, self.accumulation
 
     @property
     def reason(self) -> str | None:
-        """Why the run has no result, None where it has one."""
+        """Why the run has no result; None if it has one."""
         if self.failure:
             return self.failure
         if self.metric is None:
@@ -88,11 +88,15 @@ class RunRecord:
 
 
 def record_from_dict(values: dict) -> RunRecord:
-    """A record from plain values. Raises ValueError for fields that are unknown or missing."""
+    """Make a record from plain values.
+
+    Raises:
+        ValueError: If a field is unknown or missing.
+    """
     known = {item.name for item in fields(RunRecord)}
     needed = {'task', 'norm', 'per_device', 'accumulation', 'seed', 'metric_name'}
     if unknown := sorted(set(values) - known):
-        raise ValueError(f'unknown fields of a run: {", ".join(unknown)}; known are {", ".join(sorted(known))}')
+        raise ValueError(f'unknown fields of a run: {", ".join(unknown)}; the fields are {", ".join(sorted(known))}')
     if missing := sorted(needed - set(values)):
         raise ValueError(f'missing fields of a run: {", ".join(missing)}')
     curves = {name: tuple((float(x), float(y)) for x, y in values.get(name, ())) for name in CURVES}
@@ -100,7 +104,11 @@ def record_from_dict(values: dict) -> RunRecord:
 
 
 def check_records(records: Sequence[RunRecord]) -> None:
-    """Raises ValueError if there is no run, a run occurs twice, or a task has two metrics."""
+    """Check that runs can be reported together.
+
+    Raises:
+        ValueError: If there is no run, a run occurs twice, or a task has two metrics.
+    """
     if not records:
         raise ValueError('no runs to report')
     seen = set()
@@ -126,7 +134,7 @@ def setting_text(per_device: int, accumulation: int) -> str:
 
 
 def save_json(records: Sequence[RunRecord], path: str | Path) -> Path:
-    """Writes whole records, curves included."""
+    """Write complete records, curves included."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps([asdict(record) for record in records], indent=1) + '\n')
@@ -134,7 +142,7 @@ def save_json(records: Sequence[RunRecord], path: str | Path) -> Path:
 
 
 def save_csv(records: Sequence[RunRecord], path: str | Path) -> Path:
-    """Writes one line per run, without the curves."""
+    """Write one line per run, without the curves."""
     check_records(records)
     names = [item.name for item in fields(RunRecord) if item.name not in CURVES]
     rows = ({name: getattr(record, name) for name in names} | {'failure': record.reason} for record in records)
@@ -142,7 +150,7 @@ def save_csv(records: Sequence[RunRecord], path: str | Path) -> Path:
 
 
 def load_csv(path: str | Path) -> list[RunRecord]:
-    """Reads what :func:`save_csv` wrote."""
+    """Read a file of `save_csv`."""
     whole = ('per_device', 'accumulation', 'seed', 'samples_seen', 'optimizer_steps')
     real = ('metric', 'train_seconds', 'peak_memory_mib')
     records = []
@@ -157,7 +165,7 @@ def load_csv(path: str | Path) -> list[RunRecord]:
 
 @dataclass(frozen=True)
 class Summary:
-    """Runs of one setting over their seeds; means are None where no run succeeded."""
+    """Runs of one setting over their seeds; means are None if no run succeeded."""
 
     task: str
     norm: str
@@ -184,9 +192,12 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def summarize(records: Sequence[RunRecord]) -> list[Summary]:
-    """Mean and sample standard deviation over the seeds that succeeded, in the table's order.
+    """Return mean and sample standard deviation over the successful seeds of each setting, in the table's order.
 
-    ``seeds`` counts all runs of a setting, ``failed`` those without a result. The deviation needs two results.
+    `seeds` counts all runs of a setting, `failed` those without a result. The deviation needs two results.
+
+    Raises:
+        ValueError: If the seeds of a setting differ in samples or optimizer steps, and as `check_records`.
     """
     check_records(records)
     groups: dict[tuple, list[RunRecord]] = {}
@@ -224,12 +235,12 @@ def summarize(records: Sequence[RunRecord]) -> list[Summary]:
 
 
 def row_order(item: RunRecord | Summary) -> tuple:
-    """Small batches first, accumulated before real ones, norms in :data:`NORM_ORDER`, others after them by name."""
+    """Return the sort key of a row: batch, real batches after accumulated ones, norms in `NORM_ORDER`, then others."""
     rank = NORM_ORDER.index(item.norm) if item.norm in NORM_ORDER else len(NORM_ORDER)
     return item.batch, item.per_device, rank, item.norm
 
 
 def save_summary_csv(records: Sequence[RunRecord], path: str | Path) -> Path:
-    """Writes one line per setting: mean, standard deviation, number of seeds and of failures."""
+    """Write one line per setting: mean, standard deviation, number of seeds and of failures."""
     columns = [item.name for item in fields(Summary)]
     return write_rows(Path(path), columns, (asdict(item) for item in summarize(records)))

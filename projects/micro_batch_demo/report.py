@@ -1,7 +1,6 @@
-"""Turns run records into a console table, CSV files, curves, a self-contained HTML page and the README's table.
+"""Turn run records into a console table, CSV files, curves, a self-contained HTML page and tables of documents.
 
-All functions here are pure on the records: nothing is read from work directories, and a run without a result is shown
-with its reason.
+Everything comes from the records; work folders are not read. A run without a result is shown with its reason.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import jinja2
 from rich.console import Console
 from rich.table import Table
 
+from projects.common.readme_tables import write_table
 from projects.micro_batch_demo.figures import write_curves
 from projects.micro_batch_demo.records import (
     TASKS,
@@ -30,16 +30,15 @@ from projects.micro_batch_demo.records import (
     setting_text,
     summarize,
 )
-from projects.readme_tables import write_table
 
 TEMPLATE = Path(__file__).with_name('report.html.j2')
 TABLE = 'demo-table'
-"""Name of the table in READMEs."""
+"""Name of the table in documents."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Text of one cell; ``kind`` is '', 'best' or 'failed'."""
+    """Text of one cell; `kind` is '', 'best' or 'failed'."""
 
     text: str
     kind: str = ''
@@ -57,7 +56,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file with its title and a sentence on what it shows."""
+    """A PNG file with its title and a caption."""
 
     title: str
     path: Path
@@ -65,9 +64,9 @@ class Picture:
 
 
 def table_blocks(records: Sequence[RunRecord]) -> list[Block]:
-    """The results as blocks of equal batch: first one sample per step, then the larger global batches.
+    """Return the results as blocks of equal global batch, one sample per step first.
 
-    In every block the best mean of a column is marked. A setting that a task has not run says so.
+    In every block the best mean of a column is marked. A setting that a task has not run shows 'not run'.
     """
     summaries = summarize(records)
     blocks = []
@@ -109,10 +108,10 @@ def _block_title(batch: int, members: Sequence[Summary]) -> str:
 
 
 def _length_note(task: str, members: Sequence[Summary]) -> str:
-    """How long the runs of a task are, or which run differs: runs of different length cannot be compared."""
+    """Return the length of a task's runs; if they differ, and cannot be compared, the length of each."""
     lengths = {(item.samples_seen, item.optimizer_steps) for item in members if item.samples_seen is not None}
     if not lengths:
-        return f'{task}: no run came to its end'
+        return f'{task}: no run finished'
     if len(lengths) == 1:
         seen, steps = lengths.pop()
         return f'{task}: {_count(seen)} samples seen, {_count(steps)} optimizer steps'
@@ -150,12 +149,12 @@ def _amount(item: Summary | None, name: str) -> str:
 
 
 def failures(records: Sequence[RunRecord]) -> list[str]:
-    """One line per run without a result: which run, and why."""
+    """Return one line per run without a result: the run and the reason."""
     return [f'{describe(record)}: {record.reason}' for record in records if record.reason]
 
 
 def seeds_note(records: Sequence[RunRecord]) -> str:
-    """How many seeds the numbers stand on."""
+    """Return a sentence on the number of seeds."""
     counts = sorted({item.seeds for item in summarize(records)})
     if counts == [1]:
         return 'One seed per row: differences of a few points may be chance.'
@@ -164,7 +163,7 @@ def seeds_note(records: Sequence[RunRecord]) -> str:
 
 
 def print_table(records: Sequence[RunRecord], console: Console | None = None) -> None:
-    """Prints the table, one block after the other, and the failures below."""
+    """Print the table block by block, and the failures below."""
     console = console or Console()
     styles = {'best': 'bold green', 'failed': 'bold red', '': ''}
     for block in table_blocks(records):
@@ -179,11 +178,11 @@ def print_table(records: Sequence[RunRecord], console: Console | None = None) ->
         console.print(f'failed: {line}', style='red', markup=False)
 
 
-def markdown_table(records: Sequence[RunRecord]) -> str:
-    """The same table in Markdown."""
+def markdown_table(records: Sequence[RunRecord], *, blocks: int | None = None) -> str:
+    """Return the same table in Markdown, or only its first `blocks`."""
     marks = {'best': '**{}**', 'failed': '*{}*', '': '{}'}
     parts = []
-    for block in table_blocks(records):
+    for block in table_blocks(records)[:blocks]:
         lines = [f'**{block.title}** ({"; ".join(block.notes)})', '']
         lines.append('| ' + ' | '.join(block.header) + ' |')
         lines.append('|' + '|'.join(' --- ' if index < 2 else ' ---: ' for index in range(len(block.header))) + '|')
@@ -195,19 +194,24 @@ def markdown_table(records: Sequence[RunRecord]) -> str:
     return '\n\n'.join(parts)
 
 
-def update_readme_table(readme_path: str | Path, csv_path: str | Path) -> bool:
-    """Regenerates the table between the two markers of a README from a file of :func:`save_csv`.
+def update_table(document: str | Path, csv_path: str | Path, *, blocks: int | None = None) -> bool:
+    """Write the table of a file of `save_csv` between the two markers of a document.
+
+    Args:
+        document: Markdown file.
+        csv_path: The results.
+        blocks: How many blocks of the table to show; by default all.
 
     Returns:
-        Whether the README changed.
+        Whether the document changed.
 
     Raises:
-        ValueError: The README has not exactly one pair of markers, in order.
+        ValueError: If the document does not have exactly one pair of markers, in order.
     """
-    readme_path, csv_path = Path(readme_path), Path(csv_path)
-    source = Path(os.path.relpath(csv_path.resolve(), readme_path.resolve().parent)).as_posix()
-    text = f'Generated from [`{source}`]({source}).\n\n{markdown_table(load_csv(csv_path))}'
-    return write_table(readme_path, TABLE, text)
+    document, csv_path = Path(document), Path(csv_path)
+    source = Path(os.path.relpath(csv_path.resolve(), document.resolve().parent)).as_posix()
+    text = f'Generated from [`{source}`]({source}).\n\n{markdown_table(load_csv(csv_path), blocks=blocks)}'
+    return write_table(document, TABLE, text)
 
 
 def _data_uri(path: Path) -> str:
@@ -221,14 +225,14 @@ def write_html(
     title: str = 'Training at one sample per step',
     about: Sequence[str] = (),
 ) -> Path:
-    """Writes one self-contained page: table, failures, pictures; nothing is loaded from elsewhere.
+    """Write one self-contained page with table, failures and pictures.
 
     Args:
         records: The runs.
         path: The HTML file.
         pictures: PNG files, embedded in this order.
         title: Heading of the page.
-        about: Paragraphs under the heading: machine, data, recipes.
+        about: Paragraphs under the heading, on machine, data and recipes.
     """
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(TEMPLATE.read_text()).render(
@@ -257,12 +261,12 @@ def write_report(
     about: Sequence[str] = (),
     console: Console | None = None,
 ) -> Path:
-    """Everything at once: records.json, console table, results.csv, summary.csv, curves_<task>.png, report.html.
+    """Write records.json, results.csv, summary.csv, curves_<task>.png and report.html, and print the table.
 
     Args:
         records: The runs, failed ones included.
-        folder: Where the files go.
-        pictures: Overlays, clip strips and the like, shown after the curves.
+        folder: Folder of the files.
+        pictures: Pictures for the page, shown after the curves.
         about: Paragraphs for the top of the page.
         console: Where the table is printed.
 
@@ -279,6 +283,6 @@ def write_report(
         runs = [record for record in records if record.task == task]
         if any(run.metric_curve or run.loss_curve for run in runs):
             picture = write_curves(runs, folder / f'curves_{task}.png')
-            caption = 'Thin lines are single seeds, thick ones their mean; the loss is a running mean.'
+            caption = 'Thin lines are single seeds, thick lines their mean. The loss is a running mean.'
             curves.append(Picture(f'Learning curves, {task}', picture, caption))
     return write_html(records, folder / 'report.html', [*curves, *pictures], about=about)

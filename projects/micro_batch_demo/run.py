@@ -1,6 +1,6 @@
-"""The demo: build the data, train every recipe through tools/train.py, evaluate it through tools/test.py, report.
+"""The demo: build the data, train every recipe with tools/train.py, evaluate it with tools/test.py, report.
 
-python -m projects.micro_batch_demo.run            one seed, what twelve minutes on two cores allow
+python -m projects.micro_batch_demo.run            one seed, a part of the runs: about ten minutes on two cores
 python -m projects.micro_batch_demo.run --full     three seeds, every norm in every setting; writes results/
 """
 
@@ -26,24 +26,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
-from projects.micro_batch_demo import data
+from projects.common.tiny_recipes import MODELS, find_recipe
 from projects.micro_batch_demo.records import RunRecord
-from projects.micro_batch_demo.report import Picture, update_readme_table, write_report
+from projects.micro_batch_demo.report import Picture, update_table, write_report
+from projects.toy_data import data
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-RECIPES = ROOT / 'configs' / 'tiny'
 NORMS = ('bn', 'gn', 'gn-ws', 'bcn-ws')
 SETTINGS = ('1xb1-acc1', '1xb1-acc16', '1xb16-acc1')
 SHORT = {('bn', '1xb16-acc1'), ('gn-ws', '1xb1-acc16'), ('bcn-ws', '1xb1-acc16')}
-"""What the short demo runs of the settings with a batch of 16."""
-MODELS = {'segmentation': 'deeplabv3_r18-tiny', 'video': 'r3d-18-tiny'}
+"""The runs of the short demo with a batch of 16."""
 METRICS = {'segmentation': ('mIoU', 'mIoU'), 'video': ('top-1', 'acc/top1')}
-"""The metric's name in the report and in the log."""
-SCENES = dict(n_train=2400, n_val=200, size=64, digit_size=(28, 52), digits_per_scene=(2, 3), digits=(0, 1, 4))
-CLIPS = dict(n_train=2400, n_val=200, size=40)
+"""Name of the metric in the report and in the log."""
 SAMPLES = 2400
-"""Training samples of every run; the schedules in configs/_base_/schedules/demo-*.py say the same."""
+"""Training samples of every run, as in configs/_base_/schedules/demo-*.py."""
 POLL_SECONDS = 0.5
 
 
@@ -76,7 +73,7 @@ class Run:
 
 
 def plan(work_dir: Path, *, full: bool, seeds: int) -> list[Run]:
-    """The runs of the demo, the long ones first so that two workers finish together."""
+    """Return the runs of the demo, long ones first so that two workers finish together."""
     chosen = [
         (task, norm, setting, seed)
         for seed in range(seeds)
@@ -91,20 +88,8 @@ def plan(work_dir: Path, *, full: bool, seeds: int) -> list[Run]:
     ]
 
 
-def find_recipe(task: str, norm: str, setting: str) -> Path:
-    """The tiny recipe of a task, norm and setting.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
-    found = sorted(RECIPES.glob(f'{MODELS[task]}_{norm}_{setting}-*.py'))
-    if not found:
-        raise FileNotFoundError(f'no recipe {MODELS[task]}_{norm}_{setting}-*.py in {RECIPES}')
-    return found[0]
-
-
 def commands(run: Run) -> Iterator[tuple[str, list[str]]]:
-    """Names and command lines of a run, in order: training, then evaluation of what it saved."""
+    """Yield the names and command lines of a run: training, then evaluation of its checkpoint."""
     tool = [sys.executable, str(ROOT / 'tools' / 'train.py'), str(run.recipe)]
     yield 'train', [*tool, '--work-dir', str(run.work_dir), '--cfg-options', f'randomness.seed={run.seed}']
     checkpoint = (run.work_dir / 'last_checkpoint').read_text().strip()
@@ -113,7 +98,7 @@ def commands(run: Run) -> Iterator[tuple[str, list[str]]]:
 
 
 def execute(run: Run, progress: Progress) -> RunRecord:
-    """Train and evaluate one run in child processes of one thread each, showing how far training is."""
+    """Train and evaluate one run in child processes of one thread each, and show the progress of training."""
     shutil.rmtree(run.work_dir, ignore_errors=True)
     run.work_dir.mkdir(parents=True)
     bar = progress.add_task(run.label, total=run.samples)
@@ -134,9 +119,9 @@ def execute(run: Run, progress: Progress) -> RunRecord:
 
 
 def wait(child: subprocess.Popen[bytes], meanwhile: Callable[[], None]) -> tuple[int, float]:
-    """Exit code and peak resident memory in MiB of a child process; calls `meanwhile` every now and then.
+    """Return the exit code and the peak resident memory in MiB of a child process; call `meanwhile` regularly.
 
-    The memory is at least this process's own at the time it started the child, as Linux counts it.
+    Linux counts at least the memory that this process had when it started the child.
     """
     while True:
         pid, status, usage = os.wait4(child.pid, os.WNOHANG)
@@ -148,7 +133,7 @@ def wait(child: subprocess.Popen[bytes], meanwhile: Callable[[], None]) -> tuple
 
 
 def record(run: Run, *, failure: str | None = None, peak_memory_mib: float | None = None) -> RunRecord:
-    """What the files in a run's work_dir say of it."""
+    """Return the record of a run from the files in its work_dir."""
     name, key = METRICS[run.task]
     scalars = read_scalars(run.work_dir)
     train = [line for line in scalars if 'loss' in line]
@@ -174,7 +159,7 @@ def record(run: Run, *, failure: str | None = None, peak_memory_mib: float | Non
 
 
 def train_seconds(train: Sequence[dict]) -> float | None:
-    """Time spent in training iterations; each line has the mean time of an iteration since the line before."""
+    """Return the time of all training iterations; a line has the mean time of the iterations since the last line."""
     if not train:
         return None
     steps = [0, *(line['step'] for line in train)]
@@ -182,32 +167,32 @@ def train_seconds(train: Sequence[dict]) -> float | None:
 
 
 def samples_seen(run: Run) -> int:
-    """Training samples of a run so far, by its log."""
+    """Return the number of training samples of a run so far, from its log."""
     return max((line['step'] for line in read_scalars(run.work_dir) if 'loss' in line), default=0) * run.per_device
 
 
 def read_scalars(work_dir: Path) -> list[dict]:
-    """All complete lines that training in a work_dir has logged; empty before the first."""
+    """Return all complete lines that training in a work_dir has logged."""
     files = sorted(work_dir.glob('*/vis_data/scalars.json'))
     lines = files[-1].read_text().splitlines() if files else []
     return [json.loads(line) for line in lines if line.endswith('}')]
 
 
 def last_line(log: Path) -> str:
-    """Last line of a log that is not empty; that is where Python puts the error."""
+    """Return the last line of a log that is not empty, where Python prints the error."""
     lines = [line.strip() for line in log.read_text(errors='replace').splitlines() if line.strip()]
     return lines[-1] if lines else 'no output'
 
 
 def reason(code: int, log: Path) -> str:
-    """Why a child process ended: the error it printed, or the signal that killed it (9 is what a full memory sends)."""
+    """Return why a child process ended: its error, or the signal that killed it (9 if memory is full)."""
     if code > 0:
         return last_line(log)
     return f'killed by signal {-code} ({signal.Signals(-code).name}), after: {last_line(log)}'
 
 
 def execute_all(runs: Sequence[Run], workers: int, console: Console) -> list[RunRecord]:
-    """Run everything, `workers` runs at a time."""
+    """Execute all runs, `workers` at a time."""
     columns = (
         TextColumn('{task.description}', table_column=Column(min_width=46)),
         BarColumn(bar_width=24),
@@ -229,7 +214,7 @@ def execute_all(runs: Sequence[Run], workers: int, console: Console) -> list[Run
 
 
 def pictures(runs: Sequence[Run], folder: Path) -> list[Picture]:
-    """One picture a task: the same samples under every norm, at one sample per step."""
+    """Return one picture per task: the same samples under every norm, at one sample per step."""
     found = []
     for task, what in (('segmentation', 'image | truth | prediction'), ('video', 'frames with truth and prediction')):
         rows = [run for run in runs if run.task == task and run.setting == SETTINGS[0] and run.seed == 0]
@@ -240,7 +225,7 @@ def pictures(runs: Sequence[Run], folder: Path) -> list[Picture]:
 
 
 def sheet(rows: Sequence[tuple[str, Sequence[Path]]], folder: Path, task: str) -> Path | None:
-    """A PNG with a labelled block of pictures for each norm; None if there are no pictures."""
+    """Write a PNG with a labelled block of pictures for each norm; return None if there are no pictures."""
     blocks = [(norm, [Image.open(path).convert('RGB') for path in paths]) for norm, paths in rows if paths]
     if not blocks:
         return None
@@ -262,15 +247,15 @@ def sheet(rows: Sequence[tuple[str, Sequence[Path]]], folder: Path, task: str) -
 
 
 def build_data(root: Path, console: Console) -> None:
-    """Both data sets of the demo."""
-    data.build_segmentation(root, **SCENES, console=console)
-    data.build_video(root, **CLIPS, console=console)
+    """Build both data sets of the demo."""
+    data.build_segmentation(root, **data.SCENES, console=console)
+    data.build_video(root, **data.CLIPS, console=console)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--full', action='store_true', help='every norm in every setting; writes results/ and READMEs')
-    parser.add_argument('--seeds', type=int, help='default: 1, with --full 3')
+    parser.add_argument('--full', action='store_true', help='every norm in every setting; writes results/ and tables')
+    parser.add_argument('--seeds', type=int, help='default: 1, or 3 with --full')
     parser.add_argument('--workers', type=int, default=max(1, min(2, os.cpu_count() or 1)), help='runs at a time')
     parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'micro_batch_demo')
     args = parser.parse_args(arguments)
@@ -287,14 +272,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shown = [Picture('Data', folder / 'data.png', 'Scenes with labels, and clips.'), *pictures(runs, folder)]
     page = write_report(records, folder, shown, about(args.workers), console)
     if args.full:
-        for readme in (ROOT / 'README.md', HERE / 'README.md'):
-            update_readme_table(readme, folder / 'results.csv')
+        for document, blocks in ((ROOT / 'README.md', 1), (ROOT / 'docs/results.md', None), (HERE / 'README.md', None)):
+            update_table(document, folder / 'results.csv', blocks=blocks)
     console.print(f'{(time.time() - started) / 60:.1f} minutes; report: {page}')
     return 1 if any(result.reason for result in records) else 0
 
 
 def about(workers: int) -> list[str]:
-    """Paragraphs for the top of the report: what was run, on what."""
+    """Return the paragraphs for the top of the report: the runs and the machine."""
     machine = f'{platform.machine()}, {os.cpu_count()} cores, {workers} runs at a time with one thread each'
     return [
         'Small DeepLabV3 and R3D models train on the same number of samples with four kinds of normalisation: at one '

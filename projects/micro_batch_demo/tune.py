@@ -1,10 +1,10 @@
-"""The demo's search for learning rates and BCN's rate: tiny recipes in a plain loop, samples held in memory.
+"""The demo's search for learning rates and BCN's rate: tiny recipes in a plain loop, samples in memory.
 
     python -m projects.micro_batch_demo.tune --task video --norm gn-ws bcn-ws --setting 1xb1-acc1 --lr 0.02 0.05 0.1
     python -m projects.micro_batch_demo.tune --task video --norm bcn-ws --setting 1xb1-acc1 --lr 0.05 --rate 0 0.01 0.3
 
-Every trial appends a line to results/tuning.csv; one that stands there already is left out. Model, optimizer, schedule
-and metric are built from the recipe, so a trial is what `tools/train.py` does, less checkpoints and logs.
+Every trial appends a line to results/tuning.csv. A trial that has a line is skipped. Model, optimizer, schedule and
+metric are built from the recipe, so a trial is what `tools/train.py` does, without checkpoints and logs.
 """
 
 from __future__ import annotations
@@ -28,23 +28,24 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from projects.micro_batch_demo.run import HERE, METRICS, NORMS, ROOT, SETTINGS, build_data, find_recipe
-from projects.micro_batch_demo.run import MODELS as MODEL_NAMES
+from projects.common.tiny_recipes import MODELS as MODEL_NAMES
+from projects.common.tiny_recipes import find_recipe
+from projects.micro_batch_demo.run import HERE, METRICS, NORMS, ROOT, SETTINGS, build_data
 from wsbcn_mm.layers import BatchChannelNorm
 from wsbcn_mm.microbatch import StepStatistics
 
 TRIAL = ('task', 'norm', 'setting', 'lr', 'rate', 'warmup', 'decay', 'seed')
-"""What defines a trial; the three about BCN's estimates are empty for other norms."""
+"""What defines a trial. The three of BCN's estimates are empty for other norms."""
 COLUMNS = (*TRIAL, 'metric', 'last_loss', 'seconds')
 
 
 def samples_in_memory(dataset: Any, what: str) -> list[dict]:
-    """All samples of a dataset, decoded once."""
+    """Return all samples of a dataset, decoded once."""
     return [dataset[index] for index in track(range(len(dataset)), description=f'reading {what}')]
 
 
 def trial_recipe(task: str, norm: str, setting: str, lr: float, **estimates: Any) -> Config:
-    """The tiny recipe with another learning rate and, where given, another `rate` or `warmup` of BCN's estimates."""
+    """Return the tiny recipe with a learning rate and, if given, a `rate` or `warmup` of BCN's estimates."""
     cfg = Config.fromfile(find_recipe(task, norm, setting))
     cfg.optim_wrapper.optimizer.lr = lr
     for part in cfg.model.values():
@@ -54,7 +55,7 @@ def trial_recipe(task: str, norm: str, setting: str, lr: float, **estimates: Any
 
 
 def train(cfg: Config, samples: Sequence[dict], seed: int, decay: bool = False) -> tuple[nn.Module, float]:
-    """The trained model and the mean loss of the last tenth of the iterations.
+    """Return the trained model and the mean loss of the last tenth of the iterations.
 
     With `decay`, BCN's rate falls with the learning rate.
     """
@@ -84,7 +85,7 @@ def train(cfg: Config, samples: Sequence[dict], seed: int, decay: bool = False) 
 
 
 def batches(length: int, batch: int, iterations: int, seed: int) -> Iterator[list[int]]:
-    """Indices of `iterations` batches, one permutation of the data after the other."""
+    """Yield the indices of `iterations` batches, one permutation of the data after the other."""
     generator = torch.Generator().manual_seed(seed)
     endless = itertools.chain.from_iterable(
         torch.randperm(length, generator=generator).tolist() for _ in itertools.count()
@@ -94,7 +95,7 @@ def batches(length: int, batch: int, iterations: int, seed: int) -> Iterator[lis
 
 
 def train_step(model: nn.Module, optimizer: OptimWrapper, batch: dict) -> float:
-    """One forward and backward pass; returns the loss."""
+    """Run one forward and backward pass and return the loss."""
     losses = model(**model.data_preprocessor(batch, training=True), mode='loss')
     loss, _ = model.parse_losses(losses)
     optimizer.update_params(loss)
@@ -103,7 +104,7 @@ def train_step(model: nn.Module, optimizer: OptimWrapper, batch: dict) -> float:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, cfg: Config, samples: Sequence[dict], metainfo: dict, key: str) -> float:
-    """The recipe's metric on `samples`, in percent."""
+    """Return the recipe's metric on `samples`, in percent."""
     evaluator = Evaluator(cfg.val_evaluator)
     evaluator.dataset_meta = metainfo
     model.eval()
@@ -114,7 +115,7 @@ def evaluate(model: nn.Module, cfg: Config, samples: Sequence[dict], metainfo: d
 
 
 def known_trials(path: Path) -> set[tuple[str, ...]]:
-    """The trials that a CSV file has already, by everything that defines one."""
+    """Return the trials of a CSV file, each as the values of `TRIAL`."""
     if not path.is_file():
         return set()
     with path.open(newline='') as file:
@@ -122,7 +123,7 @@ def known_trials(path: Path) -> set[tuple[str, ...]]:
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
-    """Add a line to a CSV file, which starts with its header."""
+    """Append a line to a CSV file, and write the header first if the file is new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.is_file()
     with path.open('a', newline='') as file:

@@ -1,4 +1,4 @@
-"""Bytes that autograd keeps from a forward pass for the backward pass."""
+"""Memory that autograd keeps from a forward pass for the backward pass."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from torch import Tensor
 
 
 def saved_bytes(forward: Callable[[], object], leave_out: Iterable[Tensor] = ()) -> int:
-    """Bytes of the distinct storages that a forward pass saves.
+    """Return the bytes of the distinct storages that a forward pass saves.
 
-    Tensors that share a storage count once, a view counts as the whole storage that it keeps alive. What a
-    checkpointed region recomputes is not saved, and what an autograd function hides in its own attributes is not seen.
+    Tensors that share a storage count once. A view counts as the whole storage that it keeps alive. Recomputed regions
+    save nothing. Tensors in the attributes of an autograd function are not seen.
 
     Args:
-        forward: Runs the forward pass and returns what holds its graph.
-        leave_out: Tensors that are there anyway, such as parameters.
+        forward: Runs the forward pass and returns the output, which holds the graph.
+        leave_out: Tensors that do not count, such as parameters.
     """
     anyway = {tensor.untyped_storage().data_ptr() for tensor in leave_out}
     kept: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        # Kept until the end, so that no address is used twice.
+        # Keep the tensor until the end, so that its address is not used again.
         kept.setdefault(tensor.untyped_storage().data_ptr(), tensor.detach())
         return tensor
 

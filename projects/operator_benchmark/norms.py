@@ -1,8 +1,7 @@
-"""Norm + ReLU, forward and backward: the sides, their tensors, and the gate that BCN's must pass before it is timed."""
+"""Norm + ReLU, forward and backward: the sides, their tensors, and the gate that BCN must pass before it is timed."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -10,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsbcn_mm.ops.batch_channel_norm import batch_channel_norm, normalize_and_measure
+from wsbcn_mm.ops import batch_channel_norm
+from wsbcn_mm.ops.bcn.algebra import Affines, ChannelStatistics, Options
+from wsbcn_mm.ops.bcn.batch_channel_norm import normalize_and_measure, update_running_statistics
 
 SHAPES: tuple[tuple[int, ...], ...] = (
     (1, 256, 128, 128),
@@ -21,24 +22,24 @@ SHAPES: tuple[tuple[int, ...], ...] = (
     (1, 256, 8, 14, 14),
 )
 LARGE_SHAPES: tuple[tuple[int, ...], ...] = ((4, 256, 256, 256), (2, 64, 32, 128, 128))
-"""At least 64 MiB also in bfloat16: where a GPU's bandwidth and not its launches counts."""
+"""At least 64 MiB, also in bfloat16, so that a GPU's bandwidth dominates its launches."""
 QUICK_SHAPES: tuple[tuple[int, ...], ...] = ((1, 64, 9, 7), (2, 64, 3, 5, 4))
 GROUPS, RATE, EPS = 32, 0.1, 1e-5
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
-"""Largest relative error, in the 2-norm of a whole tensor, that the gate lets pass."""
+"""Largest relative error that passes the gate, in the 2-norm of a whole tensor."""
 MARGINS = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 1e-2}
-"""Outputs closer to ReLU's kink get no gradient in the gate: rounding alone decides on which side they are."""
+"""Outputs closer to ReLU's kink get no gradient in the gate, because rounding decides on which side they are."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The tensors that every side gets.
+    """The tensors of one case, the same for every side.
 
     Attributes:
         x: (N, C, *), requires grad.
         grad: (N, C, *), the gradient that arrives at the ReLU's output.
-        running_mean, running_var: (C,), changed by the sides.
+        running_mean, running_var: (C,), updated by the sides.
         weight, bias: (C,), require grad.
         group_weight, group_bias: (GROUPS,), require grad.
     """
@@ -61,12 +62,12 @@ Norm = Callable[[Problem], Tensor]
 
 
 def draw(shape: tuple[int, ...], dtype: torch.dtype, layout: str, device: torch.device, seed: int = 0) -> Problem:
-    """Random tensors whose channels differ in mean and scale, as those of a convolution's output do.
+    """Draw random tensors whose channels differ in mean and scale, like those of a convolution's output.
 
     Args:
-        shape: Of x, with a multiple of `GROUPS` channels.
-        dtype: Of x and grad; the others are float32.
-        layout: Of x and grad, 'contiguous' or 'channels_last'.
+        shape: Shape of x, with a multiple of `GROUPS` channels.
+        dtype: Dtype of x and grad; the others are float32.
+        layout: Layout of x and grad, 'contiguous' or 'channels_last'.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -90,7 +91,7 @@ def draw(shape: tuple[int, ...], dtype: torch.dtype, layout: str, device: torch.
 
 
 def bcn(p: Problem) -> Tensor:
-    """Estimated statistics, by this library."""
+    """BCN of this library, with estimated statistics."""
     return batch_channel_norm(
         p.x,
         p.running_mean,
@@ -108,25 +109,12 @@ def bcn(p: Problem) -> Tensor:
 
 
 def bcn_batch(p: Problem) -> Tensor:
-    """The batch's own statistics, by this library; the running variance gets the unbiased one, as BatchNorm's does."""
-    out, mean, var = normalize_and_measure(
-        p.x,
-        p.running_mean,
-        p.running_var,
-        p.weight,
-        p.bias,
-        p.group_weight,
-        p.group_bias,
-        num_groups=GROUPS,
-        rate=RATE,
-        statistics='batch',
-        relu=True,
-        eps=EPS,
-    )
-    count = p.x.numel() // p.x.shape[1]
-    with torch.no_grad():
-        p.running_mean.lerp_(mean, RATE)
-        p.running_var.lerp_(var * (count / (count - 1)), RATE)
+    """BCN of this library, with batch statistics; the running variance is unbiased, as in BatchNorm."""
+    running = ChannelStatistics(p.running_mean, p.running_var)
+    affines = Affines(p.weight, p.bias, p.group_weight, p.group_bias)
+    options = Options(GROUPS, 'batch', relu=True, eps=EPS)
+    out, measured = normalize_and_measure(p.x, None, running, affines, RATE, options)
+    update_running_statistics(running, measured, RATE)
     return out
 
 
@@ -140,7 +128,7 @@ def gn(p: Problem) -> Tensor:
 
 
 def plain_estimated_batch_norm(p: Problem) -> Tensor:
-    """Algorithm 1, steps 1 to 5, an operation of torch for every operation of the text."""
+    """Steps 1 to 5 of Algorithm 1, with one torch operation for each operation of the text."""
     per_channel = (1, -1) + (1,) * (p.x.ndim - 2)
     over = [0, *range(2, p.x.ndim)]
     with torch.no_grad():
@@ -154,12 +142,12 @@ def plain_estimated_batch_norm(p: Problem) -> Tensor:
 
 
 def plain_live_batch_norm(p: Problem) -> Tensor:
-    """The batch half of large-batch BCN, which is BatchNorm."""
+    """Batch half of large-batch BCN, which is BatchNorm."""
     return F.batch_norm(p.x, p.running_mean, p.running_var, p.weight, p.bias, True, RATE, EPS)
 
 
 def plain_channel_half(out: Tensor, p: Problem) -> Tensor:
-    """Algorithm 1, step 6, as the authors have it: batch_norm over a (1, N*G, -1) view, then the groups' affine."""
+    """Step 6 of Algorithm 1 as in the authors' code: batch_norm over a (1, N*G, -1) view, then the groups' affine."""
     N = out.shape[0]
     normal = F.batch_norm(out.reshape(1, N * GROUPS, -1), None, None, training=True, momentum=0.0, eps=EPS)
     normal = normal.view(N, GROUPS, -1)
@@ -172,7 +160,7 @@ def plain(p: Problem) -> Tensor:
 
 
 def plain_with_batch_statistics(p: Problem) -> Tensor:
-    """BCN with the batch's own statistics, before the ReLU."""
+    """BCN with batch statistics, before the ReLU."""
     return plain_channel_half(plain_live_batch_norm(p), p)
 
 
@@ -181,7 +169,7 @@ def bcn_plain(p: Problem) -> Tensor:
 
 
 def sides() -> dict[str, Norm]:
-    """What is timed, in this order; the compiled side is compiled at its first call."""
+    """Return the sides in the order of timing. The compiled side is compiled in its first call."""
     return {
         'bn': bn,
         'gn': gn,
@@ -193,12 +181,12 @@ def sides() -> dict[str, Norm]:
 
 
 def forward_and_backward(side: Norm, problem: Problem) -> Callable[[], object]:
-    """One training pass of a side: the output, then the gradients of x and of the parameters that the side uses."""
+    """Return one training pass of a side: the output, then the gradients of x and of the side's parameters."""
     return lambda: torch.autograd.grad(side(problem), problem.leaves, problem.grad, allow_unused=True)
 
 
 def copy(problem: Problem) -> Callable[[], object]:
-    """Reads one activation and writes one."""
+    """Return a copy of one activation: one read, one write."""
     target, source = torch.empty_like(problem.x), problem.x.detach()
     return lambda: target.copy_(source)
 
@@ -208,15 +196,15 @@ GATED: Mapping[str, tuple[Norm, Norm]] = {'bcn': (bcn, plain), 'bcn_batch': (bcn
 
 
 class GateError(RuntimeError):
-    """A side is wrong, so that its speed means nothing."""
+    """A side is wrong, so its speed is meaningless."""
 
 
 def errors(side: Norm, reference: Norm, problem: Problem) -> dict[str, float]:
-    """Relative errors of a side's output, gradients and buffers, each in the 2-norm of the whole tensor.
+    """Return the relative errors of a side's output, gradients and buffers, each in the 2-norm of the whole tensor.
 
     Args:
         side: Norm + ReLU; works on copies of the problem's tensors.
-        reference: The norm alone, run in float64 on the same values.
+        reference: The norm without ReLU, run in float64 on the same values.
     """
     exact = copy_of(problem, torch.float64)
     normal = reference(exact)
@@ -236,7 +224,7 @@ def errors(side: Norm, reference: Norm, problem: Problem) -> dict[str, float]:
 
 
 def copy_of(problem: Problem, dtype: torch.dtype | None) -> Problem:
-    """The same values in a dtype, or in their own for None; leaves are leaves again."""
+    """Copy a problem to a dtype, or in its own dtypes if None; leaves are leaves again."""
     copies = {
         name: tensor.detach()
         .to(tensor.dtype if dtype is None else dtype, copy=True)
@@ -251,13 +239,13 @@ def gate(problem: Problem, gated: Mapping[str, tuple[Norm, Norm]] = GATED) -> fl
 
     Args:
         problem: The tensors.
-        gated: Side and reference by name.
+        gated: Name -> (side, reference).
 
     Returns:
         The largest relative error.
 
     Raises:
-        GateError: With every error of a side that is off, NaN included.
+        GateError: If an error exceeds the tolerance or is NaN. The message has all errors of the side.
     """
     tolerance = TOLERANCES[problem.x.dtype]
     largest = 0.0
@@ -266,12 +254,8 @@ def gate(problem: Problem, gated: Mapping[str, tuple[Norm, Norm]] = GATED) -> fl
         if not all(error <= tolerance for error in found.values()):
             numbers = ', '.join(f'{key} {error:.2g}' for key, error in found.items())
             raise GateError(
-                f'{name} on {tuple(problem.x.shape)} {problem.x.dtype} is not the plain composition in float64 within '
-                f'{tolerance:g}: {numbers}'
+                f'{name} on {tuple(problem.x.shape)} {problem.x.dtype} differs from the plain composition in float64 '
+                f'by more than {tolerance:g}: {numbers}'
             )
         largest = max(largest, *found.values())
     return largest
-
-
-def nbytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    return math.prod(shape) * dtype.itemsize

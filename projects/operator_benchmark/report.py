@@ -1,4 +1,4 @@
-"""Tables and pictures of measured rows, in the console and in READMEs. All is computed from the CSV files."""
+"""Tables and pictures of measured rows, for the console and for documents, computed from the CSV files."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table as ConsoleTable
 
-from projects.operator_benchmark.goals import Verdict, judge, word
+from projects.common.readme_tables import write_table
 from projects.operator_benchmark.rows import BASELINES, Environment, Row, find, load_csv, ratios, spread
-from projects.readme_tables import write_table
 
 NAMES = {
     'bn': 'BatchNorm',
@@ -57,7 +56,7 @@ COLOURS = {
 
 @dataclass(frozen=True)
 class Table:
-    """Text in cells, to be shown anywhere."""
+    """A table of text, for the console and for Markdown."""
 
     title: str
     header: tuple[str, ...]
@@ -66,16 +65,16 @@ class Table:
 
 
 def folder_name(environment: Environment) -> str:
-    """'cpu', or the GPU's name in lower case with hyphens."""
+    """Return 'cpu', or the GPU's name in lower case with hyphens."""
     if environment.device == 'cpu':
         return 'cpu'
     return re.sub(r'[^a-z0-9]+', '-', environment.device_name.lower()).strip('-')
 
 
 def section_tables(rows: Sequence[Row], section: str) -> list[Table]:
-    """One table for each dtype and layout of a section: a line for each case, a column for each side.
+    """Return a table for each dtype and layout of a section, with a line for each case and a column for each side.
 
-    The baseline's column has its median in the unit of the rows, the others have their median ratio to it.
+    The baseline's column has its median in the unit of the rows. The others have their median ratio to the baseline.
     """
     rows = [row for row in rows if row.section == section]
     tables = []
@@ -98,7 +97,7 @@ def section_tables(rows: Sequence[Row], section: str) -> list[Table]:
 
 
 def reasons(rows: Sequence[Row]) -> tuple[str, ...]:
-    """A line for each side and reason without samples, with the cases it holds for."""
+    """Return a line for each side without samples and each reason, with the cases."""
     cases: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if row.reason:
@@ -111,7 +110,7 @@ def name_of(side: str) -> str:
 
 
 def amount(row: Row | None) -> str:
-    """Three digits, '' where the side is not of this case, 'none' where it has no samples."""
+    """Return the median with three digits, '' if the case does not have this side, 'none' if it has no samples."""
     if row is None or not row.samples:
         return '' if row is None else 'none'
     median = spread(row.samples).median
@@ -119,42 +118,25 @@ def amount(row: Row | None) -> str:
 
 
 def ratio_text(row: Row | None, baseline: Row | None) -> str:
-    """'0.55x', '' where the side is not of this case, 'none' where one of the two has no samples."""
+    """Return a ratio as '0.55x', '' if the case does not have this side, 'none' if one of the two has no samples."""
     if row is None:
         return ''
     value = ratios(row, baseline) if baseline is not None else None
     return 'none' if value is None else f'{value.median:.2f}x'
 
 
-def goals_table(verdicts: Sequence[Verdict]) -> Table:
-    """A line for each goal: its limit, the range of the medians over its cases, in how many it is reached."""
-    lines = []
-    for goal in dict.fromkeys(item.goal for item in verdicts):
-        of_goal = [item for item in verdicts if item.goal == goal]
-        medians = sorted(item.value.median for item in of_goal if item.value)
-        span = ' to '.join(dict.fromkeys(f'{value:.2f}' for value in (medians[0], medians[-1]))) if medians else ''
-        reached = sum(item.reached is True for item in of_goal)
-        if medians:
-            judgement = word(of_goal[0]) if len(of_goal) == 1 else f'reached in {reached} of {len(of_goal)} cases'
-        else:
-            judgement = of_goal[0].reason
-        lines.append((goal.name, f'{goal.limit:.2f}', span, judgement))
-    return Table('Goals', ('goal', 'at most', 'measured', ''), tuple(lines))
+def all_tables(rows: Sequence[Row]) -> list[Table]:
+    return [table for section in TITLES for table in section_tables(rows, section)]
 
 
-def all_tables(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> list[Table]:
-    return [table for section in TITLES for table in section_tables(rows, section)] + [goals_table(verdicts)]
+def summary_tables(rows: Sequence[Row]) -> list[Table]:
+    """Return the tables of the norms and of the steps, for the first dtype and layout of each."""
+    return [table for section in ('norm_relu', 'step') for table in section_tables(rows, section)[:1]]
 
 
-def summary_tables(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> list[Table]:
-    """The first dtype and layout of the norms, the steps, and the goals."""
-    chosen = [section_tables(rows, section)[:1] for section in ('norm_relu', 'step')]
-    return [*chosen[0], *chosen[1], goals_table(verdicts)]
-
-
-def print_tables(rows: Sequence[Row], verdicts: Sequence[Verdict], console: Console) -> None:
-    """All tables; ratios are to the first column of numbers."""
-    for table in all_tables(rows, verdicts):
+def print_tables(rows: Sequence[Row], console: Console) -> None:
+    """Print all tables; ratios are to the first column of numbers."""
+    for table in all_tables(rows):
         shown = ConsoleTable(title=table.title, caption='\n'.join(table.notes), title_justify='left')
         for index, name in enumerate(table.header):
             shown.add_column(name, justify='left' if index == 0 else 'right')
@@ -173,7 +155,7 @@ def markdown(table: Table) -> str:
 
 
 def where(rows: Sequence[Row]) -> str:
-    """Machine, versions and commits in one sentence."""
+    """Return machine, versions and commits in one sentence."""
     first = rows[0].environment
     machine = f'{first.threads} threads of {first.device_name}' if first.device == 'cpu' else first.device_name
     commits = ', '.join(dict.fromkeys(row.environment.commit for row in rows))
@@ -181,23 +163,23 @@ def where(rows: Sequence[Row]) -> str:
 
 
 def update_readme(readme: Path, results: Path, choose: Callable[..., list[Table]], *, pictures: bool = False) -> bool:
-    """Regenerate what stands between the two markers of a README, from every measurements.csv under a folder.
+    """Write tables between the two markers of a document, from every measurements.csv under a folder.
 
     Args:
-        readme: The file.
+        readme: The document.
         results: Folder with one folder for each device.
         choose: `all_tables` or `summary_tables`.
-        pictures: Whether the pictures are shown too.
+        pictures: Whether to show the pictures as well.
 
     Returns:
-        Whether the README changed.
+        Whether the document changed.
 
     Raises:
-        ValueError: If the README has not exactly one pair of markers in order, or there is nothing to show.
+        ValueError: If the document does not have exactly one pair of markers in order, or there are no measurements.
     """
     files = sorted(results.glob('*/measurements.csv'))
     if not files:
-        raise ValueError(f'{results} has no */measurements.csv to make tables from')
+        raise ValueError(f'{results} has no */measurements.csv')
     parts = []
     for file in files:
         rows = load_csv(file)
@@ -205,7 +187,7 @@ def update_readme(readme: Path, results: Path, choose: Callable[..., list[Table]
         parts.append(
             f'Generated from [`{source}`]({source}): {where(rows)} Numbers with x are ratios to the first column.'
         )
-        parts += [markdown(table) for table in choose(rows, judge(rows))]
+        parts += [markdown(table) for table in choose(rows)]
         if pictures:
             parts += [
                 f'![{picture.stem}]({Path(os.path.relpath(picture.resolve(), readme.resolve().parent)).as_posix()})'
@@ -215,7 +197,7 @@ def update_readme(readme: Path, results: Path, choose: Callable[..., list[Table]
 
 
 def write_pictures(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Bars of the ratios to BatchNorm: norms.png and steps.png, for the first dtype and layout of each."""
+    """Draw bars of the ratios to BatchNorm for the first dtype and layout: norms.png and steps.png."""
     pictures = []
     for section, name in (('norm_relu', 'norms'), ('step', 'steps')):
         members = [row for row in rows if row.section == section and row.side != 'copy']
@@ -237,7 +219,7 @@ def write_pictures(rows: Sequence[Row], folder: Path) -> list[Path]:
 
 
 def draw_bars(axes: Axes, rows: Sequence[Row], cases: Sequence[str]) -> None:
-    """A group of bars for each case: median ratio to the baseline, p20 to p80 as a line. The axis ends at 3."""
+    """Draw a group of bars for each case: median ratio to the baseline, p20 to p80 as a line. The axis ends at 3."""
     end = 3.0
     sides = list(dict.fromkeys(row.side for row in rows if row.samples))
     height = 0.8 / len(sides)

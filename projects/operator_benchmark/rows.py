@@ -1,11 +1,10 @@
-"""One line of results: what was measured, where, and the samples; everything else is computed from these."""
+"""Result rows: what was measured, where, and the samples. Everything else is computed from these."""
 
 from __future__ import annotations
 
 import csv
 import os
 import platform
-import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
@@ -15,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from projects.csv_rows import write_rows
+from projects.common.csv_rows import write_rows
+from projects.common.provenance import commit_of, cpu_name
 
-ROOT = Path(__file__).parents[2]
 BASELINES = {
     'norm_relu': 'bn',
     'norm_memory': 'bn',
@@ -26,10 +25,10 @@ BASELINES = {
     'step_memory': 'bn',
     'step_peak': 'bn',
 }
-"""Side that the ratios of a section are taken to."""
+"""Section -> the side to which its ratios are taken."""
 PASSES = 8
-"""Activations that a normalisation with live statistics and its backward move at the least, counting every read and
-write: forward x, x, y; backward (dy, x), (dy, x), dx. A copy moves two."""
+"""Fewest activations that a normalisation with live statistics and its backward read and write: forward x, x, y;
+backward (dy, x), (dy, x), dx. A copy moves two."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,9 @@ class Environment:
 
     Attributes:
         device: 'cpu' or 'cuda'.
-        device_name: Of the processor or the GPU.
-        threads: Of torch's CPU operators.
-        commit: Of this repository, with a '+' where tracked files differ from it.
+        device_name: Name of the processor or the GPU.
+        threads: Number of threads of torch's CPU operators.
+        commit: Commit of this repository, with a '+' if tracked files have changed.
         date: UTC, ISO 8601.
     """
 
@@ -61,18 +60,18 @@ class Environment:
 
 @dataclass(frozen=True)
 class Row:
-    """Samples of one side of one case, or the reason why there are none.
+    """Samples of one side of one case, or the reason why it has none.
 
     Attributes:
         section: One of `BASELINES`.
-        case: Shape or model, the same for all sides that are compared.
+        case: Shape or model, the same for all compared sides.
         side: What was measured.
         dtype: 'float32', 'bfloat16' or 'float16'.
         layout: 'contiguous' or 'channels_last'.
-        unit: Of the samples: 'ms', 'activations' or 'MiB'.
-        size_bytes: Bytes of the case's activation, or of its weights.
-        samples: One for every round, in order; sample i of all sides of a case belong to the same round.
-        reason: Why there are no samples.
+        unit: Unit of the samples: 'ms', 'activations' or 'MiB'.
+        size_bytes: Bytes of the case's activation or weights.
+        samples: One for every round, in order; sample i of all sides of a case is of the same round.
+        reason: Why it has no samples.
     """
 
     section: str
@@ -88,7 +87,7 @@ class Row:
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """What rows that are compared with each other share."""
+        """What rows that are compared with each other have in common."""
         return self.section, self.case, self.dtype, self.layout
 
 
@@ -101,24 +100,24 @@ class Spread(NamedTuple):
 
 
 def spread(samples: Sequence[float]) -> Spread:
-    """Median, p20, p80 of at least one sample, interpolated linearly."""
+    """Return median, p20 and p80 of at least one sample, interpolated linearly."""
     return Spread(*(float(value) for value in np.percentile(samples, (50, 20, 80))))
 
 
 def ratios(row: Row, baseline: Row) -> Spread | None:
-    """The ratio of every round, then their spread; None where one of the two has no samples."""
+    """Return the spread of the ratios of all rounds; None if one of the two has no samples."""
     if not (row.samples and baseline.samples):
         return None
     return spread([a / b for a, b in zip(row.samples, baseline.samples, strict=True)])
 
 
 def find(rows: Iterable[Row], row: Row, side: str) -> Row | None:
-    """The row of another side of the same case."""
+    """Return the row of another side of the same case."""
     return next((other for other in rows if other.key == row.key and other.side == side), None)
 
 
 def derived(row: Row, rows: Sequence[Row]) -> dict[str, str]:
-    """What the CSV shows beside the samples: spread, ratios to the section's baseline, bandwidth."""
+    """Return the computed columns of the CSV: spread, ratios to the section's baseline, bandwidth."""
     values: dict[str, float] = {}
     if row.samples:
         values |= spread(row.samples)._asdict()
@@ -141,7 +140,7 @@ COLUMNS = (*OWN, *DERIVED, 'reason', *(field.name for field in fields(Environmen
 
 
 def save_csv(rows: Sequence[Row], path: Path) -> Path:
-    """Write `COLUMNS`, a line for each row."""
+    """Write a CSV file of `COLUMNS`, with a line for each row."""
 
     def line(row: Row) -> dict[str, Any]:
         own = {name: value for name, value in asdict(row).items() if name in COLUMNS}
@@ -152,7 +151,7 @@ def save_csv(rows: Sequence[Row], path: Path) -> Path:
 
 
 def load_csv(path: Path) -> list[Row]:
-    """The rows of `save_csv`; what is derived is not read but computed again.
+    """Read the rows of a file of `save_csv`, without the computed columns.
 
     Raises:
         ValueError: If the columns are not those of `save_csv`.
@@ -160,7 +159,7 @@ def load_csv(path: Path) -> list[Row]:
     with path.open(newline='') as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise ValueError(f'{path} has the columns {reader.fieldnames}, expected {COLUMNS}')
+            raise ValueError(f'{path} has the columns {reader.fieldnames}; expected are {COLUMNS}')
         return [
             Row(
                 **{name: line[name] for name in (*OWN, 'reason')},
@@ -176,7 +175,7 @@ def load_csv(path: Path) -> list[Row]:
 
 
 def describe_environment(device: torch.device) -> Environment:
-    """This machine, its versions and this repository's commit."""
+    """Return this machine, its versions and this repository's commit."""
     import mmcv
     import torchvision
 
@@ -196,29 +195,6 @@ def describe_environment(device: torch.device) -> Environment:
         python=platform.python_version(),
         system=f'{platform.system()} {platform.machine()}',
         wait_policy=os.environ.get('OMP_WAIT_POLICY', ''),
-        commit=commit_of(ROOT),
+        commit=commit_of(),
         date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
     )
-
-
-def cpu_name() -> str:
-    """As the system calls its processor."""
-    try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def commit_of(folder: Path) -> str:
-    """Short hash of the commit a folder is at, with a '+' where tracked files differ; 'unknown' without git."""
-
-    def git(*arguments: str) -> str:
-        command = ['git', '-C', str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git('rev-parse', '--short=10', 'HEAD') + ('+' if git('status', '--porcelain', '-uno') else '')
-    except (OSError, subprocess.CalledProcessError):
-        return 'unknown'

@@ -1,4 +1,4 @@
-"""Whole training steps at batch 1, of the models that the recipes build."""
+"""Training steps of the recipes' models at batch 1."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import wsbcn_mm.segmentation
 import wsbcn_mm.video  # noqa: F401
+from wsbcn_mm.engine.recipe.norms import switch_norm
 from wsbcn_mm.engine.recipe.tree import dicts_in
 from wsbcn_mm.layers import standardize_once
 from wsbcn_mm.microbatch.activation_memory import set_activation_memory
@@ -31,12 +32,14 @@ class Source:
     """A model.
 
     Attributes:
-        recipe: Whose model is built.
-        instead: Types of layers to replace, as in (('WSConv2d', 'ConvWS'),).
+        recipe: Recipe of the model.
+        norm: Norm to switch the recipe to; '' for its own.
+        instead: Types of layers to replace, such as (('WSConv2d', 'ConvWS'),).
         activation_memory: As in `set_activation_memory`.
     """
 
     recipe: str
+    norm: str = ''
     instead: tuple[tuple[str, str], ...] = ()
     activation_memory: str = 'all'
 
@@ -48,8 +51,8 @@ class StepCase:
     Attributes:
         name: Model and input, for people.
         task: 'segmentation', 'video' or 'classification' (the backbone of a segmentation recipe before 1000 classes).
-        size: (H, W) or (T, H, W) of the one sample.
-        sources: By side.
+        size: (H, W) or (T, H, W) of the sample.
+        sources: Side -> model.
         accumulation: Forward and backward passes of one optimizer step.
     """
 
@@ -60,26 +63,26 @@ class StepCase:
     accumulation: int = 1
 
 
-SEGMENTATION = 'deeplabv3/deeplabv3_r50-d8_{}_8xb1-acc1-80k_cityscapes-512x1024'
-VIDEO = 'resnet3d/r3d-50_{}_kinetics400-16x4x1-112x112'
+SEGMENTATION = 'deeplabv3/deeplabv3_r50-d8_{}_1xb1-acc8-80k_cityscapes-512x1024'
+VIDEO = 'resnet3d/r3d-50_{}_1xb1-acc64-188k_kinetics400-16x4x1-112x112'
 TINY_SEGMENTATION = 'tiny/deeplabv3_r18-tiny_{}_1xb1-acc1-2.4k_digits-64x64'
 TINY_VIDEO = 'tiny/r3d-18-tiny_{}_1xb1-acc1-2.4k_motion-8x40x40'
-PLAIN_CONV2D, PLAIN_CONV3D, MMCV_WS = (('WSConv2d', 'Conv2d'),), (('WSConv3d', 'Conv3d'),), (('WSConv2d', 'ConvWS'),)
+MMCV_WS = (('WSConv2d', 'ConvWS'),)
 
 IN_2D = {
-    'bn': Source(SEGMENTATION.format('bn')),
-    'gn': Source(SEGMENTATION.format('gn')),
+    'bn': Source(SEGMENTATION.format('gn-ws'), norm='bn'),
+    'gn': Source(SEGMENTATION.format('gn-ws'), norm='gn'),
     'gn-ws': Source(SEGMENTATION.format('gn-ws')),
-    'gn-ws-mmcv': Source(SEGMENTATION.format('gn-ws'), MMCV_WS),
+    'gn-ws-mmcv': Source(SEGMENTATION.format('gn-ws'), instead=MMCV_WS),
     'bcn-ws': Source(SEGMENTATION.format('bcn-ws')),
     'bcn-ws-save-conv': Source(SEGMENTATION.format('bcn-ws'), activation_memory='save_conv'),
 }
 IN_3D = {
-    'bn': Source(VIDEO.format('bn_8xb2-acc4-188k')),
-    'gn': Source(VIDEO.format('gn-ws_8xb1-acc8-188k'), PLAIN_CONV3D),
-    'gn-ws': Source(VIDEO.format('gn-ws_8xb1-acc8-188k')),
-    'bcn-ws': Source(VIDEO.format('bcn-ws_8xb1-acc8-188k')),
-    'bcn-ws-save-conv': Source(VIDEO.format('bcn-ws_8xb1-acc8-188k'), activation_memory='save_conv'),
+    'bn': Source(VIDEO.format('gn-ws'), norm='bn'),
+    'gn': Source(VIDEO.format('gn-ws'), norm='gn'),
+    'gn-ws': Source(VIDEO.format('gn-ws')),
+    'bcn-ws': Source(VIDEO.format('bcn-ws')),
+    'bcn-ws-save-conv': Source(VIDEO.format('bcn-ws'), activation_memory='save_conv'),
 }
 CASES = (
     StepCase('DeepLabV3-R50 512x512', 'segmentation', (512, 512), IN_2D),
@@ -115,8 +118,13 @@ QUICK_CASES = (
 
 
 def model_config(source: Source) -> ConfigDict:
-    """The model of a recipe, from random weights."""
-    cfg = Config.fromfile(CONFIGS / f'{source.recipe}.py').model
+    """Return the model config of a recipe, without pretrained weights."""
+    recipe = Config.fromfile(CONFIGS / f'{source.recipe}.py')
+    if source.norm:
+        switch_norm(recipe, source.norm, CONFIGS / '_base_' / 'norms')
+    cfg = recipe.model
+    if source.norm == 'bn' and 'decode_head' in cfg:
+        cfg.decode_head.image_pool_norm = False  # BN of one image is undefined there
     replacements = dict(source.instead)
     for node in dicts_in(cfg):
         if node.get('type') in replacements:
@@ -126,7 +134,7 @@ def model_config(source: Source) -> ConfigDict:
 
 
 class Classifier(nn.Module):
-    """A backbone, the mean over positions, a linear layer."""
+    """A backbone, global average pooling, a linear layer."""
 
     def __init__(self, backbone: nn.Module, channels: int = 2048, num_classes: int = 1000) -> None:
         super().__init__()
@@ -134,14 +142,14 @@ class Classifier(nn.Module):
         self.fc = nn.Linear(channels, num_classes)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Loss of images (N, 3, H, W) with labels (N,)."""
+        """Return the loss of images (N, 3, H, W) with labels (N,)."""
         return F.cross_entropy(self.fc(self.backbone(x)[-1].mean((2, 3))), labels)
 
 
 def build(
     case: StepCase, side: str, device: torch.device, dtype: torch.dtype, layout: str
 ) -> tuple[nn.Module, Callable[[], Tensor]]:
-    """A model in training mode and its loss on one random sample that lies on the device already."""
+    """Return a model in training mode and its loss on one random sample that is on the device."""
     torch.manual_seed(0)
     cfg = model_config(case.sources[side])
     if case.task == 'segmentation':
@@ -159,7 +167,7 @@ def build(
 
 
 def in_precision(loss: Callable[[], Tensor], dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor]:
-    """The loss under autocast, or as it is in float32."""
+    """Return the loss under autocast, or unchanged for float32."""
 
     def under_autocast() -> Tensor:
         with torch.autocast(device.type, dtype):
@@ -216,10 +224,10 @@ def classifier(cfg: ConfigDict, size: tuple[int, ...]) -> tuple[nn.Module, Loss]
 
 
 def training_step(model: nn.Module, loss: Callable[[], Tensor], accumulation: int = 1) -> Callable[[], Tensor]:
-    """Forward, backward, SGD with momentum, and the commit of BCN's statistics where the model has any.
+    """Return forward, backward, SGD with momentum, and the commit of BCN's statistics.
 
-    The learning rate is small, so that the weights stay what they were while the step is repeated. Accumulating steps
-    standardise each weight once, as the recipes do.
+    The learning rate is small, so that the weights hardly change while the step is repeated. Accumulating steps
+    standardise each weight once, as in the recipes.
     """
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9, weight_decay=1e-4)
     statistics = StepStatistics(model)
@@ -238,7 +246,7 @@ def training_step(model: nn.Module, loss: Callable[[], Tensor], accumulation: in
 
 
 def in_cuda_graph(step: Callable[[], object], warmup: int = 3) -> Callable[[], object]:
-    """The step recorded once, to be replayed without launches of its own."""
+    """Return the replay of a CUDA graph of the step."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

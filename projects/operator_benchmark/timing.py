@@ -1,4 +1,4 @@
-"""Times several pieces of work in interleaved rounds, so that whatever slows the machine down slows all of them."""
+"""Timing in interleaved rounds, so that a slow moment of the machine slows all sides."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Work = Callable[[], object]
 
 
 def cpu_timer(work: Work, repeats: int) -> float:
-    """Milliseconds of one call, as the mean over `repeats` calls."""
+    """Return the milliseconds of one call, the mean over `repeats` calls."""
     start = time.perf_counter()
     for _ in range(repeats):
         work()
@@ -20,7 +20,7 @@ def cpu_timer(work: Work, repeats: int) -> float:
 
 
 def cuda_timer(work: Work, repeats: int) -> float:
-    """As `cpu_timer`, by events on the current stream: the launches of later calls hide behind earlier kernels."""
+    """As `cpu_timer`, with events on the current stream: launches overlap with earlier kernels."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
     start.record()
@@ -46,16 +46,16 @@ def interleave(
     """Time A B C A B C ..., one sample of each in every round.
 
     Args:
-        works: By name; each is called many times.
+        works: Name -> a function to time.
         device: Where they run.
-        rounds: Samples of each.
-        warmup: Calls of each before anything counts.
-        sample_ms: A sample is the mean over as many calls as fill this time, at least one.
+        rounds: Number of samples of each.
+        warmup: Number of calls of each before the first sample.
+        sample_ms: A sample is the mean over the calls that fill this time, at least one.
         advance: Called after every round.
 
     Returns:
-        Milliseconds of one call, by name and round; and for the works that raised in the warm-up, which are left out,
-        why.
+        Milliseconds of one call, by name and round, and the reason for each work that raised in the warm-up and was
+        left out.
     """
     timer = TIMERS[device.type]
     repeats, reasons = {}, {}
@@ -75,6 +75,6 @@ def interleave(
 
 
 def reason_of(error: Exception) -> str:
-    """One line that says what went wrong."""
+    """Return an error as one line."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), '')
     return f'{type(error).__name__}: {first}' if first else type(error).__name__

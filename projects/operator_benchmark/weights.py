@@ -18,7 +18,7 @@ Standardize = Callable[[Tensor], Tensor]
 
 
 def plain(weight: Tensor) -> Tensor:
-    """The formula as the authors print it: three means, a difference, a standard deviation, a quotient."""
+    """The authors' formula: three means, a difference, a standard deviation, a quotient."""
     mean = weight.mean(1, keepdim=True).mean(2, keepdim=True).mean(3, keepdim=True)
     centred = weight - mean
     std = centred.flatten(1).std(1).view(-1, 1, 1, 1) + EPS
@@ -26,7 +26,7 @@ def plain(weight: Tensor) -> Tensor:
 
 
 def mmcv(weight: Tensor) -> Tensor:
-    """What mmcv's ConvWS does to its weight, without the convolution."""
+    """The standardisation of mmcv's ConvWS, without the convolution."""
     rows = weight.flatten(1)
     mean, std = (moment.view(-1, 1, 1, 1) for moment in (rows.mean(1), rows.std(1)))
     return (weight - mean) / (std + EPS)
@@ -36,14 +36,14 @@ SIDES: dict[str, Standardize] = {'plain': plain, 'mmcv': mmcv, 'ws': weight_stan
 
 
 def conv_weights(device: torch.device, *, quick: bool = False) -> list[Tensor]:
-    """The convolution weights of torchvision's ResNet-50 (of ResNet-18 if `quick`), freshly drawn."""
+    """Return the random convolution weights of torchvision's ResNet-50, or of ResNet-18 if `quick`."""
     torch.manual_seed(0)
     model = (resnet18 if quick else resnet50)(weights=None).to(device)
     return [module.weight for module in model.modules() if isinstance(module, nn.Conv2d)]
 
 
 def forward_and_backward(side: Standardize, weights: list[Tensor], grads: list[Tensor]) -> Callable[[], object]:
-    """All weights forward, then the gradients of all."""
+    """Return a pass that standardises all weights, then takes all gradients."""
     return lambda: torch.autograd.grad([side(weight) for weight in weights], weights, grads)
 
 
@@ -54,7 +54,7 @@ def gate(weights: list[Tensor], grads: list[Tensor], side: Standardize = weight_
         The largest relative error of a weight or its gradient, in the 2-norm of the whole tensor.
 
     Raises:
-        GateError: If that is larger than `TOLERANCE` or not a number.
+        GateError: If it exceeds `TOLERANCE` or is NaN.
     """
     largest = 0.0
     for weight, grad in zip(weights, grads, strict=True):
@@ -69,8 +69,8 @@ def gate(weights: list[Tensor], grads: list[Tensor], side: Standardize = weight_
         if not all(error <= TOLERANCE for error in found.values()):
             numbers = ', '.join(f'{key} {error:.2g}' for key, error in found.items())
             raise GateError(
-                f'WS of a weight {tuple(weight.shape)} is not the plain formula in float64 within {TOLERANCE:g}: '
-                f'{numbers}'
+                f'WS of a weight {tuple(weight.shape)} differs from the plain formula in float64 by more than '
+                f'{TOLERANCE:g}: {numbers}'
             )
         largest = max(largest, *found.values())
     return largest

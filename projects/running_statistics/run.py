@@ -1,7 +1,7 @@
-"""What running statistics are worth in evaluation: as trained, averaged, or measured anew, on the demo's segmentation.
+"""Evaluation with running statistics as trained, averaged, or measured again, on the toy scenes.
 
 python -m projects.running_statistics.run            writes results/ and the README's table
-python -m projects.running_statistics.run --quick    a handful of iterations, into work_dirs/: does it run?
+python -m projects.running_statistics.run --quick    a few iterations, into work_dirs/, to see that it runs
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from projects.scenes_study import run_study
+from projects.common.scenes_study import run_study
+from projects.common.tiny_recipes import find_recipe
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
-RECIPES = ROOT / 'configs' / 'tiny'
 COLUMNS = ('recipe', 'seed', 'weights', 'statistics', 'mIoU', 'norm', 'var_ratio', 'mean_shift')
 MODELS = {
     'bn 1xb1-acc1': 'BN, 1 sample',
@@ -34,17 +33,15 @@ VARIANTS = (
 SAMPLES = 2400
 """Training samples of every run, as in the demo."""
 SPAN = 0.1
-"""Part of a run that the averages of weights span, as 1 / momentum."""
+"""Fraction of a run that the averages of weights span: 1 / momentum iterations."""
 MEASURED_ON = 200
 
 
 def config(recipe: str, data_root: Path, work_dir: Path, seed: int, samples: int) -> Any:
-    """A tiny recipe over a number of samples, with an average of its weights."""
+    """Return a tiny recipe that trains on a number of samples and averages its weights."""
     from mmengine.config import Config
 
-    norm, setting = recipe.split()
-    (file,) = RECIPES.glob(f'deeplabv3_r18-tiny_{norm}_{setting}-*.py')
-    cfg = Config.fromfile(str(file))
+    cfg = Config.fromfile(find_recipe('segmentation', *recipe.split()))
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         loader.dataset.data_root = str(data_root)
     iters = max(2, samples // cfg.train_dataloader.batch_size)
@@ -60,7 +57,7 @@ def config(recipe: str, data_root: Path, work_dir: Path, seed: int, samples: int
 
 
 def evaluations(cfg: Any, checkpoint: Path) -> Iterator[dict[str, Any]]:
-    """mIoU and largest gap of every variant of weights and statistics that a checkpoint has."""
+    """Yield mIoU and the largest gap of every variant of weights and statistics of a checkpoint."""
     import torch
     from mmengine.runner import Runner
 
@@ -102,14 +99,14 @@ def evaluations(cfg: Any, checkpoint: Path) -> Iterator[dict[str, Any]]:
 
 
 def study(data_root: Path, work_dir: Path, seeds: int, quick: bool) -> list[dict[str, Any]]:
-    """Train every recipe and evaluate what it saved; one row per evaluation."""
-    from mmengine.runner import Runner
+    """Train every recipe and evaluate its checkpoint; return one row per evaluation."""
+    from wsbcn_mm.engine.run import train
 
     rows, samples = [], 4 if quick else SAMPLES
     for seed in range(seeds):
         for recipe in MODELS:
             folder = work_dir / f'{recipe.replace(" ", "_")}_{seed}'
-            Runner.from_cfg(config(recipe, data_root, folder, seed, samples)).train()
+            train(config(recipe, data_root, folder, seed, samples), launcher='none')
             checkpoint = Path((folder / 'last_checkpoint').read_text().strip())
             cfg = config(recipe, data_root, folder, seed, samples)
             rows += [dict(recipe=recipe, seed=seed, **row) for row in evaluations(cfg, checkpoint)]
@@ -117,7 +114,7 @@ def study(data_root: Path, work_dir: Path, seeds: int, quick: bool) -> list[dict
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown: mIoU of every variant, and by what factor the worst running variance is off, means over seeds."""
+    """Return Markdown: mIoU and the factor by which the worst running variance is off, means over seeds."""
     lines = [f'| weights | statistics | {" | ".join(MODELS.values())} |', f'| --- | --- |{" ---: |" * len(MODELS)}']
     for weights, statistics in VARIANTS:
         cells = []
@@ -135,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_study(
         arguments,
         HERE,
-        description='What running statistics are worth in evaluation',
+        description='Evaluation with running statistics as trained, averaged, or measured again',
         seeds=1,
         columns=COLUMNS,
         study=study,

@@ -1,1 +1,1 @@
-"""What a model trained with BN is worth as a start for WS and BCN, by each way to begin."""
+"""What the weights of a BN model are worth as a start for WS and BCN."""

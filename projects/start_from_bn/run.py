@@ -1,7 +1,7 @@
-"""From BN weights to WS and BCN: what each start is worth, on the demo's segmentation.
+"""What BN weights are worth as a start for WS and BCN, on the toy scenes.
 
 python -m projects.start_from_bn.run            two seeds; writes results/ and the README's table
-python -m projects.start_from_bn.run --quick    one seed, a handful of iterations, into work_dirs/: does it run?
+python -m projects.start_from_bn.run --quick    one seed, a few iterations, into work_dirs/, to see that it runs
 """
 
 from __future__ import annotations
@@ -12,23 +12,22 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from projects.scenes_study import run_study
+from projects.common.scenes_study import run_study
+from projects.common.tiny_recipes import find_recipe
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
-RECIPES = ROOT / 'configs' / 'tiny'
 COLUMNS = ('start', 'seed', 'iteration', 'mIoU')
 
 
 class Length(NamedTuple):
-    """Of the runs, in iterations."""
+    """Lengths of the runs, in iterations."""
 
     source: int
-    """The BN model that the others go on from, 16 samples each."""
+    """Training of the BN model from which the others start, 16 samples per iteration."""
     target: int
-    """Going on, one sample each."""
+    """Training of the others, one sample per iteration."""
     interval: int
-    """Between evaluations."""
+    """Distance of evaluations."""
 
 
 FULL, QUICK = Length(source=300, target=800, interval=200), Length(source=2, target=4, interval=2)
@@ -41,11 +40,11 @@ class Start(NamedTuple):
 
     title: str
     norm: str
-    """Of the recipe."""
+    """Norm of the recipe."""
     loads: bool = True
-    """Whether it goes on from the BN model."""
+    """Whether it starts from the BN model."""
     hook: dict[str, Any] | None = None
-    """Arguments of BNStartHook; `iters` as a share of the run."""
+    """Arguments of BNStartHook."""
 
 
 STARTS = {
@@ -56,33 +55,30 @@ STARTS = {
     'calibrated': Start(
         'BCN + WS, scales absorbed, calibrated', 'bcn-ws', hook=dict(calibration_batches=CALIBRATION_BATCHES)
     ),
-    'gradual': Start('BCN + WS, gradual over half of the run', 'bcn-ws', hook=dict(iters=0.5)),
 }
 
 
 def source_config(data_root: Path, work_dir: Path, seed: int, length: Length) -> Any:
-    """The BN recipe at a real batch of 16."""
+    """Return the BN recipe at a batch of 16."""
     return _config('bn', '1xb16-acc1', data_root, work_dir, seed, length.source, length.source)
 
 
 def target_config(start: Start, source: str, data_root: Path, work_dir: Path, seed: int, length: Length) -> Any:
-    """A recipe at one sample per step that goes on from a checkpoint."""
+    """Return a recipe at one sample per step that starts from a checkpoint."""
     cfg = _config(start.norm, '1xb1-acc1', data_root, work_dir, seed, length.target, length.interval)
     cfg.optim_wrapper.optimizer.lr = LEARNING_RATE
     if start.loads:
         cfg.load_from = source
         cfg.allow_norm_mismatch = start.norm != 'bn'
     if start.hook is not None:
-        iters = int(start.hook.get('iters', 0) * length.target)
-        cfg.custom_hooks = [dict(type='BNStartHook', **{**start.hook, 'iters': iters})]
+        cfg.custom_hooks = [dict(type='BNStartHook', **start.hook)]
     return cfg
 
 
 def _config(norm: str, setting: str, data_root: Path, work_dir: Path, seed: int, iters: int, interval: int) -> Any:
     from mmengine.config import Config
 
-    (recipe,) = RECIPES.glob(f'deeplabv3_r18-tiny_{norm}_{setting}-*.py')
-    cfg = Config.fromfile(str(recipe))
+    cfg = Config.fromfile(find_recipe('segmentation', norm, setting))
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         loader.dataset.data_root = str(data_root)
     cfg.work_dir, cfg.randomness = str(work_dir), dict(seed=seed)
@@ -96,14 +92,16 @@ def _config(norm: str, setting: str, data_root: Path, work_dir: Path, seed: int,
 
 
 def train(cfg: Any, *, evaluate_first: bool) -> list[tuple[int, float]]:
-    """Train a config; returns (iteration, mIoU in percent) of all evaluations, and leaves a checkpoint."""
+    """Train a config, save a checkpoint, and return (iteration, mIoU in percent) of all evaluations."""
     from mmengine.hooks import Hook
     from mmengine.runner import Runner
+
+    from wsbcn_mm.engine import run
 
     scores: list[tuple[int, float]] = []
 
     class Scores(Hook):
-        """Evaluates before the first iteration, too, after every other hook has prepared the model."""
+        """Record all evaluations, one before the first iteration included, when every other hook is ready."""
 
         priority = 'LOWEST'
 
@@ -114,14 +112,12 @@ def train(cfg: Any, *, evaluate_first: bool) -> list[tuple[int, float]]:
         def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
             scores.append((runner.iter, (metrics or {})['mIoU']))
 
-    runner = Runner.from_cfg(cfg)
-    runner.register_hook(Scores())
-    runner.train()
+    run.train(cfg, launcher='none', hooks=[Scores()])
     return scores
 
 
 def study(data_root: Path, work_dir: Path, seeds: int, quick: bool) -> list[dict[str, Any]]:
-    """Train the BN model and every start from it; one row per evaluation."""
+    """Train the BN model and every start from it; return one row per evaluation."""
     rows: list[dict[str, Any]] = []
     length = QUICK if quick else FULL
     for seed in range(seeds):
@@ -140,7 +136,7 @@ def rows_of(start: str, seed: int, scores: Iterable[tuple[int, float]]) -> list[
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown: mIoU of every start at every evaluation, mean and range over seeds."""
+    """Return Markdown: mIoU of every start at every evaluation, mean and standard deviation over seeds."""
     iterations = sorted({int(row['iteration']) for row in rows if row['start'] != 'source'})
     heads = ['before' if iteration == 0 else f'after {iteration}' for iteration in iterations]
     lines = [f'| start | {" | ".join(heads)} |', f'| --- |{" ---: |" * len(heads)}']
@@ -165,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_study(
         arguments,
         HERE,
-        description='BN weights under WS and BCN: what each start is worth',
+        description='What BN weights are worth as a start for WS and BCN',
         seeds=2,
         columns=COLUMNS,
         study=study,

@@ -1,1 +1,1 @@
-"""What sharing normalisation statistics between ranks costs, and what it would cost on many."""
+"""What sharing normalisation statistics between ranks costs."""

@@ -15,6 +15,7 @@ from projects.statistics_sharing.sync_batch_norm import synchronize
 from wsbcn_mm.engine.memory.plan import batch_of
 from wsbcn_mm.engine.recipe.load import load_recipe
 from wsbcn_mm.engine.recipe.model import build_model
+from wsbcn_mm.engine.recipe.norms import switch_norm
 from wsbcn_mm.engine.recipe.tree import dicts_in
 from wsbcn_mm.microbatch import StepStatistics
 
@@ -26,34 +27,24 @@ class Case(NamedTuple):
 
     name: str
     recipe: str
-    norms: tuple[str, str]
-    """What the names of its files say of BN and of BCN + WS."""
+    """Recipe of BCN + WS."""
     counted: tuple[int, ...]
-    """Input whose messages are counted; they do not depend on it."""
+    """Shape for counting messages, which do not depend on it."""
     timed: tuple[int, ...] | None = None
+    """Shape for timing; None to count only."""
 
 
-SEGMENTATION = 'deeplabv3/deeplabv3_{}-d16_{{}}_voc12aug-513x513'
-IN_SEGMENTATION = ('syncbn_8xb2-acc1-33k', 'bcn-ws_16xb1-acc1-33k')
-VIDEO = 'resnet3d/r3d-{}_{{}}_kinetics400-16x4x1-112x112'
-IN_VIDEO = ('bn_8xb2-acc4-188k', 'bcn-ws_8xb1-acc8-188k')
+SEGMENTATION = 'deeplabv3/deeplabv3_{}-d16_bcn-ws_1xb1-acc16-33k_voc12aug-513x513'
+VIDEO = 'resnet3d/r3d-{}_bcn-ws_1xb1-acc64-188k_kinetics400-16x4x1-112x112'
 IMAGE, SMALL_IMAGE = (1, 3, 321, 321), (1, 3, 65, 65)
 CLIP, SMALL_CLIP = (1, 1, 3, 8, 56, 56), (1, 1, 3, 8, 40, 40)
 CASES = (
-    Case('DeepLabV3-R50', SEGMENTATION.format('r50'), IN_SEGMENTATION, SMALL_IMAGE, timed=IMAGE),
-    Case('R3D-18', VIDEO.format(18), IN_VIDEO, SMALL_CLIP, timed=CLIP),
-    Case('R3D-50', VIDEO.format(50), IN_VIDEO, SMALL_CLIP, timed=CLIP),
-    Case('DeepLabV3-R101', SEGMENTATION.format('r101'), IN_SEGMENTATION, SMALL_IMAGE),
+    Case('DeepLabV3-R50', SEGMENTATION.format('r50'), SMALL_IMAGE, timed=IMAGE),
+    Case('R3D-18', VIDEO.format(18), SMALL_CLIP, timed=CLIP),
+    Case('R3D-50', VIDEO.format(50), SMALL_CLIP, timed=CLIP),
+    Case('DeepLabV3-R101', SEGMENTATION.format('r101'), SMALL_IMAGE),
 )
-QUICK_CASES = (
-    Case(
-        'tiny R3D',
-        'tiny/r3d-18-tiny_{}_motion-8x40x40',
-        ('bn_1xb1-acc1-2.4k', 'bcn-ws_1xb1-acc1-2.4k'),
-        SMALL_CLIP,
-        timed=SMALL_CLIP,
-    ),
-)
+QUICK_CASES = (Case('tiny R3D', 'tiny/r3d-18-tiny_bcn-ws_1xb1-acc1-2.4k_motion-8x40x40', SMALL_CLIP, timed=SMALL_CLIP),)
 
 SIDES = {
     'bn': 'BN, each rank its own',
@@ -65,22 +56,21 @@ SIDES = {
 
 
 class Step(NamedTuple):
-    """A training step of one rank, with gradients shared by DistributedDataParallel and without."""
+    """A training step of one rank: `shared` averages gradients through DistributedDataParallel, `alone` does not."""
 
     shared: Callable[[], object]
     alone: Callable[[], object]
 
 
 def training_step(case: Case, side: str, shape: tuple[int, ...]) -> Step:
-    """Forward, backward, SGD with momentum, and the commit of BCN's statistics, on one random sample.
+    """Return forward, backward, SGD with momentum, and the commit of BCN's statistics, on one random sample.
 
-    The learning rate is small, so that the weights stay what they were while the step is repeated.
+    The learning rate is small, so that the weights hardly change while the step is repeated.
     """
-    norm = case.norms[0] if side.startswith('bn') else case.norms[1]
-    cfg = load_recipe(str(CONFIGS / f'{case.recipe.format(norm)}.py'))
+    cfg = load_recipe(str(CONFIGS / f'{case.recipe}.py'))
+    if side.startswith('bn'):
+        switch_norm(cfg, 'bn', CONFIGS / '_base_' / 'norms')
     for node in dicts_in(cfg.model):
-        if node.get('type') == 'SyncBN':
-            node['type'] = 'BN'
         if node.get('type') == 'BCN' and side == 'bcn-ws-sync':
             node['statistics'] = 'sync'
         if side == 'bcn' and str(node.get('type')).startswith('WSConv'):

@@ -11,22 +11,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 KINDS = {'allreduce_': 'all_reduce', 'allgather_': 'all_gather', '_allgather_base_': 'all_gather'}
-"""Operators of torch.distributed, by what they do."""
+"""Operator of torch.distributed -> what it does."""
 
 
 class Sent(NamedTuple):
-    """Of one rank."""
+    """What one rank sends."""
 
     calls: int
     bytes: int
-    """What the rank puts in: the length of its own message, whatever the algorithm makes of it on the network."""
+    """Length of the rank's own messages, independent of the algorithm on the network."""
 
 
 def count_sent(work: Callable[[], object]) -> dict[str, Sent]:
-    """Collectives of this rank while `work` runs, by kind; DistributedDataParallel's are seen too.
+    """Count the collectives of this rank while `work` runs, by kind, DistributedDataParallel's included.
 
     Raises:
-        ValueError: For a collective of another kind than `KINDS`.
+        ValueError: If a collective is not one of `KINDS`.
     """
     with _Counter() as counter:
         work()
@@ -43,7 +43,7 @@ class _Counter(TorchDispatchMode):
         if func.namespace == 'c10d':
             name = func._schema.name.removeprefix('c10d::')
             if name not in KINDS:
-                raise ValueError(f'collective {name!r} is not counted: {", ".join(KINDS)} are')
+                raise ValueError(f'collective={name!r}: only {", ".join(KINDS)} can be counted')
             sent = args[0] if name == 'allreduce_' else args[1]
             self.calls[KINDS[name]] += 1
             self.bytes[KINDS[name]] += sum(one.nbytes for one in tree_iter(sent) if isinstance(one, Tensor))

@@ -1,7 +1,7 @@
-"""What sharing normalisation statistics costs a training step of two gloo ranks on CPU, and would on many ranks.
+"""What sharing normalisation statistics costs a training step of two gloo ranks on CPU.
 
 python -m projects.statistics_sharing.run            writes results/ and the tables in README.md and docs/decisions/
-python -m projects.statistics_sharing.run --quick    a tiny model, two rounds, into work_dirs/: does it run?
+python -m projects.statistics_sharing.run --quick    a tiny model, two rounds, into work_dirs/, to see that it runs
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from projects.csv_rows import read_rows, write_rows
-from projects.readme_tables import write_table
-from projects.statistics_sharing.network import ALGORITHMS, Network, seconds
+from projects.common.csv_rows import read_rows, write_rows
+from projects.common.readme_tables import write_table
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 DECISION = ROOT / 'docs' / 'decisions' / '0005-communication.md'
 RANKS = 2
-ON_PAPER = (8, 64, 512)
 GOAL = 0.8
 WARMUP = 2
 SYNCHRONISED = 'bn-sync'
@@ -55,7 +53,7 @@ def worker(rank: int, folder: str, quick: bool, rounds: int, what: str) -> None:
 
 
 def count(case: Any) -> Rows:
-    """What every side of a case sends in a step, for its statistics and for its gradients."""
+    """Return what every side of a case sends in a step, for its statistics and for its gradients."""
     from projects.statistics_sharing.cases import SIDES, training_step
     from projects.statistics_sharing.collectives import count_sent
 
@@ -77,7 +75,7 @@ def count(case: Any) -> Rows:
 
 
 def measure(case: Any, rounds: int) -> Rows:
-    """Times of the steps of all sides, in turns."""
+    """Time the steps of all sides in turns."""
     from projects.statistics_sharing.cases import SIDES, training_step
 
     steps = {side: training_step(case, side, case.timed).shared for side in SIDES}
@@ -91,7 +89,7 @@ def measure(case: Any, rounds: int) -> Rows:
 
 
 def slowest(step: Any) -> float:
-    """Milliseconds of the rank that takes longest, from a common start."""
+    """Return the milliseconds of the slowest rank, after a barrier."""
     import torch
     import torch.distributed as dist
 
@@ -109,7 +107,7 @@ def load(path: Path) -> Rows:
 
 
 def table_of_times(times: Rows) -> str:
-    """Markdown: the median step of every side, and what ours takes of the synchronised one's time."""
+    """Return Markdown: the median step of every side, and its ratio to the synchronised step."""
     from projects.statistics_sharing.cases import SIDES
 
     cases = list(dict.fromkeys(row['case'] for row in times))
@@ -134,7 +132,7 @@ def table_of_times(times: Rows) -> str:
 
 
 def table_of_messages(sent: Rows) -> str:
-    """Markdown: what each side sends for its statistics in one step, beside the gradients."""
+    """Return Markdown: what each side sends for its statistics in one step, beside the gradients."""
     from projects.statistics_sharing.cases import SIDES
 
     lines = [
@@ -156,31 +154,11 @@ def table_of_messages(sent: Rows) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def table_on_paper(sent: Rows, network: Network) -> str:
-    """Markdown: milliseconds that the statistics' messages of one step take on many ranks, one after the other."""
-    heads = [f'{ranks}, {algorithm}' for ranks in ON_PAPER for algorithm in ALGORITHMS]
-    lines = [f'| model | statistics | {" | ".join(heads)} |', '| --- | --- |' + ' ---: |' * len(heads)]
-    for case in dict.fromkeys(row['case'] for row in sent):
-        for side, title in ((SYNCHRONISED, 'BN, in every pass'), ('bcn-ws', 'BCN, once per step')):
-            mine = [r for r in sent if (r['case'], r['side'], r['part']) == (case, side, 'statistics')]
-            cells = [
-                sum(seconds(r['kind'], r['calls'], r['bytes'], ranks, algorithm, network) for r in mine) * 1e3
-                for ranks in ON_PAPER
-                for algorithm in ALGORITHMS
-            ]
-            lines.append(f'| {case} | {title} | {" | ".join(f"{ms:.1f}" for ms in cells)} |')
-    gigabits = 8e-9 / network.beta
-    return '\n'.join(lines) + (
-        f'\n\nMilliseconds, by formula: alpha = {network.alpha * 1e6:g} µs per message, 1 / beta = {gigabits:g} '
-        'Gbit/s.\n'
-    )
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--quick', action='store_true', help='a tiny model, to see that it runs')
-    parser.add_argument('--only', choices=['messages', 'times', 'tables'], help='count, time, or write tables alone')
-    parser.add_argument('--rounds', type=int, default=5, help='timed steps of every side (default: 5)')
+    parser.add_argument('--only', choices=['messages', 'times', 'tables'], help='do one part (default: all)')
+    parser.add_argument('--rounds', type=int, default=5, help='number of timed steps of every side (default: 5)')
     parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'statistics_sharing')
     args = parser.parse_args(arguments)
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
@@ -197,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.only in ('messages', 'times'):
         return 0
     sent, times = load(folder / 'collectives.csv'), load(folder / 'steps.csv')
-    tables = dict(times=table_of_times(times), messages=table_of_messages(sent), paper=table_on_paper(sent, Network()))
+    tables = dict(times=table_of_times(times), messages=table_of_messages(sent))
     if not args.quick:
         for name, text in tables.items():
             for path in (HERE / 'README.md', DECISION):

@@ -1,8 +1,8 @@
 """Batch Normalization synchronised in every forward and backward pass, on CPU.
 
-torch's own SyncBatchNorm runs on GPUs alone. This one sends what that one sends (torch/nn/modules/_functions.py): an
-all-gather of mean, deviation and count per layer in the forward pass, an all-reduce of two sums per channel in the
-backward pass; in between run torch's kernels for CPU, so that the rest of a step costs what BatchNorm's does.
+torch's SyncBatchNorm runs only on GPUs. This one sends the same messages (torch/nn/modules/_functions.py): per layer an
+all-gather of mean, deviation and count in the forward pass, and an all-reduce of two sums per channel in the backward
+pass. It computes with torch's CPU kernels, so the rest of a step costs as much as BatchNorm's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class _Normalize(torch.autograd.Function):
-    """(N, C, *) normalised with the statistics of all ranks; also gives those statistics."""
+    """Normalise (N, C, *) with the statistics of all ranks, and return those statistics."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -52,7 +52,7 @@ class _Normalize(torch.autograd.Function):
 
 
 class SyncedBatchNorm(nn.Module):
-    """A BatchNorm whose training statistics are those of all ranks' batches. Takes (N, C, *)."""
+    """A BatchNorm of (N, C, *) whose training statistics are those of all ranks' batches."""
 
     def __init__(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Every DeepLab recipe parses and builds, holds exactly the layers its name says, and the matrix has no hole."""
+"""Every DeepLab recipe parses and builds, holds exactly the layers its name says, and no row is missing."""
 
 import re
 from collections import Counter
@@ -14,7 +14,7 @@ from mmseg.registry import MODELS
 from torch import nn
 
 import wsbcn_mm.segmentation  # noqa: F401
-from wsbcn_mm.segmentation import check_norms
+from wsbcn_mm.segmentation.models.checks import check_norms
 from wsbcn_mm.surgery.kinds import conv_kind, count_convs, count_norms
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
@@ -185,7 +185,7 @@ def test_recipe_is_short_and_its_header_gives_command_devices_and_rows(recipe: s
     assert '\nMeasured: ' in header
 
 
-def test_synchronised_batch_norm_is_in_its_own_recipes_alone() -> None:
+def test_only_recipes_of_synchronised_norms_have_them() -> None:
     assert {r for r in RECIPES if 'SyncBN' in written(r)} == {r for r in RECIPES if '_syncbn_' in r}
     assert {r for r in RECIPES if "'statistics': 'sync'" in written(r)} == {r for r in RECIPES if 'bcnsync' in r}
 
@@ -214,16 +214,22 @@ def test_every_published_voc_row_has_its_recipe(norm: str, published: str) -> No
     assert f'Published: {published} mIoU' in text
 
 
-def test_every_norm_and_size_has_a_recipe_for_each_model() -> None:
+def test_every_model_and_crop_has_gn_ws_and_bcn_ws_at_one_image_on_one_device() -> None:
+    crops = [('8', 'cityscapes', '512'), ('8', 'cityscapes', '769'), ('16', 'voc12aug', '513')]
     names = [parse(recipe) for recipe in RECIPES]
-    have = {(n['model'], n['norm'], n['per_device']) for n in names}
-    assert have == set(product(HEAD_CONVS, NORM_KIND, '12'))
-    crops = [('cityscapes', '512'), ('cityscapes', '769'), ('voc12aug', '513')]
-    have = {(n['model'], n['depth'], (n['dataset'], n['height'])) for n in names}
-    assert have == set(product(HEAD_CONVS, ('50', '101'), crops))
-    assert {n['per_device'] for n in names if n['dataset'] == 'voc12aug'} == {'1', '2'}
-    assert {(n['model'], n['scope']) for n in names} == set(product(HEAD_CONVS, (None, '-backbone')))
-    assert {n['accumulation'] for n in names} > {'1', '8', '16'}
+    at_one = [n for n in names if (n['devices'], n['per_device']) == ('1', '1')]
+    have = [(n['model'], n['depth'], (n['stride'], n['dataset'], n['height']), n['norm']) for n in at_one]
+    assert sorted(have) == sorted(product(HEAD_CONVS, ('50', '101'), crops, ('gn-ws', 'bcn-ws')))
+
+
+def test_every_published_cityscapes_row_has_its_recipe() -> None:
+    """mmsegmentation's: SyncBN on 4 x 2 images."""
+    names = [parse(recipe) for recipe in RECIPES]
+    cityscapes = [n for n in names if n['norm'] == 'syncbn' and n['dataset'] == 'cityscapes']
+    assert {(n['devices'], n['per_device']) for n in cityscapes} == {('4', '2')}
+    have = [(n['model'], n['depth'], n['height'], n['steps']) for n in cityscapes]
+    expected = [*product(HEAD_CONVS, ('50', '101'), ('512', '769'), ['80']), ('deeplabv3', '50', '512', '40')]
+    assert sorted(have) == sorted(expected)
 
 
 @pytest.mark.parametrize('folder', ['deeplabv3', 'deeplabv3plus'])

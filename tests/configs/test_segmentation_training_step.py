@@ -11,23 +11,28 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
 import wsbcn_mm.segmentation  # noqa: F401
+from wsbcn_mm.engine.recipe.norms import switch_norm
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 
 
 @pytest.mark.parametrize(
-    'recipe',
+    ('recipe', 'norm'),
     [
-        'deeplabv3/deeplabv3_r50-d8_bn_8xb1-acc1-80k_cityscapes-512x1024',
-        'deeplabv3plus/deeplabv3plus_r50-d16_gn-ws_16xb1-acc1-33k_voc12aug-513x513',
+        ('deeplabv3/deeplabv3_r50-d8_syncbn_4xb2-acc1-80k_cityscapes-512x1024', 'bn'),
+        ('deeplabv3plus/deeplabv3plus_r50-d16_gn-ws_1xb1-acc16-33k_voc12aug-513x513', None),
         pytest.param(
-            'deeplabv3plus/deeplabv3plus_r50-d8_bcn-ws_8xb1-acc1-80k_cityscapes-512x1024', marks=pytest.mark.slow
+            'deeplabv3plus/deeplabv3plus_r50-d8_bcn-ws_1xb1-acc8-80k_cityscapes-512x1024', None, marks=pytest.mark.slow
         ),
     ],
 )
-def test_one_image_trains_the_whole_model(recipe: str) -> None:
+def test_one_image_trains_the_whole_model(recipe: str, norm: str | None) -> None:
     torch.manual_seed(0)
-    cfg = Config.fromfile(CONFIGS / f'{recipe}.py').model
+    cfg = Config.fromfile(CONFIGS / f'{recipe}.py')
+    if norm:
+        switch_norm(cfg, norm, CONFIGS / '_base_' / 'norms')
+        cfg.model.decode_head.image_pool_norm = False  # BN of one image is undefined there
+    cfg = cfg.model
     cfg.backbone.init_cfg = None
     cfg.data_preprocessor.size = (65, 65)
     init_default_scope('mmseg')

@@ -1,4 +1,4 @@
-"""Every recipe of the demo parses, builds, and is what its name says; the matrix of the demo has no hole."""
+"""Every recipe of the demo parses, builds, and is what its name says; the demo has every combination."""
 
 import re
 from collections import Counter
@@ -15,9 +15,11 @@ from mmseg.structures import SegDataSample
 from torch import nn
 
 import wsbcn_mm.segmentation  # noqa: F401  registers the modules
-from projects.micro_batch_demo.clips import video_classes
-from projects.micro_batch_demo.run import CLIPS, NORMS, SAMPLES, SCENES, SETTINGS, find_recipe
-from projects.micro_batch_demo.run import MODELS as DEMO_MODELS
+from projects.toy_data.clips import video_classes
+from projects.common.tiny_recipes import find_recipe
+from projects.micro_batch_demo.run import NORMS, SAMPLES, SETTINGS
+from projects.toy_data.data import CLIPS, SCENES
+from projects.common.tiny_recipes import MODELS as DEMO_MODELS
 from wsbcn_mm.surgery.kinds import count_convs, count_norms
 from wsbcn_mm.video.data.samples import ClipDataSample
 

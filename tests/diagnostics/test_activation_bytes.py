@@ -1,4 +1,4 @@
-"""What a step allocates, against bytes counted by hand."""
+"""Bytes that a step allocates, against bytes counted by hand."""
 
 import torch
 from torch import nn
@@ -12,13 +12,13 @@ SCALAR = 4
 def test_saved_tensors_are_kept_and_the_others_are_not():
     w = torch.randn(1000, requires_grad=True)
     w.grad = torch.zeros_like(w)
-    # w * 2 is not saved, its exponential is; backward holds that, the gradient of the sum and those it makes.
+    # w * 2 is not saved, its exponential is. Backward holds it, the gradient of the sum and its own gradients.
     counted = activation_bytes(lambda: (w * 2).exp().sum())
     assert counted.kept == 4000 + SCALAR
     assert 8000 <= counted.peak <= 3 * 4000 + 2 * SCALAR
 
 
-def test_views_and_what_was_there_before_count_nothing():
+def test_views_and_earlier_tensors_do_not_count():
     w, x = torch.randn(1000, requires_grad=True), torch.randn(1000)
     counted = activation_bytes(lambda: (w.view(10, 100).t() * x.view(100, 10)).sum())
     assert counted.kept == SCALAR
@@ -50,7 +50,7 @@ def test_checkpointing_shows_and_its_recomputation_is_in_the_peak():
     plain = activation_bytes(lambda: net(x).sum())
     assert plain == ActivationBytes(8 * one + SCALAR, plain.peak)
     less = activation_bytes(lambda: checkpoint(net, x, use_reentrant=False, preserve_rng_state=False).sum())
-    # The output alone is alive, and only until the sum's backward.
+    # Only the output is alive, and only until the sum's backward.
     assert less.kept <= one + SCALAR
     assert 8 * one < less.peak <= plain.peak + 2 * one
 

@@ -1,4 +1,4 @@
-"""Which module infinities and nan come from, in models that are left as they were."""
+"""Find the module that infinities and nan come from, and leave the model unchanged."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def network():
 
 
 @pytest.mark.parametrize('stepwise', [False, True])
-def test_the_first_module_is_named_with_what_it_took_and_the_model_is_left_alone(stepwise):
+def test_the_first_module_is_named_with_its_inputs_and_the_model_is_unchanged(stepwise):
     model = network()
     statistics = StepStatistics(model) if stepwise else None
     x = torch.randn(2, 3, 8, 8)
@@ -43,7 +43,7 @@ def test_the_first_module_is_named_with_what_it_took_and_the_model_is_left_alone
     assert bad.inputs.bad == 0
     assert bad.outputs.bad > 0
     text = str(bad).splitlines()
-    assert text[0] == 'the first module that gives out such values: 3, Square()'
+    assert text[0] == 'the first module with a non-finite output: 3, Square()'
     assert text[1].startswith('  input        float32, -')
     assert f', {bad.outputs.bad} of 288 not finite' in text[2] or text[2].endswith(', none of 288 finite')
     after = model.state_dict()
@@ -63,7 +63,7 @@ def test_weights_that_are_not_numbers_are_shown():
     assert state_that_is_not_finite(model) == ['2.bias']
 
 
-def test_an_operation_between_modules_is_no_module():
+def test_an_operation_between_modules_is_pointed_out():
     class Halves(nn.Module):
         def __init__(self):
             super().__init__()
@@ -74,7 +74,7 @@ def test_an_operation_between_modules_is_no_module():
 
     text = str(first_non_finite(model := Halves(), lambda: model(torch.ones(2))))
     assert text.splitlines()[1] == (
-        '  input        float32, none of 2 finite: from an operation before it that is no module'
+        '  input        float32, none of 2 finite: from an operation before it, outside any module'
     )
 
 
@@ -98,7 +98,7 @@ def test_norms_in_a_line():
         'running statistics of 2 norms: running_mean float32, 0 to 0; running_var float32, 1 to 1'
     )
     model[1].running_var[3] = float('nan')
-    assert describe_norms(model).endswith('1 of 12 not finite, the others 1 to 1; not finite in 1 first')
+    assert describe_norms(model).endswith('1 of 12 not finite, the others 1 to 1; first not finite: 1')
     assert describe_norms(nn.ReLU()) == 'norms with running statistics: none'
 
 

@@ -8,12 +8,12 @@ from torch import nn
 
 from wsbcn_mm.diagnostics.statistics_gap import StatisticsGap, statistics_gaps, table_of
 from wsbcn_mm.layers import BatchChannelNorm, WSConv2d
-from wsbcn_mm.ops.bcn_reference import batch_half
+from wsbcn_mm.ops.bcn.reference import batch_half
 from wsbcn_mm.surgery.calibration import calibrate
 
 CHANNELS = 64
 WITHIN, BETWEEN = 1.0, 4.0
-"""Variance within an image, and of the means of images."""
+"""Variance within an image, and variance of the means of images."""
 
 
 def images(count, seed):
@@ -34,7 +34,7 @@ def fresh():
 
 
 def std_in_evaluation(norm, x):
-    """Standard deviation of what the batch half hands on."""
+    """Standard deviation of the batch half's output."""
     return float(batch_half(x, norm.running_mean, norm.running_var, None, None, norm.eps).std())
 
 
@@ -65,7 +65,7 @@ def test_the_meter_says_which_norm_is_off_and_by_how_much(fresh):
     assert gaps[1].mean_shift == pytest.approx(0.5, rel=0.05)
     assert gaps[2].factor < 1.1
     assert str(gaps[0])[:-1] == 'running_var of bn is 5.0x below measure'
-    assert str(gaps[1]) == 'running_mean of shifted is 0.5 standard deviations off measured'
+    assert str(gaps[1]) == 'running_mean of shifted is 0.5 standard deviations from measured'
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert net.training
     assert all(module.training for module in net.modules())

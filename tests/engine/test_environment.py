@@ -163,7 +163,7 @@ def test_a_missing_compiler_is_said_and_no_error(monkeypatch, tmp_path):
     monkeypatch.setenv('WSBCN_MM_CACHE', str(tmp_path))
     monkeypatch.setenv('CC', 'no-such-compiler')
     found = compiler()
-    assert found.text.startswith('BCN on CPU is slower, because bcn_c.c cannot be compiled: ')
+    assert found.text.startswith('BCN on CPU is slower, because ops/bcn/c.c cannot be compiled: ')
     assert "'no-such-compiler'" in found.text
     assert found.command == 'apt-get install gcc libc6-dev'
     monkeypatch.setenv('WSBCN_MM_COMPILE', '0')

@@ -100,7 +100,7 @@ def test_live_statistics_of_one_value_are_refused():
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the text is compared in full
         layer(torch.zeros(1, 8, 1, 1))
     assert str(error.value) == (
-        'input of shape (1, 8, 1, 1) has 1 value per channel: batch statistics are undefined there; '
+        'x.shape=(1, 8, 1, 1): batch statistics need at least 2 values per channel, this input has 1; '
         "use statistics='estimated'"
     )
     assert layer.eval()(torch.randn(1, 8, 1, 1)).isfinite().all()
@@ -153,12 +153,10 @@ def test_the_keys_of_a_batch_norm_checkpoint_fit():
 def test_widths_of_real_networks(width):
     """HRNet's and MobileNet's widths: 32 groups fit few of them, so the message or channels_per_group must help."""
     if width % 32:
-        with pytest.raises(ValueError, match='does not divide num_features') as error:
+        with pytest.raises(ValueError, match='a divisor of num_features') as error:
             BatchChannelNorm(width)
         nearest = {18: '18', 24: '24', 36: '18 and 36', 40: '20 and 40', 48: '24 and 48'}[width]
-        assert str(error.value) == (
-            f'num_groups=32 does not divide num_features={width}: the nearest values that do are {nearest}'
-        )
+        assert str(error.value) == f'num_groups=32: a divisor of num_features={width} is expected, nearest: {nearest}'
     layer = BatchChannelNorm(width, channels_per_group=2)
     assert layer.num_groups == width // 2
     assert layer(torch.randn(1, width, 4, 4)).shape == (1, width, 4, 4)
@@ -169,15 +167,15 @@ def test_widths_of_real_networks(width):
     [
         (
             {'num_groups': 5},
-            'num_groups=5 does not divide num_features=48: the nearest values that do are 4 and 6',
+            'num_groups=5: a divisor of num_features=48 is expected, nearest: 4 and 6',
         ),
         (
             {'num_groups': 0},
-            'num_groups=0 does not divide num_features=48: the nearest values that do are 1',
+            'num_groups=0: a divisor of num_features=48 is expected, nearest: 1',
         ),
         (
             {'channels_per_group': 7},
-            'channels_per_group=7 does not divide num_features=48: the nearest values that do are 6 and 8',
+            'channels_per_group=7: a divisor of num_features=48 is expected, nearest: 6 and 8',
         ),
         (
             {'num_groups': 8, 'channels_per_group': 6},
@@ -185,24 +183,24 @@ def test_widths_of_real_networks(width):
         ),
         (
             {'num_groups': 8, 'statistics': 'global'},
-            "statistics='global' is unknown: choose one of estimated, batch, sync",
+            "statistics='global': one of estimated, batch, sync is expected",
         ),
-        ({'num_groups': 8, 'affine': 'none'}, "affine='none' is unknown: choose one of group, channel"),
+        ({'num_groups': 8, 'affine': 'none'}, "affine='none': one of group, channel is expected"),
         (
             {'num_groups': 8, 'rate': 1.5},
-            'rate=1.5 is no weight of a batch: a number from 0 (frozen) to 1 is expected',
+            'rate=1.5: a number from 0 (frozen) to 1 is expected',
         ),
         (
             {'num_groups': 8, 'rate': -0.1},
-            'rate=-0.1 is no weight of a batch: a number from 0 (frozen) to 1 is expected',
+            'rate=-0.1: a number from 0 (frozen) to 1 is expected',
         ),
         (
             {'num_groups': 8, 'rate': None},
-            'rate=None is no weight of a batch: a number from 0 (frozen) to 1 is expected',
+            'rate=None: a number from 0 (frozen) to 1 is expected',
         ),
         (
             {'num_groups': 8, 'rate': float('nan')},
-            'rate=nan is no weight of a batch: a number from 0 (frozen) to 1 is expected',
+            'rate=nan: a number from 0 (frozen) to 1 is expected',
         ),
     ],
 )
@@ -216,7 +214,7 @@ def test_refusals(options, message):
 def test_inputs_of_another_width_are_refused(shape):
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the text is compared in full
         BatchChannelNorm(8, 4)(torch.zeros(shape))
-    assert str(error.value) == f'input of shape {shape}: (N, 8, *) is expected'
+    assert str(error.value) == f'x.shape={shape}: (N, 8, *) is expected'
 
 
 def test_rate_is_also_called_momentum():
@@ -227,7 +225,7 @@ def test_rate_is_also_called_momentum():
     layer.rate = 1
     assert layer.momentum == 1.0
     for name in ('rate', 'momentum'):
-        with pytest.raises(ValueError, match='is no weight of a batch'):
+        with pytest.raises(ValueError, match=r'=1\.01: a number from 0'):
             setattr(layer, name, 1.01)
     x = torch.randn(2, 8, 5)
     layer(x)
@@ -368,7 +366,9 @@ def test_meta_device():
     assert torch.equal(real(torch.ones(1, 8, 2)), BatchChannelNorm(8, 4)(torch.ones(1, 8, 2)))
 
 
-@pytest.mark.parametrize('options', [{}, {'warmup': True}, {'statistics': 'batch'}, {'affine': 'channel'}])
+@pytest.mark.parametrize(
+    'options', [{}, {'warmup': True}, {'statistics': 'batch'}, {'statistics': 'sync'}, {'affine': 'channel'}]
+)
 def test_compiles_in_one_graph(options):
     torch.compiler.reset()
     layer = BatchChannelNorm(8, 4, **options)
@@ -428,7 +428,7 @@ def test_recomputing_two_forwards_is_refused_where_the_estimates_moved_between_t
             out.square().sum().backward()
         assert str(error.value) == (
             'activation checkpointing recomputes two forwards of one BatchChannelNorm in one backward pass, but its '
-            'estimates have moved since the first: let them move once per optimizer step, with '
+            'running statistics have moved since the first: move them once per optimizer step, with '
             'wsbcn_mm.microbatch.StepStatistics(model) and its commit() after optimizer.step()'
         ), attempt
     checkpoint(layer, x, use_reentrant=use_reentrant).sum().backward()
@@ -516,7 +516,7 @@ def test_zeroing_the_batch_half_multiplies_gradients():
 def test_zero_init_needs_a_scale():
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the text is compared in full
         zero_init_last_norm_(nn.Identity())
-    assert str(error.value) == 'Identity() has no scale to set to 0'
+    assert str(error.value) == 'norm=Identity(): a layer with a scale, group_weight or weight, is expected'
 
 
 @pytest.mark.parametrize('statistics', ['estimated', 'batch', 'sync'])

@@ -258,21 +258,21 @@ def test_constant_filter_trains_on():
     [
         (
             lambda: WSConv2d(3, 5, 3, variant='jhu2'),
-            "variant='jhu2' is no Weight Standardization variant: choose one of jhu, bcn, paper, timm, bit",
+            "variant='jhu2': one of jhu, bcn, paper, timm, bit is expected",
         ),
         (
             lambda: WSConv2d(3, 5, 3, eps=-1.0),
-            'eps=-1.0 does not keep a constant filter finite: a positive number is expected',
+            'eps=-1.0: a positive number is expected, so that a constant filter stays finite',
         ),
         (
             lambda: WSConv2d(8, 8, 1, groups=8),
-            'WSConv2d(8, 8, kernel_size=(1, 1), stride=(1, 1), groups=8, variant=jhu) has fan-in 1: a filter of a '
-            'single weight cannot be standardised; use a plain convolution',
+            'WSConv2d(8, 8, kernel_size=(1, 1), stride=(1, 1), groups=8, variant=jhu) has fan-in 1: at least '
+            '2 is expected, because a single weight has no deviation; use a plain convolution',
         ),
         (
             lambda: WSConvTranspose1d(4, 4, 1, groups=4, eps=1e-3),
             'WSConvTranspose1d(4, 4, kernel_size=(1,), stride=(1,), groups=4, variant=jhu, eps=0.001) has fan-in 1: '
-            'a filter of a single weight cannot be standardised; use a plain convolution',
+            'at least 2 is expected, because a single weight has no deviation; use a plain convolution',
         ),
     ],
 )

@@ -1,6 +1,6 @@
-"""Blocks that keep less for the backward pass: the same step bit for bit, with the bytes and convolutions expected.
+"""Blocks that keep less for the backward pass: the same step bit for bit, with the expected bytes and convolutions.
 
-The plain step of the same model is the reference; what a mode keeps is counted from the shapes.
+The plain step of the same model is the reference. The bytes that a mode keeps are counted from the shapes.
 """
 
 import copy
@@ -54,7 +54,7 @@ class Bottleneck(nn.Module):
 
 
 class Branches(nn.ModuleList):
-    """A sequence that is called itself, as mmseg's ASPP is."""
+    """A sequence that is called itself, like mmseg's ASPP."""
 
     def forward(self, x):
         return torch.cat([branch(x) for branch in self], 1)
@@ -92,7 +92,7 @@ def make_net(*args, **kwargs):
 
 
 def train(net, *, steps=2, accumulation=1, context=nullcontext, done=None):
-    """Losses and gradients of every step, and the state in the end."""
+    """Losses and gradients of every step, and the final state."""
     generator = torch.Generator().manual_seed(1)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     seen = []
@@ -132,7 +132,7 @@ def test_bit_equal_under_autocast(norm, mode):
         return torch.autocast('cpu', torch.bfloat16)
 
     plain, less = make_net(norm), make_net(norm)
-    # A block that runs twice finds its casted weights in autocast's cache, and its recomputation does not.
+    # A block that runs twice finds its cast weights in autocast's cache; its recomputation does not.
     for net in (plain, less):
         net.stage[1] = net.stage[0]
     if norm == 'bcn':
@@ -172,7 +172,7 @@ def test_frozen_and_evaluated_parts_stay_as_they_are(mode):
 
 @pytest.mark.parametrize('inside', [True, False])
 def test_a_convolution_changed_in_place_is_computed_again(inside):
-    """By the block itself, and by what comes after a block that ends in a convolution."""
+    """Changed by the block itself, or by the next operation after a block that ends in a convolution."""
 
     def make():
         torch.manual_seed(0)
@@ -241,7 +241,7 @@ def test_what_is_kept_is_block_inputs_and_convolutions(norm):
     positions, scalar = 2 * 6 * 5, 4
     block = 4 + 4  # conv1 and conv2
     stem, branches, outputs = 8 + 8, 4 + 4, 2
-    inputs = 8 + 8 + 8  # of stage.0, stage.1 and branches; that of the stem is the net's own
+    inputs = 8 + 8 + 8  # inputs of stage.0, stage.1 and branches; the stem's input is the net's
     classified = 8  # the concatenation
     expected = {
         'save_conv': stem + 2 * block + branches + inputs + classified + outputs,
@@ -289,7 +289,7 @@ def test_blocks_are_elements_of_sequences_or_sequences_of_small_layers():
     assert list(find_blocks(net)) == BLOCKS
     # In a sequence of its own, a stage stays a stage.
     assert list(find_blocks(nn.Sequential(net.stem, net.stage))) == ['0', '1.0', '1.1']
-    # Nobody calls a bare ModuleList.
+    # A bare ModuleList is never called.
     assert find_blocks(nn.ModuleList(net.branches)) == {}
     blocks = set_activation_memory(net, 'save_conv')
     assert describe_blocks(net, blocks) == '4 blocks (2 Bottleneck, 1 Branches, 1 Sequential); left out: classify'
@@ -385,31 +385,31 @@ def with_unknown_statistics():
 @pytest.mark.parametrize(
     ('make', 'arguments', 'message'),
     [
-        (make_net, ('conv',), "activation_memory='conv' is unknown: choose one of all, save_conv, full_checkpoint"),
+        (make_net, ('conv',), "activation_memory='conv': one of all, save_conv, full_checkpoint is expected"),
         (make_net, ('save_conv', ['stages']), "activation_memory: Net has no module 'stages'"),
         (make_net, ('save_conv', ['']), "activation_memory: Net has no module ''"),
         (
             make_net,
             ('save_conv', ['stage', 'stage.1']),
-            "activation_memory: 'stage.1' lies inside 'stage'; name one of them",
+            "activation_memory: 'stage.1' is inside 'stage'; name one of them",
         ),
         (
             lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)),
             ('save_conv',),
             "activation_memory='save_conv' finds no block in Sequential: no element of an nn.Sequential or "
-            'nn.ModuleList holds two convolutions and two norms; name the modules',
+            'nn.ModuleList has two convolutions and two norms; pass the names of the blocks as modules',
         ),
         (
             with_own_checkpoint,
             ('save_conv',),
-            "activation_memory='save_conv': 1 modules (the first: stage.1) checkpoint by themselves; set "
-            "with_cp=False, and activation_memory='full_checkpoint' for the same",
+            "activation_memory='save_conv': 1 modules (the first: stage.1) have with_cp=True, their own checkpointing; "
+            "set with_cp=False, and activation_memory='full_checkpoint' for the same effect",
         ),
         (
             with_unknown_statistics,
             ('save_conv',),
-            "activation_memory='save_conv': stage.0.conv1 keeps running statistics but is no known norm; recomputation "
-            'would move them twice',
+            "activation_memory='save_conv': stage.0.conv1 keeps running statistics but is not a known norm; "
+            'recomputation would move them twice',
         ),
     ],
 )

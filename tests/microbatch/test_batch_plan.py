@@ -24,15 +24,15 @@ def test_a_batch_says_its_factors():
 @pytest.mark.parametrize(
     ('numbers', 'message'),
     [
-        ((12, 8, 1), 'global batch 12 is no multiple of 8 device(s) x 1 = 8: the nearest are 8 and 16'),
-        ((12, 8, 2), 'global batch 12 is no multiple of 8 device(s) x 2 = 16: the nearest is 16'),
+        ((12, 8, 1), 'global batch 12 is not a multiple of 8 device(s) x 1 = 8: the nearest are 8 and 16'),
+        ((12, 8, 2), 'global batch 12 is not a multiple of 8 device(s) x 2 = 16: the nearest is 16'),
         (
             (16, 2, 3),
-            'global batch 16 is no multiple of 2 device(s) x 3 = 6: the nearest are 12 and 18; '
-            '16 itself goes with 2 or 4 per device',
+            'global batch 16 is not a multiple of 2 device(s) x 3 = 6: the nearest are 12 and 18; '
+            '16 itself works with 2 or 4 per device',
         ),
-        ((7, 1, 2), 'global batch 7 is no multiple of 1 device(s) x 2 = 2: the nearest are 6 and 8; '
-         '7 itself goes with 1 or 7 per device'),
+        ((7, 1, 2), 'global batch 7 is not a multiple of 1 device(s) x 2 = 2: the nearest are 6 and 8; '
+         '7 itself works with 1 or 7 per device'),
         ((0, 1, 1), 'global batch=0: at least 1 is expected'),
         ((8, 0, 1), 'devices=0: at least 1 is expected'),
         ((8, 1, -1), 'samples per device=-1: at least 1 is expected'),
@@ -50,7 +50,7 @@ def test_learning_rate_rules(rule, factor):
 
 
 def test_an_unknown_rule_is_refused():
-    message = "learning-rate rule 'cubic' is unknown: choose one of linear, sqrt, constant"
+    message = "learning-rate rule='cubic': one of linear, sqrt, constant is expected"
     with pytest.raises(ValueError, match=f'^{message}$'):
         lr_factor(2, 'cubic')
 

@@ -39,10 +39,10 @@ def test_the_estimates_are_as_noisy_as_the_reference_batch(micro_batches, per_fo
 @pytest.mark.parametrize(
     ('arguments', 'options', 'message'),
     [
-        ((0,), {}, 'samples_per_step=0 is no number of samples: at least 1 is expected'),
-        ((1, -2), {}, 'reference_batch=-2 is no number of samples: at least 1 is expected'),
-        ((4,), {'samples_per_forward': 0}, 'samples_per_forward=0 is no number of samples: at least 1 is expected'),
-        ((4,), {'samples_per_forward': 5}, 'samples_per_forward=5 exceeds samples_per_step=4'),
+        ((0,), {}, 'samples_per_step=0: at least 1 is expected'),
+        ((1, -2), {}, 'reference_batch=-2: at least 1 is expected'),
+        ((4,), {'samples_per_forward': 0}, 'samples_per_forward=0: at least 1 is expected'),
+        ((4,), {'samples_per_forward': 5}, 'samples_per_forward=5: at most samples_per_step=4 is expected'),
     ],
 )
 def test_refusals(arguments, options, message):

@@ -14,7 +14,7 @@ from wsbcn_mm.microbatch.memory_plan import KINDS, Choice, Moment, fake_tensors,
 
 
 def allocator_peak(step):
-    """The most bytes that torch's CPU allocator hands out at once during a step, memory inside operations included."""
+    """Most bytes in use at once in torch's CPU allocator during a step, including memory inside operations."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == '[memory]']
@@ -36,7 +36,7 @@ def block(width=32):
 
 
 def make_step(mode='all', samples=1):
-    """A model, its optimizer and a step of it, after a first one that made the optimizer's state."""
+    """A model, its optimizer and a step, after a first step that created the optimizer's state."""
     model = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), block(), block(), nn.Conv2d(32, 4, 1))
     set_activation_memory(model, mode)
     optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
@@ -104,14 +104,14 @@ def test_every_kind_by_hand(context):
     assert later.peak() == later.peak('backward')
     assert list(dict.fromkeys(later.stages)) == ['forward', 'backward', 'optimizer']
     assert later.bytes.shape == (len(KINDS), len(later.stages))
-    assert later.bytes[1:3, -1].tolist() == [weight, weight]  # the gradients go after the last operation
+    assert later.bytes[1:3, -1].tolist() == [weight, weight]  # gradients are freed after the last operation
 
 
 def test_gradients_stay_while_they_accumulate():
     layer, optimizer, step = linear_step(accumulation=2)
     memory = step_memory(step, layer, optimizer)
     assert memory.peak('forward').gradients == 40_000
-    assert memory.peak('backward').workspace >= 40_000  # that of the second, until it is added
+    assert memory.peak('backward').workspace >= 40_000  # the second gradient, until it is added
 
 
 def test_evaluation_and_what_is_present():
@@ -121,7 +121,7 @@ def test_evaluation_and_what_is_present():
             lambda: layer(torch.zeros(10, 100)), layer, optimizer, stage='test', present=[torch.zeros(250)]
         )
     assert memory.peak('test') == memory.peak() == Moment(40_000, 0, 0, 1_000 + 2 * 4_000, 0)
-    with pytest.raises(ValueError, match=r"^stage='forward': the step has test$"):
+    with pytest.raises(ValueError, match=r"^stage='forward': one of the stages of the step is expected: test$"):
         memory.peak('forward')
 
 

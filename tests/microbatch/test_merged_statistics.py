@@ -1,4 +1,4 @@
-"""Merged statistics of three gloo processes against one process that has the union of their data."""
+"""Merged statistics of three gloo processes against one process with the union of their data."""
 
 import copy
 
@@ -18,7 +18,7 @@ COUNTS = (3, 1, 2)
 
 
 def norms():
-    """BN that averages over all its batches, and BCN; what each has seen is in the tests."""
+    """BN that averages over all its batches, and BCN."""
     torch.manual_seed(0)
     return nn.ModuleDict(
         {
@@ -32,7 +32,7 @@ def norms():
 
 
 def batches(rank):
-    """Of equal size; ranks differ in mean and spread."""
+    """Batches of equal size; ranks differ in mean and variance."""
     generator = torch.Generator().manual_seed(rank)
     return [torch.randn(2, 6, 4, 5, generator=generator).double() * (1 + rank) + 3 * rank for _ in range(COUNTS[rank])]
 
@@ -69,7 +69,7 @@ def calibrate_alone(norm, inputs):
 
 @pytest.fixture(scope='module')
 def merged(tmp_path_factory):
-    """Per rank: states before, after one and after two merges."""
+    """States of each rank before, after one and after two merges."""
     folder = tmp_path_factory.mktemp('merged')
     torch.multiprocessing.start_processes(worker, (str(folder),), nprocs=len(COUNTS), start_method='fork')
     return [torch.load(folder / f'{rank}.pt') for rank in range(len(COUNTS))]

@@ -1,4 +1,4 @@
-"""StepStatistics on one process; test_step_statistics_of_ranks.py has several."""
+"""StepStatistics on one process; test_step_statistics_of_ranks.py tests several."""
 
 import copy
 import io
@@ -74,7 +74,7 @@ def test_one_micro_batch_is_the_plain_algorithm_bit_for_bit(options):
 @pytest.mark.parametrize('options', OPTIONS)
 @pytest.mark.parametrize('split', [[12], [1] * 12, [3, 4, 5], [11, 0, 1]], ids=str)
 def test_accumulation_has_the_statistics_of_the_whole_batch(options, split):
-    """The first layer's input does not depend on the split, so its buffers may not either."""
+    """The first layer's input does not depend on the split, so its buffers must not either."""
     whole, stepwise = BatchChannelNorm(6, 2, **options), BatchChannelNorm(6, 2, **options)
     statistics = StepStatistics(stepwise)
     for step in range(4):
@@ -114,7 +114,7 @@ def test_activation_checkpointing_changes_nothing(options, times, use_reentrant)
         seen = []
         for step in range(3):
             for micro_batch in range(2):
-                # Reentrant checkpointing adds every call's share to .grad by itself: sums of more than two would round.
+                # Reentrant checkpointing adds each call's share to .grad separately: sums of more than two would round.
                 model.zero_grad()
                 x = stem(images(10 * step + micro_batch))
                 for _ in range(times):
@@ -183,7 +183,7 @@ def test_evaluation_between_micro_batches_leaves_no_trace():
         statistics = StepStatistics(one)
         one(first)
         if evaluates:
-            with pytest.warns(UserWarning, match='never moved its estimates'):
+            with pytest.warns(UserWarning, match='never updated its running statistics'):
                 one.eval()(unseen)
             one.train()
         one(second)
@@ -258,7 +258,7 @@ def test_averaged_copies_follow_the_committed_buffers():
 
 
 def test_a_model_may_change_its_device_and_dtype_later():
-    """`meta` stands for any other device here."""
+    """Here `meta` stands for any other device."""
     model = small_net()
     statistics = StepStatistics(model)
     model.double()
@@ -297,7 +297,7 @@ def test_layers_of_mixed_precision():
 
 
 def test_large_means_keep_their_precision():
-    """Sums of squares around the running mean of before, not around 0."""
+    """Sums of squares are around the running mean before the step, not around 0."""
     layer = BatchChannelNorm(4, 2, rate=1)
     layer.running_mean.fill_(1e4)
     statistics = StepStatistics(layer)
@@ -343,7 +343,8 @@ def test_state_in_the_middle_of_an_accumulation():
         ({'1': torch.zeros(3, 8)}, "pending statistics of '1' have the shape (3, 8), but (3, 12) is expected"),
         (
             {'0': torch.zeros(3, 12)},
-            "pending statistics of '0' have the shape (3, 12), but the model has no such layer that takes them",
+            "pending statistics of '0' have the shape (3, 12), but the model has no such layer with estimated "
+            'statistics',
         ),
     ],
 )
@@ -384,7 +385,9 @@ def test_evaluating_with_nothing_but_pending_statistics_warns():
     statistics = StepStatistics(model)
     model.eval().train()
     model(images(0))
-    with pytest.warns(UserWarning, match=r'never moved its estimates.* call commit\(\) of its StepStatistics'):
+    with pytest.warns(
+        UserWarning, match=r'never updated its running statistics.* call commit\(\) of its StepStatistics'
+    ):
         model.eval()
     statistics.commit()
     model.train()(images(1))

@@ -54,7 +54,7 @@ def refuse(*_, **__):
 
 
 def worker(rank: int, folder: str) -> None:
-    """The largest group first; then its last process drops out and the others make a group of their own."""
+    """The largest group first; then its last process leaves and the others form a group of their own."""
     torch.set_num_threads(1)
     for world in sorted(STEPS, reverse=True):
         if rank < world:
@@ -67,7 +67,7 @@ def worker(rank: int, folder: str) -> None:
 
 
 def step_buffers(case: str, world: int, rank: int) -> list[dict[str, torch.Tensor]]:
-    """Buffers after every step of this rank's micro-batches."""
+    """Buffers after each step of this rank's micro-batches."""
     layer = make_layer(case)
     statistics = StepStatistics(layer)
     seen = []
@@ -84,7 +84,7 @@ def step_buffers(case: str, world: int, rank: int) -> list[dict[str, torch.Tenso
 
 
 def in_data_parallel(rank: int) -> dict[str, torch.Tensor]:
-    """Buffers and gradients after three accumulated steps of a wrapped model; ranks have other data."""
+    """Buffers and gradients after three accumulated steps of a wrapped model; each rank has its own data."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, CHANNELS, 1), BatchChannelNorm(CHANNELS, 2, warmup=True), nn.Conv2d(CHANNELS, 1, 1)
@@ -138,7 +138,7 @@ def test_commits_are_counted_where_anything_was_measured(ranks):
 
 
 def test_the_union_differs_from_each_ranks_own(ranks):
-    """Without the others the statistics are far off: the comparison above has something to find."""
+    """Without the other ranks the statistics are far off, so the comparison above can fail."""
     alone = make_layer('plain')
     alone(micro_batches(len(ranks))[0][0][0])
     assert (alone.running_mean - ranks[0]['plain'][0]['running_mean']).abs().max() > 0.05

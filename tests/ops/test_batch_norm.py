@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from tests.ops import reference
-from tests.ops.test_batch_channel_norm import assert_near, random, random_affine
+from tests.ops.bcn.test_batch_channel_norm import assert_near, random, random_affine
 from wsbcn_mm.ops import batch_norm
 
 BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
@@ -106,6 +106,5 @@ def test_undefined_statistics_are_refused(shape, count):
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the text is compared in full
         batch_norm(torch.zeros(shape), torch.zeros(3), torch.ones(3), None, None, rate=0.1, training=True)
     assert str(error.value) == (
-        f'input of shape {shape} has {count} value per channel: batch statistics are undefined there; '
-        "use statistics='estimated'"
+        f'x.shape={shape}: batch statistics need at least 2 values per channel, this input has {count}'
     )

@@ -51,9 +51,9 @@ def test_channels_last_and_autocast():
 @pytest.mark.parametrize(
     ('shape', 'size', 'message'),
     [
-        ((2, 3, 4), (8, 8), 'x of shape (2, 3, 4) is no batch of maps: (N, C, H, W) is expected'),
-        ((2, 3, 4, 4), (8,), 'size=(8,): two positive numbers, (H, W), are expected'),
-        ((2, 3, 4, 4), (8, 0), 'size=(8, 0): two positive numbers, (H, W), are expected'),
+        ((2, 3, 4), (8, 8), 'x.shape=(2, 3, 4): (N, C, H, W) is expected'),
+        ((2, 3, 4, 4), (8,), 'size=(8,): two positive numbers (H, W) are expected'),
+        ((2, 3, 4, 4), (8, 0), 'size=(8, 0): two positive numbers (H, W) are expected'),
     ],
 )
 def test_refusals(shape, size, message):

@@ -1,4 +1,4 @@
-"""Cityscapes, VOC and SBD as their archives unpack, with a few small pictures."""
+"""Cityscapes, VOC and SBD as their archives unpack, with a few small images."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def label_ids(seed: int) -> np.ndarray:
 
 
 def cityscapes_tree(root: Path) -> dict[str, int]:
-    """Two images of each city; the test labels are dummies. Returns the number of images of each split."""
+    """Write two images of each city; the test labels are dummies. Return the number of images of each split."""
     rng = np.random.default_rng(0)
     counts = {}
     for split, cities in CITIES.items():
@@ -52,7 +52,7 @@ def voc_label(border: int) -> np.ndarray:
 
 
 def voc_tree(root: Path) -> dict[str, int]:
-    """`VOCdevkit/` and `benchmark_RELEASE/` below a folder. Returns the number of images of each split."""
+    """Write `VOCdevkit/` and `benchmark_RELEASE/` below a folder. Return the number of images of each split."""
     voc, sbd = root / 'VOCdevkit' / 'VOC2012', root / 'benchmark_RELEASE' / 'dataset'
     for folder in (voc / 'JPEGImages', voc / 'SegmentationClass', voc / 'ImageSets' / 'Segmentation', sbd / 'cls'):
         folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Checkpoints as other projects name and shape them, with random weights: what the importer's tests read."""
+"""Checkpoints with the names and shapes of other projects and random weights, for the importer's tests."""
 
 import re
 
@@ -10,7 +10,7 @@ State = dict[str, Tensor]
 
 
 def randomize_(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Weights off their start and statistics off 0 and 1, so that no two layers can be mistaken for one another."""
+    """Randomise weights and statistics, so that no two layers can be confused."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
         if name.endswith('num_batches_tracked'):
@@ -26,7 +26,7 @@ def randomize_(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 
 def authors_bcn(state: State, *, child: str = 'pbn') -> State:
-    """A ResNet with BCN (mmseg's names) as the BCN authors' code saves it: nested batch half, (1, G, 1) affine."""
+    """A ResNet with BCN (mmseg's names) as the BCN authors' code saves it: a nested batch half, (1, G, 1) affine."""
     theirs = {}
     for key, tensor in state.items():
         layer, _, entry = key.rpartition('.')
@@ -40,7 +40,7 @@ def authors_bcn(state: State, *, child: str = 'pbn') -> State:
 
 
 def authors_aspp(state: State) -> State:
-    """The ASPP of the authors' DeepLabV3, from mmseg's: other names, and the pooled branch concatenated last."""
+    """The ASPP of the authors' DeepLabV3 from mmseg's: other names, and the pooled branch concatenated last."""
     theirs = {}
     pooled = state['decode_head.image_pool.1.conv.weight'].shape[0]
     for key, tensor in state.items():
@@ -65,14 +65,14 @@ def deep_stem_of_timm(state: State) -> State:
 
 
 def mmaction2_recognizer(state: State, num_classes: int = 5) -> State:
-    """A backbone of ours inside a recognizer of mmaction2."""
+    """One of our backbones inside a recognizer of mmaction2."""
     width = next(reversed([t for t in state.values() if t.ndim == 5])).shape[0]
     head = {'cls_head.fc_cls.weight': torch.randn(num_classes, width), 'cls_head.fc_cls.bias': torch.randn(num_classes)}
     return {f'backbone.{key}': tensor for key, tensor in state.items()} | head
 
 
 def bit_arrays(widths: tuple[int, ...] = (4, 8), blocks: int = 2, num_classes: int = 3) -> dict[str, np.ndarray]:
-    """A BiT file in small: HWIO filters, three of them in each unit, each after its norm."""
+    """A small BiT file: HWIO filters, three per unit, each after its norm."""
     random = np.random.default_rng(0)
 
     def filters(*shape: int) -> np.ndarray:

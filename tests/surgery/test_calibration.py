@@ -1,4 +1,4 @@
-"""Calibration: the statistics are those of what norms receive in evaluation, and nothing else changes."""
+"""Calibration: the statistics become those of the norms' inputs in evaluation, and nothing else changes."""
 
 import copy
 from functools import partial
@@ -20,7 +20,7 @@ NORMS = {
     'BCN': (partial(BatchChannelNorm, num_groups=2), 0),
     'BCN (batch)': (partial(BatchChannelNorm, num_groups=2, statistics='batch'), 1),
 }
-"""How to make one, and whether its variance is the unbiased one."""
+"""Constructor, and whether its variance is the unbiased one (correction of torch.var)."""
 
 SIZES = (2, 1, 4)
 
@@ -40,7 +40,7 @@ def batches(seed=1):
 
 
 def received(net, inputs):
-    """Name of each norm -> (C, values) that it receives in evaluation."""
+    """Return norm name -> its input in evaluation, (C, values)."""
     found, handles = {}, []
     for name, module in net.named_modules():
         if hasattr(module, 'running_mean'):
@@ -59,7 +59,7 @@ def keep(found, module, args):
 
 
 def assert_statistics(net, inputs, correction, names=('bn1', 'bn2', 'bn3', 'bn4'), near=1e-4):
-    """That they are those of what norms receive, to a part `near` of the standard deviation and the variance."""
+    """Assert that they are those of the norms' inputs, to a share `near` of standard deviation and variance."""
     for name, values in received(net, inputs).items():
         if name in names:
             norm = net.get_submodule(name)
@@ -95,7 +95,7 @@ def test_more_sweeps_over_several_batches_come_nearer(kind):
 
 
 def test_a_network_of_many_norms_in_a_row():
-    """To normalise with the sweep before would be off by a factor of thousands after three sweeps."""
+    """Normalising with the previous sweep would be off by a factor of thousands after three sweeps."""
     torch.manual_seed(0)
     layers = [(WSConv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()) for _ in range(16)]
     net = nn.Sequential(nn.Conv2d(3, 8, 3), *(layer for triple in layers for layer in triple))
@@ -157,11 +157,11 @@ def test_a_part_that_does_not_run_keeps_its_statistics():
 def test_what_cannot_be_calibrated_is_refused_and_changes_nothing():
     net = network()
     before = copy.deepcopy(net.state_dict())
-    with pytest.raises(ValueError, match='batches is an iterator, which ends with the first of 3 sweeps: give a list'):
+    with pytest.raises(ValueError, match='batches is an iterator, which is exhausted by the first of 3 sweeps: give a'):
         calibrate(net, iter(batches()))
-    with pytest.raises(ValueError, match='none of the 4 norms received a value: there is no batch, or it is empty'):
+    with pytest.raises(ValueError, match='none of the 4 norms received a value: at least one batch with data is expec'):
         calibrate(net, [])
-    with pytest.raises(ValueError, match='sweeps=0: at least one is needed'):
+    with pytest.raises(ValueError, match='sweeps=0: at least 1 is expected'):
         calibrate(net, batches(), sweeps=0)
     with pytest.raises(ValueError, match='`bn1` received infinities or nan: its statistics cannot be measured'):
         calibrate(net, [*batches(), torch.full((1, 3, 9, 9), torch.inf)])

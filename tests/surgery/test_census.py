@@ -1,4 +1,4 @@
-"""The census of real models: rows, pairs, what stands behind statistics, reasons, and breaches of a policy."""
+"""The census of real models: rows, pairs, values per statistic, reasons, and breaches of a policy."""
 
 import json
 from dataclasses import replace
@@ -32,7 +32,7 @@ def net():
     )
 
 
-def test_a_row_says_everything_of_its_layer():
+def test_a_row_describes_its_layer_completely():
     model = net()
     optimizer = torch.optim.SGD(
         [
@@ -68,7 +68,7 @@ def test_without_a_forward_and_an_optimizer_less_is_known():
     assert [row.norms for row in found.convs] == [('1',), ('3',), ('5',), ()]
     assert {(row.samples, row.positions, row.group_values, row.weight_decay) for row in found.norms} == {(None,) * 4}
     assert [row.updates for row in found.norms] == [None, None, None]
-    assert found.left_out == {'6': 'no norm follows: no norm of as many channels is the next module'}
+    assert found.left_out == {'6': 'no norm follows: the next module is not a norm with as many channels'}
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_norm_of_several_sizes_counts_its_smallest_statistic():
     assert (row.samples, row.positions) == (2, 12)
 
 
-def test_what_no_policy_would_touch_has_a_reason():
+def test_layers_that_no_policy_changes_have_a_reason():
     model = nn.Sequential(
         nn.Conv2d(4, 4, 1, groups=4), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.InstanceNorm2d(4),
         FrozenBatchNorm2d(4),
@@ -114,8 +114,8 @@ def test_what_no_policy_would_touch_has_a_reason():
     assert census(model, trace(model, X)).left_out == {
         '0': 'fan-in 1: a filter of a single weight cannot be standardised',
         '2': 'no norm follows: its output goes to relu()',
-        '4': 'no policy concerns a InstanceNorm2d',
-        '5': 'keeps running statistics, but is no norm known here',
+        '4': 'no policy applies to InstanceNorm2d',
+        '5': 'keeps running statistics, but is not a known norm',
     }
 
 
@@ -154,7 +154,7 @@ def test_breaches_say_what_and_how_many():
         '1 convolutions have a norm after them but no Weight Standardization (the first: 2)',
     ]
     assert breaches(found, get_policy('gn'))[2:] == [
-        '2 convolutions have Weight Standardization, which the policy does not want there (the first: 0)',
+        '2 convolutions have Weight Standardization, which the policy does not allow there (the first: 0)',
     ]
     assert breaches(replace(found, norms=found.norms[:1]), get_policy('gn'))[1] == 'the model has no GN'
 

@@ -1,4 +1,4 @@
-"""Files of other projects' naming through the importer give our models the function of their own definition."""
+"""Imported files of other projects give our models the function of the original definition."""
 
 import re
 from functools import partial
@@ -162,7 +162,7 @@ def segmentor(num_classes, *, conv=None, norm=None, depth=50, **backbone):
 def load_partly(model, theirs, **options):
     imported = import_checkpoint(theirs, model.state_dict(), fingerprint(model), **options)
     missing = set(model.load_state_dict(imported.match.state, strict=False).missing_keys)
-    # torch fills in the count of batches of a file that carries no version
+    # torch adds the count of batches to a file without a version
     assert missing == {key for key in imported.match.missing if 'num_batches' not in key or key in missing}
     return imported
 
@@ -190,8 +190,8 @@ def test_another_variant_of_ws_is_refused():
     theirs = authors_bcn(resnet(conv=WS_BCN, norm=BCN).state_dict() | {'fc.weight': torch.zeros(5, 512)})
     message = (
         "the file (the BCN authors' ImageNet files) is bcn-ws, the model bcn-ws: 20 x variant bcn in the checkpoint, "
-        'jhu in the model (the first: conv1.conv). Import it into a model of its own norm and WS variant, or take what '
-        'fits with --allow-mismatch'
+        'jhu in the model (the first: conv1.conv). Import it into a model with the same norm and WS variant, or import '
+        'only matching entries with --allow-mismatch'
     )
     with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
         load(resnet(conv=dict(type='WSConv2d'), norm=BCN), theirs)
@@ -235,8 +235,8 @@ def test_openmmlabs_gn_ws_files_need_their_source_named(prefix):
     assert f'{prefix}layer1.0.gn1.weight' in theirs
     ours = resnet(conv=dict(type='WSConv2d'), norm=norm)
     message = (
-        'the keys of this file (norm: GN) do not show where it comes from, and with it whether its filters were '
-        'trained with Weight Standardization: name its source, one of jhu-gn-ws, openmmlab-gn, timm-gn, bit'
+        'the keys of this file (norm: GN) do not show where it comes from, nor whether its filters were trained with '
+        'Weight Standardization: name its source, one of jhu-gn-ws, openmmlab-gn, timm-gn, bit'
     )
     with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
         load(ours, theirs)
@@ -310,7 +310,7 @@ def test_bit_filters_are_refused_where_norms_follow():
     assert set(names.values()) & set(canonical_names(ours.state_dict()).values()) == {'conv1.conv.weight'}
 
 
-def test_a_batch_norm_file_enters_a_bcn_model_on_request_alone():
+def test_a_batch_norm_file_enters_a_bcn_model_only_on_request():
     theirs = randomize_(torchvision.models.resnet18()).state_dict()
     ours = resnet(conv=dict(type='WSConv2d'), norm=BCN)
     with pytest.raises(ValueError, match=r'is bn, the model bcn-ws: 20 x conv plain .* WS .*; 20 x norm BN .* BCN'):
@@ -330,7 +330,7 @@ def test_less_than_nine_tenths_of_the_backbone_is_refused_with_a_table():
     with pytest.raises(ValueError, match='backbone') as refused:
         load(resnet(), theirs)
     assert str(refused.value).splitlines() == [
-        'only 89 % of the backbone would be loaded, at least 90 % are wanted:',
+        'only 89 % of the backbone would be loaded, at least 90 % are required:',
         'stage   matched  missing  misshapen  left over',
         'stem          5        0          1          0',
         'layer1       24        0          0          0',
@@ -348,14 +348,13 @@ def test_less_than_nine_tenths_of_the_backbone_is_refused_with_a_table():
 
 def test_sources_that_do_not_fit_the_file_are_refused():
     theirs = torchvision.models.resnet18().state_dict()
-    with pytest.raises(ValueError, match=r"^source='jhu-gn-ws' has GN, the file BN: it is from elsewhere$"):
+    text = "source='jhu-gn-ws' has GN, but the file has BN: name the source that wrote it"
+    with pytest.raises(ValueError, match=f'^{re.escape(text)}$'):
         load(resnet(norm=dict(type='GN', num_groups=32)), theirs, source='jhu-gn-ws')
-    with pytest.raises(
-        ValueError, match=r"^source='timm' is unknown: choose one of bcn-deeplab, bcn-imagenet, jhu-gn-ws"
-    ):
+    with pytest.raises(ValueError, match=r"^source='timm': one of bcn-deeplab, bcn-imagenet, jhu-gn-ws"):
         load(resnet(), theirs, source='timm')
     strange = {'0.weight': torch.zeros(3, 3, 3, 3), '1.running_mean': torch.zeros(3), '1.weight': torch.zeros(3)}
-    message = 'the checkpoint and the model have no layer in common: it has 0, 1, the model conv1'
+    message = 'the checkpoint and the model have no layer in common: the checkpoint has 0, 1, the model conv1'
     with pytest.raises(ValueError, match=f'^{message}'):
         load(resnet(), strange, source='torchvision')
 
@@ -399,7 +398,7 @@ def test_shortcuts_behind_a_pool_are_convolution_and_norm():
     assert list(names.values()) == ['layer2.0.downsample.conv.weight', 'layer2.0.downsample.norm.weight']
 
 
-def test_joining_halves_leaves_other_files_alone():
+def test_joining_halves_does_not_change_other_files():
     state = torchvision.models.resnet18().state_dict()
     assert join_norm_halves(state).keys() == state.keys()
     assert match(state, state).state.keys() == state.keys()

@@ -1,4 +1,4 @@
-"""Conversion: which layers are replaced, what goes over, what is left out, and what is refused."""
+"""Conversion: which layers are replaced, what is carried over, what is left out, and what is rejected."""
 
 import re
 from collections import Counter
@@ -58,7 +58,7 @@ MODELS_BY_NAME = {
 
 
 def run(model, x):
-    """A function that runs all of a model, also the auxiliary head that only the loss of mmseg uses."""
+    """A function that runs the whole model, including the auxiliary head that only mmseg's loss uses."""
 
     def forward():
         out = model(x)
@@ -75,7 +75,7 @@ def run(model, x):
     + [(name, policy) for name in MODELS_BY_NAME if name != 'r3d_18' for policy in ('syncbn', 'gn', 'bcn-ws')],
 )
 def test_every_norm_and_every_normalised_convolution_of_real_models(name, policy):
-    """On the meta device, which says all about the structure and costs nothing."""
+    """On the meta device, which has the full structure and costs nothing."""
     build, shape, classifiers, pairs = MODELS_BY_NAME[name]
     with torch.device('meta'):
         model, x = build(), torch.empty(shape)
@@ -132,7 +132,7 @@ def small(norm=None, conv=nn.Conv2d):
 
 
 def trained(norm):
-    """`norm` with values that are not those it is made with."""
+    """`norm` with values other than its initial ones."""
     with torch.no_grad():
         for tensor in (*norm.parameters(), *norm.buffers()):
             if tensor.is_floating_point():
@@ -154,10 +154,10 @@ def test_the_report_is_plain_data_and_reads_well():
         'converted to bcn-ws; norms after convolutions: from the order of modules',
         '  1 BN -> BCN(4)',
         '  1 Conv2d -> WSConv2d',
-        '  0 kept: they are what the policy wants',
-        '  left out: 5: keeps running statistics, but is no norm known here',
-        '  left out: 3: no norm follows: no norm of as many channels is the next module',
-        '  left out: 4: no policy concerns a LayerNorm',
+        '  0 kept: they conform to the policy',
+        '  left out: 5: keeps running statistics, but is not a known norm',
+        '  left out: 3: no norm follows: the next module is not a norm with as many channels',
+        '  left out: 4: no policy applies to LayerNorm',
     ]
 
 
@@ -267,7 +267,7 @@ def test_norms_without_affine_or_statistics(policy):
 )
 @pytest.mark.parametrize('policy', ['bn-ws', 'bcn-ws'])
 def test_the_norm_absorbs_the_scale_of_filters_without_mean(conv, policy):
-    """With filter means, which nothing can absorb, the outputs differ."""
+    """With filter means, which nothing absorbs, the outputs would differ."""
     transposed = isinstance(conv, nn.ConvTranspose2d)
     with torch.no_grad():
         conv.weight.mul_(torch.rand(conv.weight.shape[0], 1, 1, 1) * 20)
@@ -283,12 +283,12 @@ def test_the_norm_absorbs_the_scale_of_filters_without_mean(conv, policy):
     torch.testing.assert_close(model(X), expected, rtol=1e-4, atol=1e-4)
     assert model[0].weight is conv.weight
     assert model[0].bias is conv.bias
-    note = 'filter scales handed to the running statistics, filter means lost: train on, or calibrate'
+    note = 'filter scales moved into the running statistics, filter means lost: continue training, or calibrate'
     assert done.changed['0'].note == note
     assert f'  1 replaced, {note}' in str(done)
 
 
-def test_statistics_that_two_convolutions_share_start_anew():
+def test_statistics_that_two_convolutions_share_are_reset():
     class Shared(nn.Module):
         def __init__(self):
             super().__init__()
@@ -302,7 +302,7 @@ def test_statistics_that_two_convolutions_share_start_anew():
     assert count_convs(model) == Counter({'WS': 2})
     assert model.norm.running_mean.eq(0).all()
     assert model.norm.num_batches_tracked == 0
-    assert done.changed['a'].note == 'running statistics after shared filters started anew: train on, or calibrate'
+    assert done.changed['a'].note == 'running statistics after shared filters reset: continue training, or calibrate'
 
 
 def test_a_constant_filter_has_no_scale_to_hand_over():
@@ -334,7 +334,7 @@ def test_the_variant_is_the_one_asked_for():
     gained = small()
     convert(gained, 'bn-ws', gain='fan_in')
     assert {conv.gain for conv in gained.modules() if isinstance(conv, WSConv2d)} == {'fan_in'}
-    with pytest.raises(ValueError, match="variant='wsa' is no Weight Standardization variant"):
+    with pytest.raises(ValueError, match="variant='wsa': one of jhu"):
         convert(small(), 'bn-ws', variant='wsa')
 
 
@@ -353,7 +353,7 @@ def test_geometry_of_convolutions_goes_over():
 # Where WS does not belong.
 
 
-def test_ws_is_on_convolutions_with_a_norm_alone():
+def test_ws_is_only_on_convolutions_with_a_norm():
     class Net(nn.Module):
         """A residual add before the norm, a depthwise 1x1, and a classifier."""
 
@@ -379,7 +379,7 @@ def test_ws_is_on_convolutions_with_a_norm_alone():
         'classifier': 'no norm follows: its output leaves the model',
         'unused': 'no norm follows: it did not run in the traced forward',
     }
-    # Without an example the order of modules is believed, and it does not show the residual add.
+    # Without an example the order of modules decides, which does not show the residual add.
     assert 'conv' in convert(Net(), 'gn-ws', num_groups=4).changed
 
 
@@ -402,15 +402,15 @@ def test_the_filter_says_what_may_change():
     model = nn.ModuleDict({'backbone': small(), 'head': small()})
     done = convert(model, 'gn-ws', filter=lambda name, module: not name.startswith('head'), num_groups=4)
     assert set(done.changed) == {'backbone.0', 'backbone.1'}
-    assert done.left_out['head.1'] == 'the filter leaves it out'
-    assert 'left out: head.0, head.1: the filter leaves it out' in str(done)
+    assert done.left_out['head.1'] == 'excluded by the filter'
+    assert 'left out: head.0, head.1: excluded by the filter' in str(done)
 
 
 @pytest.mark.parametrize(
     ('layer', 'reason'),
     [
-        (lambda: timm.layers.Conv2dSame(4, 8, 3), 'Conv2dSame has a forward of its own'),
-        (lambda: weight_norm(nn.Conv2d(4, 8, 3)), 'the weight of Conv2d is made by a hook'),
+        (lambda: timm.layers.Conv2dSame(4, 8, 3), 'Conv2dSame has its own forward'),
+        (lambda: weight_norm(nn.Conv2d(4, 8, 3)), 'a hook computes the weight of Conv2d'),
         (lambda: parametrizations.weight_norm(nn.Conv2d(4, 8, 3)), 'ParametrizedConv2d is parametrized'),
     ],
 )
@@ -426,7 +426,7 @@ def test_convolutions_that_do_something_of_their_own_stay(layer, reason):
 def test_weight_standardization_of_others_is_what_a_policy_wants_or_stays():
     model = nn.Sequential(ConvWS2d(4, 8, 3), nn.GroupNorm(4, 8))
     assert convert(model, 'gn-ws').kept == ('0', '1')
-    assert convert(model, 'gn').left_out == {'0': 'ConvWS2d has a forward of its own'}
+    assert convert(model, 'gn').left_out == {'0': 'ConvWS2d has its own forward'}
 
 
 def test_norms_that_do_something_of_their_own_stay():
@@ -442,19 +442,19 @@ def test_norms_that_do_something_of_their_own_stay():
     done = convert(model, 'gn')
     assert done.changed == {}
     assert done.left_out == {
-        '0': 'BatchNormAct2d has a forward of its own',
-        '1': 'BatchNorm2d has a forward of its own',
-        '2': 'hooks on the state of BatchNorm2d expect its own keys',
-        '3': 'no policy concerns a InstanceNorm2d',
+        '0': 'BatchNormAct2d has its own forward',
+        '1': 'BatchNorm2d has its own forward',
+        '2': 'BatchNorm2d has hooks on its state, which expect its keys',
+        '3': 'no policy applies to InstanceNorm2d',
         '4': 'LazyBatchNorm2d has no shape before its first forward',
-        '5': 'SyncBatchNorm synchronises within a process group of its own',
+        '5': 'SyncBatchNorm synchronises within its own process group',
     }
 
 
 # What every layer keeps.
 
 
-def test_a_module_that_stands_in_two_places_stays_one():
+def test_a_module_in_two_places_remains_one():
     conv, norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
     model = nn.ModuleDict({'a': nn.Sequential(conv, norm, conv, norm), 'b': nn.Sequential(conv, norm)})
     done = convert(model, 'gn-ws', num_groups=2, example=lambda: model['b'](model['a'](X)))
@@ -534,9 +534,9 @@ def test_groups_that_do_not_divide_are_refused_before_anything_changes():
     model = nn.Sequential(nn.Conv2d(4, 45, 3), nn.BatchNorm2d(45), nn.Conv2d(45, 64, 3), nn.BatchNorm2d(64))
     layers = list(model)
     message = (
-        'the groups do not divide the channels of 1 norms: `1`: num_groups=32 does not divide num_features=45: the '
-        'nearest values that do are 15 and 45. Give num_groups or channels_per_group that do, or fit_groups=True for '
-        'the largest divisor below'
+        'the groups do not divide the channels of 1 norms: `1`: num_groups=32: a divisor of num_features=45 is '
+        'expected, nearest: 15 and 45. Give num_groups or channels_per_group that fit, or fit_groups=True for the '
+        'largest divisor below'
     )
     with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
         convert(model, 'bcn-ws')
@@ -561,8 +561,8 @@ def test_batch_norm_gets_the_rank_of_its_input(rank, kind):
 
 def test_a_batch_norm_of_unknown_rank_is_refused():
     message = (
-        'which BatchNorm shall replace `0`, a GroupNorm, depends on the axes of its input, which are unknown: give an '
-        'example input, or leave it out by the filter'
+        'the BatchNorm that replaces `0`, a GroupNorm, depends on the number of axes of its input, which is unknown: '
+        'give an example input, or exclude the layer by filter'
     )
     with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
         convert(nn.Sequential(nn.GroupNorm(2, 4)), 'bn')
@@ -572,21 +572,21 @@ def test_a_batch_norm_of_unknown_rank_is_refused():
 def test_policies_have_the_names_of_the_recipes():
     assert get_policy('bcn-ws-backbone').ws_within == 'backbone'
     message = (
-        "norm policy 'bnc' is unknown: choose one of bn, syncbn, gn, gn-ws, bn-ws, bcn, bcn-ws, bcnsync-ws; -backbone "
-        'after one with ws confines WS to the backbone'
+        "norm policy 'bnc': one of bn, syncbn, gn, gn-ws, bn-ws, bcn, bcn-ws, bcnsync-ws is expected; the suffix "
+        '-backbone on one with ws limits WS to the backbone'
     )
     with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
         get_policy('bnc')
-    with pytest.raises(ValueError, match=r"^norm policy 'gn-backbone' is unknown"):
+    with pytest.raises(ValueError, match=r"^norm policy 'gn-backbone': one of "):
         convert(small(), 'gn-backbone')
 
 
 def test_models_without_a_place_for_another_layer_are_refused():
-    with pytest.raises(ValueError, match=r'^the model is a single BatchNorm2d, which has no place to put another one$'):
+    with pytest.raises(ValueError, match=r'^the model is a single BatchNorm2d: put it into a module to have it repla'):
         convert(nn.BatchNorm2d(4), 'gn')
     with pytest.raises(
-        ValueError, match=r'^the model is a DataParallel: convert what is inside, before it is wrapped$'
+        ValueError, match=r'^the model is a DataParallel: convert the inner model, before it is wrapped$'
     ):
         convert(nn.DataParallel(small()), 'gn')
-    with pytest.raises(ValueError, match=r'^the model is a OptimizedModule: convert what is inside'):
+    with pytest.raises(ValueError, match=r'^the model is a OptimizedModule: convert the inner model'):
         convert(torch.compile(small()), 'gn')

@@ -1,4 +1,4 @@
-"""Which checkpoints a model takes: six kinds of file, with and without a fingerprint, against each kind of model."""
+"""Which checkpoints fit a model: six kinds of file, with and without a fingerprint, against each kind of model."""
 
 import json
 import re
@@ -36,7 +36,7 @@ def networks():
 
 
 def expected_differences(file, model):
-    """What the layers of a file of one kind and a model of another differ in."""
+    """Differences between the layers of a file of one kind and a model of another."""
     (norm, _, ws), (our_norm, _, our_ws) = file.partition('-'), model.partition('-')
     lines = []
     if ws != our_ws:
@@ -108,7 +108,7 @@ def test_settings_that_change_the_function_are_differences(kind, changed, differ
         ('bn', {'norm': {'type': 'SyncBN'}}),
     ],
 )
-def test_settings_of_training_alone_are_none(kind, changed, networks):
+def test_settings_that_only_affect_training_are_no_differences(kind, changed, networks):
     theirs = fingerprint(resnet(kind, **changed))
     assert compare(theirs, fingerprint(networks[kind])) == ('match', kind, kind, [])
     assert theirs != fingerprint(networks[kind]) or changed == {'norm': {'type': 'SyncBN'}}
@@ -137,7 +137,7 @@ def test_a_fingerprint_says_all_settings():
 
 
 def test_a_file_from_before_there_were_gains_has_none(networks):
-    """That is what its fingerprint looks like, and what the importer says of the authors' files."""
+    """Such is its fingerprint, and the importer's fingerprint of the authors' files."""
     theirs, with_gain = fingerprint(networks['gn-ws']), fingerprint(resnet('gn-ws', conv={'gain': 'fan_in'}))
     assert 'gain' not in theirs['conv1']
     (line,) = compare(theirs, with_gain).differences
@@ -152,6 +152,9 @@ def test_backbone_and_whole_model_are_compared_over_what_they_share(networks):
 
 
 def test_nothing_in_common_is_refused(networks):
-    message = 'the checkpoint and the model have no layer in common: it has none, the model conv1.conv, conv1.norm, '
+    message = (
+        'the checkpoint and the model have no layer in common: the checkpoint has none, the model conv1.conv, '
+        'conv1.norm, '
+    )
     with pytest.raises(ValueError, match=f'^{re.escape(message)}'):
         compare(fingerprint_of_state({'fc.weight': torch.zeros(2, 2)}), fingerprint(networks['gn']))

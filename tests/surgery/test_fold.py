@@ -1,4 +1,4 @@
-"""Folding: equal outputs from torch's own layers alone, whatever stands around them, and no training afterwards."""
+"""Folding: equal outputs from only torch's own layers, in any surrounding, and no training afterwards."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from torchvision.models.video import r3d_18
 
 from wsbcn_mm import layers
 from wsbcn_mm.layers import BatchChannelNorm, WSConv1d, WSConv2d, WSConv3d
-from wsbcn_mm.ops.weight_standardization import VARIANTS
+from wsbcn_mm.ops.ws.weight_standardization import VARIANTS
 from wsbcn_mm.surgery.fold import fold, largest_difference, require_folded
 from wsbcn_mm.surgery.kinds import count_convs, count_norms
 
@@ -29,7 +29,7 @@ def _seed():
 
 
 def trained(model):
-    """`model` with parameters and statistics as of a training that has moved every one of them."""
+    """`model` with parameters and statistics that all differ from their initial values."""
     for module in model.modules():
         if isinstance(module, BatchChannelNorm | nn.modules.batchnorm._BatchNorm | nn.GroupNorm):
             for name, parameter in module.named_parameters(recurse=False):
@@ -123,7 +123,7 @@ class PreActivation(nn.Module):
 
 
 class UsedTwice(nn.Module):
-    """The convolution's output goes on beside the norm."""
+    """The convolution's output also bypasses the norm."""
 
     def __init__(self):
         super().__init__()
@@ -189,7 +189,7 @@ def test_a_single_layer_folds(model):
     assert_folds(trained(model), image(2))
 
 
-def test_a_convolution_of_another_package_is_left_and_said():
+def test_a_convolution_of_another_package_is_left_and_reported():
     class Doubled(nn.Conv2d):
         def forward(self, x):
             return 2 * super().forward(x)
@@ -198,8 +198,8 @@ def test_a_convolution_of_another_package_is_left_and_said():
     x = image(2)
     folded, report = fold(model, x)
     assert report.left == ('0',)
-    assert report.separate == {'1': '0 before it is not understood: Doubled has a forward of its own'}
-    assert "0 left: its class is neither torch's nor of this package" in str(report)
+    assert report.separate == {'1': '0 before it cannot be replaced: Doubled has its own forward'}
+    assert '0 left: its class is neither from torch nor from this package' in str(report)
     with torch.no_grad():
         torch.testing.assert_close(folded(x), model.eval()(x))
 
@@ -226,7 +226,7 @@ def test_dtypes_are_kept(dtype):
 
 
 def test_a_wide_range_of_variances_folds_exactly():
-    """Variances from below eps to far above it: a fold with the wrong place for eps differs a lot."""
+    """Variances from below eps to far above it: a fold with eps in the wrong place would differ a lot."""
     model = trained(nn.Sequential(WSConv2d(4, 8, 3), BatchChannelNorm(8, 4, eps=1e-3)))
     model[1].running_var.copy_(torch.logspace(-7, 4, 8))
     model[1].running_mean.mul_(10)
@@ -235,7 +235,7 @@ def test_a_wide_range_of_variances_folds_exactly():
 
 
 def convert_(model, rank):
-    """Every convolution that a BatchNorm follows becomes a WS one, every BatchNorm a BCN."""
+    """Every convolution before a BatchNorm becomes a WS convolution, every BatchNorm a BCN."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, PLAIN[rank]):
@@ -282,7 +282,7 @@ def test_fusing_conv_and_bn_afterwards_is_exact(norm):
 
 def test_folded_models_refuse_to_train():
     folded, _ = fold(trained(nn.Sequential(WSConv2d(4, 4, 1), BatchChannelNorm(4, 2))), image(2))
-    message = r'^this model is folded for deployment and does not train: its filters would no longer be standardised\. '
+    message = r'^this model is folded for deployment and cannot be trained: its filters would no longer be standardi'
     with pytest.raises(RuntimeError, match=message):
         folded.train()(image(2))
     assert folded.eval()(image(2)).requires_grad is False
@@ -302,18 +302,18 @@ def test_what_the_example_does_not_reach_is_refused():
         def forward(self, x):
             return self.main(x)
 
-    with pytest.raises(ValueError, match=r'^1 BCN are not reached by the example input, `aux` first: fold the part '):
+    with pytest.raises(ValueError, match=r'^the example input does not reach 1 BCN \(the first: `aux`\): fold the pa'):
         fold(Auxiliary(), image(2))
 
 
 def test_more_axes_than_a_batch_norm_takes_are_refused():
-    with pytest.raises(ValueError, match=r'^BCN `0` receives inputs of \[6\] axes: 2 to 5, always the same, are '):
+    with pytest.raises(ValueError, match=r'^BCN `0` receives inputs of \[6\] axes: one number from 2 to 5 is expecte'):
         fold(nn.Sequential(BatchChannelNorm(4, 2)), torch.randn(1, 4, 2, 2, 2, 2))
 
 
 def test_a_difference_is_an_error():
     class Returned(nn.Module):
-        """The raw output of the convolution leaves the model, which no operation shows."""
+        """The raw output of the convolution leaves the model; no operation shows it."""
 
         def __init__(self):
             super().__init__()
@@ -323,7 +323,7 @@ def test_a_difference_is_an_error():
             y = self.conv(x)
             return y, self.norm(y)
 
-    with pytest.raises(RuntimeError, match=r'^the folded model differs from the original by \d\.\de[+-]\d+ where '):
+    with pytest.raises(RuntimeError, match=r'^the folded model differs from the original by \d\.\de[+-]\d+, with '):
         fold(trained(Returned()), image(2))
 
 

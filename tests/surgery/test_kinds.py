@@ -1,4 +1,4 @@
-"""Convolutions and norms are named and counted by kind, whoever made them."""
+"""Convolutions and norms of any package are classified and counted by kind."""
 
 from collections import Counter
 
@@ -14,7 +14,7 @@ from wsbcn_mm.surgery.kinds import conv_kind, count_convs, count_norms, norm_kin
 
 
 class OwnNorm(nn.Module):
-    """A norm of a user, with running statistics."""
+    """A user's norm with running statistics."""
 
     def __init__(self):
         super().__init__()
@@ -22,7 +22,7 @@ class OwnNorm(nn.Module):
 
 
 class FrozenNorm(nn.BatchNorm2d):
-    """A BatchNorm of a user."""
+    """A user's BatchNorm."""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Which norm follows which convolution, in forwards that are written in all the ways that models are."""
+"""Which norm follows which convolution, in forwards written in all common ways."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ X = torch.randn(2, 4, 6, 6)
 
 
 class Net(nn.Module):
-    """Two convolutions, two norms, and a forward that a test gives."""
+    """Two convolutions, two norms, and a forward given by the test."""
 
     def __init__(self, forward):
         super().__init__()
@@ -88,7 +88,7 @@ def test_an_in_place_activation_returns_the_same_tensor_and_still_breaks_the_pai
     assert seen.pairs == seen.norms_after == {}
 
 
-def test_an_output_that_is_used_twice_is_no_pair():
+def test_an_output_that_is_used_twice_makes_no_pair():
     def forward(m, x):
         out = m.conv(x)
         return m.norm(out) + out
@@ -105,7 +105,7 @@ def test_an_output_that_leaves_the_model_has_no_receiver():
     assert seen.norms_after == {}
 
 
-def test_looking_at_a_tensor_is_no_use_of_it():
+def test_reading_a_property_of_a_tensor_is_not_a_use():
     def forward(m, x):
         out = m.conv(x)
         assert out.shape == x.shape
@@ -122,7 +122,7 @@ def test_a_function_called_like_a_norm_is_not_taken_for_it():
     assert seen.norms_after == {}
 
 
-def test_one_convolution_with_a_norm_per_call_is_normalised_but_no_pair():
+def test_one_convolution_with_a_norm_per_call_is_normalised_but_makes_no_pair():
     """The shared heads of detectors: one convolution for all levels, a norm for each."""
     seen = see(lambda m, x: m.norm(m.conv(x)) + m.spare(m.conv(2 * x)))
     assert seen.norms_after == {'conv': ('norm', 'spare')}
@@ -135,7 +135,7 @@ def test_one_call_without_a_norm_is_enough_to_break_the_pair():
     assert seen.norms_after == {}
 
 
-def test_one_norm_after_two_convolutions_is_no_pair():
+def test_one_norm_after_two_convolutions_makes_no_pair():
     seen = see(lambda m, x: m.norm(m.conv(x)) + m.norm(m.other(x)))
     assert seen.norms_after == {'conv': ('norm',), 'other': ('norm',)}
     assert seen.sources == {'norm': ('conv', 'other')}
@@ -154,7 +154,7 @@ def test_our_layers_are_seen_as_torchs():
     assert trace(model.to('meta'), X.to('meta')).pairs == {'0': '1', '2': '3'}
 
 
-def test_a_model_is_left_as_it_was():
+def test_a_model_does_not_change():
     model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)))
     model.train()
     model[2].eval()
@@ -186,7 +186,7 @@ def test_a_function_may_run_the_parts_of_a_model():
         trace(model, lambda: X + 1)
 
 
-def test_the_next_training_forward_is_traced_once_and_learns_as_ever():
+def test_the_next_training_forward_is_traced_once_and_still_learns():
     model, seen = Net(lambda m, x: m.norm(m.conv(x))), []
     trace_next_forward(model, seen.append)
     model(X).sum().backward()
@@ -206,7 +206,7 @@ def test_a_next_forward_that_fails_calls_nothing():
     model, seen = Net(run), []
     model.fails = True
     trace_next_forward(model, seen.append)
-    other = model.register_forward_hook(lambda *_: None)  # whose turn would come after the tracer's
+    other = model.register_forward_hook(lambda *_: None)  # runs after the tracer's hook
     with pytest.raises(RuntimeError, match=r'^out of memory$'):
         model(X)
     assert torch.overrides._get_current_function_mode() is None

@@ -17,7 +17,7 @@ NORMS = {3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 
 def one_layer(kind: str, *, centred: bool = False) -> tuple[nn.Sequential, torch.Tensor]:
-    """A convolution and a BatchNorm, and inputs, in float64. Some channels are so weak that eps rules their norm."""
+    """A convolution, a BatchNorm and inputs in float64. Some channels are so weak that eps dominates their norm."""
     torch.manual_seed(0)
     build, shape = CONVS[kind]
     conv = build()
@@ -31,12 +31,12 @@ def one_layer(kind: str, *, centred: bool = False) -> tuple[nn.Sequential, torch
 
 
 def train_statistics(net: nn.Module, x: torch.Tensor) -> nn.Module:
-    """Let the norms see inputs, give them an affine of their own, and go into evaluation mode."""
+    """Train the norms' statistics on inputs, randomise their affine, and switch to evaluation mode."""
     norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.normal_(norm.bias)
-        norm.momentum = None  # an average over all batches, in which the 0/1 start has no part
+        norm.momentum = None  # an average over all batches, without the initial 0 and 1
     net.train()
     with torch.no_grad():
         for _ in range(6):
@@ -47,7 +47,7 @@ def train_statistics(net: nn.Module, x: torch.Tensor) -> nn.Module:
 
 
 class Branches(nn.Module):
-    """A residual network in small: norms one after the other and side by side, and a head that is new."""
+    """A small residual network: norms in a row and side by side, and a new head."""
 
     def __init__(self, conv=nn.Conv2d, norm=nn.BatchNorm2d) -> None:
         super().__init__()

@@ -47,7 +47,7 @@ def test_the_config_of_a_planned_run_is_printed_and_nothing_else_happens(tiny_da
 def test_a_batch_that_does_not_divide_stops_before_anything_is_built(tiny_data, tmp_path):
     asked = ('--work-dir', tmp_path / 'work', '--global-batch', 3, '--per-device', 2)
     with pytest.raises(
-        ValueError, match=r'^global batch 3 is no multiple of 1 device\(s\) x 2 = 2: the nearest are 2 and'
+        ValueError, match=r'^global batch 3 is not a multiple of 1 device\(s\) x 2 = 2: the nearest are 2 and'
     ):
         run_tool('train.py', recipe('video'), *asked, *options('video', tiny_data, 2))
     assert not (tmp_path / 'work').exists()

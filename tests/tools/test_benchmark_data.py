@@ -1,4 +1,4 @@
-"""The tool on the demo's recipes, with a worker."""
+"""tools/benchmark_data.py on the demo's recipes, with one worker."""
 
 import csv
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_every_stage_and_a_verdict(
     assert 'num_workers=1 on ' in report
 
 
-def test_numbers_out_of_range_end_it_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_out_of_range_are_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run_tool('benchmark_data.py', recipe('video'), '--samples', '0')
-    assert '--samples 0: more than 0 is needed' in capsys.readouterr().err
+    assert '--samples 0: a number above 0 is expected' in capsys.readouterr().err

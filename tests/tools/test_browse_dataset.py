@@ -1,4 +1,4 @@
-"""Sheets of the demo's data, and of small trees in the form of every real data set."""
+"""Sheets of the demo's data, and of small trees with the layout of every real dataset."""
 
 import json
 import re
@@ -57,7 +57,7 @@ def something_v2(root: Path) -> None:
 
 
 def sheets(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> list[np.ndarray]:
-    """The pictures of a run that names them."""
+    """Return the sheets that a run names in its output."""
     run_tool('browse_dataset.py', *arguments)
     files = [line for line in capsys.readouterr().out.splitlines() if line.endswith('.png')]
     return [np.asarray(Image.open(file)) for file in files]
@@ -84,7 +84,7 @@ def test_demo(task: str, tiny_data: Path, tmp_path: Path, capsys: pytest.Capture
 def test_what_is_drawn_is_what_the_files_have(
     tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The demo's scenes are neither cropped nor distorted, so that the enlarged pixels are the file's."""
+    """The demo's scenes are neither cropped nor distorted, so the enlarged pixels are the file's."""
     options = [f'val_dataloader.dataset.data_root={tiny_data}/seg/', 'val_dataloader.dataset.indices=1']
     (page,) = sheets(capsys, recipe('segmentation'), '--out', tmp_path, '--split', 'val', '--cfg-options', *options)
     (file, *_) = sorted((tiny_data / 'seg/leftImg8bit/val').rglob('*.png'))
@@ -115,11 +115,11 @@ def test_frames_of_a_test_are_drawn_as_they_are(
 @pytest.mark.parametrize(
     ('build', 'name'),
     [
-        (cityscapes, 'deeplabv3/deeplabv3_r50-d8_bcn-ws_8xb1-acc1-80k_cityscapes-769x769.py'),
-        (voc, 'deeplabv3/deeplabv3_r101-d16_bcn-ws_8xb2-acc1-33k_voc12aug-513x513.py'),
-        (kinetics, 'resnet3d/r3d-18_bcn-ws_8xb1-acc8-188k_kinetics400-16x4x1-112x112.py'),
-        (something_v1, 'resnet3d/slowonly-r50_bcn-ws_8xb1-acc8-67k_sthv1-8seg-224x224.py'),
-        (something_v2, 'resnet3d/slowonly-r50_bcn-ws_8xb1-acc8-132k_sthv2-8seg-224x224.py'),
+        (cityscapes, 'deeplabv3/deeplabv3_r50-d8_bcn-ws_1xb1-acc8-80k_cityscapes-769x769.py'),
+        (voc, 'deeplabv3/deeplabv3_r101-d16_bcn-ws_1xb1-acc16-33k_voc12aug-513x513.py'),
+        (kinetics, 'resnet3d/r3d-18_bcn-ws_1xb1-acc64-188k_kinetics400-16x4x1-112x112.py'),
+        (something_v1, 'resnet3d/slowonly-r50_bcn-ws_1xb1-acc64-67k_sthv1-8seg-224x224.py'),
+        (something_v2, 'resnet3d/slowonly-r50_bcn-ws_1xb1-acc64-132k_sthv2-8seg-224x224.py'),
     ],
 )
 def test_real_forms(build, name: str, split: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,16 +144,16 @@ def test_real_forms(build, name: str, split: str, tmp_path: Path, capsys: pytest
     ('name', 'text'),
     [
         (
-            'deeplabv3/deeplabv3_r50-d8_bcn-ws_8xb1-acc1-80k_cityscapes-769x769.py',
+            'deeplabv3/deeplabv3_r50-d8_bcn-ws_1xb1-acc8-80k_cityscapes-769x769.py',
             'FileNotFoundError: data/cityscapes/leftImg8bit/train does not exist; nearest existing folder: ., which is '
             'empty; ',
         ),
         (
-            'deeplabv3/deeplabv3_r101-d16_bcn-ws_8xb2-acc1-33k_voc12aug-513x513.py',
+            'deeplabv3/deeplabv3_r101-d16_bcn-ws_1xb1-acc16-33k_voc12aug-513x513.py',
             'FileNotFoundError: data/VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt does not exist; nearest ',
         ),
         (
-            'resnet3d/slowonly-r50_bcn-ws_8xb1-acc8-67k_sthv1-8seg-224x224.py',
+            'resnet3d/slowonly-r50_bcn-ws_1xb1-acc64-67k_sthv1-8seg-224x224.py',
             'FileNotFoundError: data/sthv1/something-something-v1-labels.csv does not exist; nearest existing folder: ',
         ),
         ('resnet3d/r3d-19.py', "FileNotFoundError: recipe '"),
@@ -161,7 +161,7 @@ def test_real_forms(build, name: str, split: str, tmp_path: Path, capsys: pytest
 )
 def test_missing_data_are_named_in_one_line(name: str, text: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match=f'^{re.escape(text)}[^\n]*docs/data.md has what each data set needs and wh'):
+    with pytest.raises(SystemExit, match=f'^{re.escape(text)}[^\n]*docs/data.md lists the files of each dataset and '):
         run_tool('browse_dataset.py', ROOT / 'configs' / name, '--out', tmp_path / 'sheets')
     assert not list(tmp_path.iterdir())
 

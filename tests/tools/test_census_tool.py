@@ -48,7 +48,7 @@ def test_input_shape_and_options_reach_the_census(capsys):
 
 
 def test_bad_arguments_are_refused_before_anything_is_built():
-    with pytest.raises(ValueError, match=r"^norm policy 'ws' is unknown"):
+    with pytest.raises(ValueError, match=r"^norm policy 'ws': one of "):
         run_tool('census.py', recipe('video'), '--expect', 'ws')
     with pytest.raises(FileNotFoundError, match=r"^checkpoint 'gone\.pth' does not exist$"):
         run_tool('census.py', recipe('video'), 'gone.pth')
@@ -67,10 +67,10 @@ def test_a_run_with_another_norm_and_the_census_of_its_checkpoint(tiny_data, tmp
     seen = '24 of 26 convolutions have a norm after them, seen in the forward pass, WS variant jhu'
     assert log.index('effective batch 1') < log.index(seen) < log.index('Iter(train)')
     assert 'statistics of 24 BCN: samples 1, positions 64 to 1024, values per group 256 to 2048, rate' in log
-    # In training its output is interpolated for the loss.
+    # In training the loss interpolates its output.
     assert 'left out: decode_head.conv_seg: no norm follows: its output goes to interpolate()' in log
 
-    # The folder has the config that ran: no switch is needed to look at it again.
+    # The folder has the config of the run, so --norm is not needed again.
     (config,) = tmp_path.glob('*.py')
     assert run_census(config, tmp_path / 'iter_2.pth', '--expect', 'bcn-ws') == 0
     assert re.search(r'backbone\.bn1 +BCN +16 +8 +1 +1024 +2048 +0\.1 +2 +0\.0001', capsys.readouterr().out)

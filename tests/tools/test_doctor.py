@@ -1,4 +1,4 @@
-"""tools/doctor.py where everything is there, and where nothing is."""
+"""tools/doctor.py in a complete environment and in an empty one."""
 
 import os
 import re
@@ -17,8 +17,8 @@ def test_a_whole_environment(capsys):
     assert capsys.readouterr().out.startswith(f'wsbcn_mm in {ROOT / "wsbcn_mm"}\nPython {sys.version.split()[0]}, ')
 
 
-def test_an_empty_environment_is_told_what_to_install(tmp_path):
-    """Python without its packages, but for what this one says that it needs."""
+def test_an_empty_environment_gets_the_command_to_install(tmp_path):
+    """Python without packages, except for the metadata of this one."""
     done = doctor_in(tmp_path)
     assert done.returncode == 1
     assert done.stderr == ('wsbcn_mm: not installed. To install it and what it needs:\n    python tools/set_up.py\n')

@@ -1,4 +1,4 @@
-"""tools/fold.py on a segmentation recipe, and its refusal of others."""
+"""tools/fold.py on a segmentation recipe, and its errors for others."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ CLASSES = ('background', 'digit 0', 'digit 1', 'digit 4')
 
 
 def checkpoint(file, classes):
-    """Weights as they are drawn, that say they were trained with these classes."""
+    """Write random weights whose metadata has these classes."""
     cfg = Config.fromfile(recipe('segmentation'))
     cfg.model.decode_head.update(bottleneck_kernel_size=3, image_pool_norm=True)
     with DefaultScope.overwrite_default_scope('mmseg'):
@@ -63,7 +63,7 @@ def test_a_checkpoint_of_other_classes_is_refused_without_the_data(tmp_path):
 def test_a_video_recipe_is_sent_to_the_other_tool(tmp_path):
     (tmp_path / 'trained.pth').touch()
     with pytest.raises(
-        ValueError, match=r': a recipe of segmentation is expected, as only mmseg has models to fold for; tools/export'
+        ValueError, match=r': a segmentation recipe is expected, because the files are for mmseg; tools/export\.py '
     ):
         run_tool('fold.py', recipe('video'), tmp_path / 'trained.pth', '--work-dir', tmp_path / 'work')
     assert not (tmp_path / 'work').exists()

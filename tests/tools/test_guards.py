@@ -1,4 +1,4 @@
-"""Runs of tools/train.py that a guard watches over."""
+"""Runs of tools/train.py with guards."""
 
 import re
 
@@ -41,7 +41,7 @@ def test_deterministic_runs_are_the_same_to_the_last_bit(task, tiny_data, tmp_pa
 
 
 def test_a_run_that_diverges_stops_and_names_iteration_clip_and_module(tiny_data, tmp_path):
-    """With a learning rate out of all reason the second loss is no number."""
+    """With an extreme learning rate the second loss is nan."""
     ask = options('video', tiny_data, 20, 'optim_wrapper.optimizer.lr=1e30', 'default_hooks.checkpoint.interval=20')
     with pytest.raises(RuntimeError) as error:
         run_tool('train.py', recipe('video', 'gn'), '--work-dir', tmp_path, *ask)
@@ -50,7 +50,7 @@ def test_a_run_that_diverges_stops_and_names_iteration_clip_and_module(tiny_data
     assert message in log
     assert type(error.value).__name__ == 'NonFiniteError'
     assert re.match(r'iteration \d+: loss_cls is nan\nsamples: \S+/videos/\d+\.mp4 \(sample \d+\)\n', message)
-    assert re.search(r'\nthe first module that gives out such values: (backbone|head)\.\S+, ', message)
+    assert re.search(r'\nthe first module with a non-finite output: (backbone|head)\.\S+, ', message)
     assert message.endswith('There is no checkpoint in its work_dir yet')
     assert not list(tmp_path.glob('*.pth'))
 
@@ -59,7 +59,7 @@ def test_a_run_out_of_memory_says_where_and_names_three_ways_in_order(tiny_data,
     original = ClipHead.forward
 
     def forward(self, features):
-        if isinstance(features, FakeTensor):  # the plan, which needs no memory
+        if isinstance(features, FakeTensor):  # the memory plan, which allocates nothing
             return original(self, features)
         raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
 
@@ -76,7 +76,7 @@ def test_a_run_out_of_memory_says_where_and_names_three_ways_in_order(tiny_data,
         '--amp bf16 --cfg-options activation_memory=full_checkpoint',
         '--cfg-options activation_memory=save_conv',
     ]
-    assert lines[8].startswith('All of them: python tools/plan_memory.py ')
+    assert lines[8].startswith('List all settings: python tools/plan_memory.py ')
 
 
 def test_a_test_out_of_memory_says_where_and_what_needs_less(tiny_data, tmp_path, monkeypatch):
@@ -91,6 +91,6 @@ def test_a_test_out_of_memory_says_where_and_what_needs_less(tiny_data, tmp_path
         run_tool('test.py', recipe('video'), tmp_path / 'iter_2.pth', '--work-dir', tmp_path / 'test', *ask)
     assert str(error.value).splitlines()[2:] == [
         'Out of memory in the test, forward pass of head.',
-        'An evaluation needs less with, in this order:',
+        'To reduce the memory of an evaluation, try in this order:',
         '  1. --cfg-options model.max_test_views=1: one view at a time',
     ]

@@ -1,4 +1,4 @@
-"""What torchrun's predecessor gives as an argument is understood in both of its spellings."""
+"""The argument of torchrun's predecessor is accepted in both of its spellings."""
 
 import runpy
 import sys

@@ -21,20 +21,20 @@ def test_the_plan_of_a_recipe_for_a_device(tmp_path, capsys):
     assert {fits for *_, fits in rows} == {'yes', 'no'}
     assert 'inputs: training 1 x 1 x 3 x 8 x 112 x 112, validation 1 x 1 x 3 x 8 x 112 x 112, test ' in printed
     assert 'the recipe fits, fastest with activation_memory=full_checkpoint\n' in printed
-    assert 'the fastest of all that fit: ' in printed
+    assert 'the fastest choice that fits: ' in printed
     assert (tmp_path / 'memory.png').read_bytes().startswith(b'\x89PNG')
 
 
 def test_bad_arguments_are_refused_before_anything_is_planned(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run_tool('plan_memory.py', recipe('video'), '--device-memory', '11')
-    assert "'11' is no size: a number and MB or GB is expected, as 11GB" in capsys.readouterr().err
+    assert "'11': a number with MB or GB is expected, such as 11GB" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run_tool('plan_memory.py', recipe('video'), '--device-memory', '512MB')
     assert '--reserve 1GB leaves nothing of --device-memory 0.5GB' in capsys.readouterr().err
     with pytest.raises(ValueError, match='--tta'):
         run_tool('plan_memory.py', recipe('video'), '--tta')
-    with pytest.raises(FileNotFoundError, match=r'gone/m\.png.: there is no such folder$'):
+    with pytest.raises(FileNotFoundError, match=r'gone/m\.png.: its folder does not exist$'):
         run_tool('plan_memory.py', recipe('video'), '--picture', tmp_path / 'gone' / 'm.png')
 
 
@@ -46,7 +46,5 @@ def test_sizes(text, mebibytes):
     size_in_bytes = runpy.run_path(str(ROOT / 'tools' / 'plan_memory.py'))['size_in_bytes']
     assert size_in_bytes(text) == mebibytes * 2**20
     for nonsense in (f'{text}s', f'-{text}', 'much', ''):
-        with pytest.raises(
-            argparse.ArgumentTypeError, match=r'is no size: a number and MB or GB is expected, as \d+GB$'
-        ):
+        with pytest.raises(argparse.ArgumentTypeError, match=r': a number with MB or GB is expected, such as \d+GB$'):
             size_in_bytes(nonsense)

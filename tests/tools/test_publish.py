@@ -1,4 +1,4 @@
-"""tools/publish.py on a checkpoint of a real run, and tools/test.py on what it published."""
+"""tools/publish.py on a checkpoint of a real run, and tools/test.py on the published files."""
 
 import json
 import re
@@ -57,7 +57,7 @@ def test_what_is_published_is_what_was_trained_and_evaluates_alike(trained, tiny
     evaluated = json.loads((tmp_path / 'test' / 'metrics.json').read_text())
     assert {name: evaluated[name] for name in card['metrics']} == pytest.approx(card['metrics'])
 
-    with pytest.raises(SystemExit, match=rf'^not published: {out}.safetensors exists already, and is not overwritten$'):
+    with pytest.raises(SystemExit, match=rf'^not published: {out}.safetensors already exists and is not overwritten$'):
         run_tool('publish.py', checkpoint, metrics, f'{out}.safetensors')
 
 

@@ -1,4 +1,4 @@
-"""tools/set_up.py keeps the torch that is there and stops where it cannot help; make sets up once."""
+"""tools/set_up.py keeps an installed torch and stops where it cannot help; make sets up once."""
 
 import importlib.util
 import os
@@ -50,7 +50,7 @@ def test_every_constraint_is_an_exact_version(set_up):
     assert {'torch', 'torchvision'} <= {line.split('==')[0] for line in pins}
 
 
-def test_an_old_python_is_told_so(set_up, monkeypatch, capsys):
+def test_an_old_python_is_rejected(set_up, monkeypatch, capsys):
     version = namedtuple('version', 'major minor micro')
     monkeypatch.setattr(set_up.sys, 'version_info', version(3, 8, 10))
     monkeypatch.setattr(set_up.subprocess, 'run', lambda *args, **kwargs: pytest.fail('nothing may be installed'))
@@ -59,7 +59,7 @@ def test_an_old_python_is_told_so(set_up, monkeypatch, capsys):
 
 
 def test_stock_packages_stop_the_set_up_even_where_nothing_imports(tmp_path):
-    """An environment without torch, in which mmengine is there but broken."""
+    """An environment without torch, with a broken mmengine."""
     (tmp_path / 'mmengine').mkdir()
     (tmp_path / 'mmengine' / '__init__.py').write_text('import torch\n')
     info = tmp_path / 'mmengine-0.10.7.dist-info'
@@ -75,7 +75,7 @@ def test_stock_packages_stop_the_set_up_even_where_nothing_imports(tmp_path):
     assert done.stdout == ''
 
 
-def test_a_torch_that_is_too_old_is_told_before_anything_is_installed(tmp_path):
+def test_an_old_torch_is_rejected_before_anything_is_installed(tmp_path):
     info = tmp_path / 'torch-2.9.1.dist-info'
     info.mkdir()
     (info / 'METADATA').write_text('Metadata-Version: 2.1\nName: torch\nVersion: 2.9.1+cu126\n')
@@ -85,7 +85,7 @@ def test_a_torch_that_is_too_old_is_told_before_anything_is_installed(tmp_path):
     )
     assert (done.returncode, done.stdout) == (1, '')
     assert done.stderr == (
-        'wsbcn_mm: there is torch 2.9.1+cu126, and torch>=2.11 is needed:\n'
+        'wsbcn_mm: torch 2.9.1+cu126 is installed, torch>=2.11 is needed:\n'
         '    pip install --upgrade torch torchvision\n'
     )
 
@@ -99,7 +99,7 @@ def test_where_pip_fails_its_reason_is_the_last_word(set_up, monkeypatch, capsys
 
 
 def make(target, environment):
-    """The commands make would run, asked by a newcomer: without the flags of a make that runs these tests."""
+    """Return the commands that make would run, without the flags of a make that runs these tests."""
     command = ['make', '--dry-run', '--no-print-directory', target, f'ENV={environment}']
     ours = {name: value for name, value in os.environ.items() if name not in ('MAKEFLAGS', 'MFLAGS', 'MAKELEVEL')}
     done = subprocess.run(command, cwd=ROOT, env=ours, capture_output=True, text=True, timeout=30)

@@ -1,4 +1,4 @@
-"""The shell scripts hand on what they were given, to torchrun or srun, and say how to use them."""
+"""The shell scripts pass their arguments to torchrun or srun, and print their usage."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def run(script, *arguments, folder=TOOLS.parent, **environment):
 
 
 def fake(folder, name, code=0):
-    """A command that prints its arguments, one in a line, and two variables."""
+    """A command that prints its arguments, one per line, and two variables."""
     path = folder / name
     path.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" "PYTHONPATH=$PYTHONPATH" "OMP=$OMP_NUM_THREADS"\nexit {code}\n')
     path.chmod(0o755)
@@ -32,7 +32,7 @@ def fake(folder, name, code=0):
 
 
 def started(done):
-    """Arguments a fake command was started with; its PYTHONPATH must lead to the repository."""
+    """Return the arguments of a fake command; its PYTHONPATH must lead to the repository."""
     *arguments, path, threads = done.stdout.splitlines()
     first = path.removeprefix('PYTHONPATH=').split(':')[0]
     assert (TOOLS.parent / first).resolve() == TOOLS.parent
@@ -57,7 +57,7 @@ def test_too_few_arguments_print_the_usage_and_exit_with_2(script):
         ('dist_test.sh', ['a b.py', 'c.pth', '2'], ['test.py', 'a b.py', 'c.pth']),
     ],
 )
-def test_one_machine_starts_a_torchrun_of_its_own_port(script, given, handed_on, tmp_path):
+def test_one_machine_starts_a_torchrun_on_its_own_port(script, given, handed_on, tmp_path):
     done = run(script, *given, '--cfg-options', 'x="a b"', PYTHON=str(fake(tmp_path, 'python')))
     assert done.returncode == 0, done.stderr
     arguments, threads = started(done)
@@ -68,7 +68,7 @@ def test_one_machine_starts_a_torchrun_of_its_own_port(script, given, handed_on,
     assert threads == '1'
 
 
-def test_several_machines_meet_where_they_are_told(tmp_path):
+def test_several_machines_meet_at_the_given_address(tmp_path):
     where = dict(NNODES='2', NODE_RANK='1', MASTER_ADDR='10.0.0.1', PYTHON=str(fake(tmp_path, 'python')))
     arguments, threads = started(run('dist_train.sh', 'a.py', '8', OMP_NUM_THREADS='4', **where))
     meeting = ['--nnodes', '2', '--node_rank', '1', '--master_addr', '10.0.0.1', '--master_port', '29500']

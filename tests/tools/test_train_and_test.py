@@ -1,4 +1,4 @@
-"""tools/train.py and tools/test.py on a few scenes and clips: train, evaluate, draw, continue, refuse."""
+"""tools/train.py and tools/test.py on a few scenes and clips: train, evaluate, draw, resume, reject."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from projects.micro_batch_demo.run import CLIPS, SCENES
+from projects.toy_data.data import CLIPS, SCENES
 from tests.tools.tiny_runs import METRIC, ROOT, iterations_in, logs, options, recipe, run_tool
 from wsbcn_mm.engine.checkpoint.guards import class_list
 
@@ -90,7 +90,7 @@ def test_a_checkpoint_of_another_norm_is_neither_evaluated_nor_resumed(trained, 
 
 
 def test_a_resumed_run_is_the_run_that_was_never_stopped(trained, tiny_data, tmp_path):
-    """Segmentation continues from a file in another folder, video from the last one of its own."""
+    """Segmentation resumes from a file in another folder, video from the last one in its own."""
     task, straight = trained
     first = tmp_path / 'first'
     run_tool('train.py', recipe(task), '--work-dir', first, *options(task, tiny_data, 2))
@@ -132,7 +132,7 @@ def test_format_only_writes_label_files_and_evaluates_nothing(trained, tiny_data
 
 
 def test_a_checkpoint_of_other_classes_is_refused(trained, tiny_data, tmp_path):
-    """The classes of the saved list change places, as if the run had had another order."""
+    """Two classes of the saved list are swapped, as if the run had used another order."""
     task, work_dir = trained
     content = checkpoint(work_dir / 'iter_4.pth')
     names = list(content['meta']['dataset_meta']['classes'])
@@ -144,15 +144,15 @@ def test_a_checkpoint_of_other_classes_is_refused(trained, tiny_data, tmp_path):
     torch.save(content, other)
     differs = re.escape(f'class 0 is {names[1]!r} in the checkpoint and {names[0]!r} in the data. ')
     short = options(task, tiny_data, 2)
-    with pytest.raises(ValueError, match=differs + 'If that is meant'):
+    with pytest.raises(ValueError, match=differs + 'If this is intended'):
         run_tool('test.py', recipe(task), other, '--work-dir', tmp_path / 'test', *short)
-    with pytest.raises(ValueError, match=differs + 'If that is meant'):
+    with pytest.raises(ValueError, match=differs + 'If this is intended'):
         run_tool('train.py', recipe(task), '--work-dir', tmp_path / 'load', *short, f'load_from={other}')
-    with pytest.raises(ValueError, match=differs + 'A run goes on with the list it began with'):
+    with pytest.raises(ValueError, match=differs + 'A resumed run must keep its list'):
         run_tool('train.py', recipe(task), '--resume', other, '--work-dir', tmp_path / 'resume', *short)
     meant = options(task, tiny_data, 2, 'allow_class_mismatch=True')
     run_tool('test.py', recipe(task), other, '--work-dir', tmp_path / 'meant', *meant)
-    assert 'Taken all the same (allow_class_mismatch=True)' in logs(tmp_path / 'meant')[0]
+    assert 'Loaded anyway (allow_class_mismatch=True)' in logs(tmp_path / 'meant')[0]
 
 
 @pytest.mark.parametrize('task', TASKS)

@@ -1,6 +1,6 @@
 """Two gloo processes on CPU train, continue and evaluate both tasks through the shell scripts, two jobs at a time.
 
-torchrun starts them, and srun those that continue, in the part that matters here: its variables, one task each.
+torchrun starts them. A fake srun starts those that continue: it sets Slurm's variables and starts one process per task.
 """
 
 import json
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 TASKS = ('segmentation', 'video')
 STATISTICS = {'segmentation': 'estimated', 'video': 'sync'}
-"""The video run has the authors' VOC setting: live statistics of both processes' batches."""
+"""The video run uses the authors' VOC setting: live statistics of both processes' batches."""
 
 SRUN = """#!/bin/bash
 until [ "$1" = "$PYTHON" ]; do [ "$1" = --ntasks ] && export SLURM_NTASKS=$2; shift; done
@@ -25,7 +25,7 @@ for ((rank = 0; rank < SLURM_NTASKS; rank++)); do SLURM_PROCID=$rank SLURM_LOCAL
 for task in "${tasks[@]}"; do wait "$task" || exit; done
 """
 JOBS = {'segmentation': '421', 'video': str(421 + 625)}
-"""The ports derived from these two are the same."""
+"""Both jobs have the same derived ports."""
 
 
 def settings(task, data, iterations):
@@ -35,9 +35,9 @@ def settings(task, data, iterations):
 
 @pytest.fixture(scope='module')
 def runs(tiny_data, tmp_path_factory):
-    """work_dir of each task after two iterations, two more that continue them, and an evaluation; what was printed.
+    """Return the work_dir of each task after two iterations, two resumed ones and an evaluation, and the outputs.
 
-    Every step starts the jobs of both tasks at once: they must find ports of their own.
+    Every step starts the jobs of both tasks at once: they must find different ports.
     """
     folders = {task: tmp_path_factory.mktemp(f'two_{task}') for task in TASKS}
     srun = tmp_path_factory.mktemp('slurm') / 'srun'
@@ -82,13 +82,13 @@ def runs(tiny_data, tmp_path_factory):
 
 
 @pytest.mark.parametrize('task', TASKS)
-def test_two_jobs_of_slurm_meet_each_on_its_own(task, runs):
+def test_two_slurm_jobs_meet_separately(task, runs):
     assert len({ports_of(dict(SLURM_JOB_ID=job))[0] for job in JOBS.values()}) == 1
     assert runs[2][task].count(f'srun: 2 processes of job {JOBS[task]}.0 meet on localhost') == 1
 
 
 @pytest.mark.parametrize('task', TASKS)
-def test_training_goes_on_where_it_stopped(task, runs):
+def test_training_continues_where_it_stopped(task, runs):
     folder = runs[0][task]
     first, second = logs(folder)
     assert iterations_in(first) == [1, 2]
@@ -124,7 +124,7 @@ def test_two_processes_evaluate_as_one_does(task, runs, tiny_data, tmp_path):
     assert two == one
     assert METRIC[task] in two
     assert one.get('acc/num_clips', 5) == 5
-    # The process of rank 0 alone reports, and draws its share.
+    # Only the process of rank 0 reports and draws its share.
     assert len(re.findall(rf'{METRIC[task]} {two[METRIC[task]]:.2f}.* -> .*metrics\.json', printed[task])) == 1
     drawn = {path.name.split('_', 1)[1] for path in (folder / 'pictures').glob('*.png')}
     assert 2 <= len(drawn) <= 3

@@ -1,4 +1,4 @@
-"""Runs of the tools on a few scenes and clips of the demo, in this process or through the shell scripts."""
+"""Run the tools on a few scenes and clips of the demo, in this process or through the shell scripts."""
 
 import itertools
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from projects.micro_batch_demo.run import find_recipe
+from projects.common.tiny_recipes import find_recipe
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = {'segmentation': 'seg', 'video': 'video'}
@@ -23,7 +23,7 @@ def recipe(task: str, norm: str = 'bcn-ws') -> str:
 
 
 def options(task: str, data: Path, iterations: int, *more: str) -> list[str]:
-    """Command-line options that shorten a recipe: a checkpoint every 2 iterations, a log line for each."""
+    """Return command-line options that shorten a recipe: a checkpoint every 2 iterations, a log line for each."""
     root = f'{data / FOLDERS[task]}/'
     changed = [f'{part}_dataloader.dataset.data_root={root}' for part in ('train', 'val', 'test')]
     changed += [f'train_cfg.max_iters={iterations}', f'train_cfg.val_interval={iterations}']
@@ -33,9 +33,9 @@ def options(task: str, data: Path, iterations: int, *more: str) -> list[str]:
 
 
 def run_tool(name: str, *arguments: str | Path) -> None:
-    """`python tools/<name> <arguments>`, in this process: importing everything takes longer than the run.
+    """Run `python tools/<name> <arguments>` in this process: importing everything takes longer than the run.
 
-    mmengine's loggers are known by experiment and second, so every run needs a name of its own.
+    mmengine identifies loggers by experiment and second, so every run needs its own name.
     """
     named = [f'experiment_name=run{next(NUMBERS)}'] if '--cfg-options' in arguments else []
     with pytest.MonkeyPatch.context() as patch:
@@ -44,7 +44,7 @@ def run_tool(name: str, *arguments: str | Path) -> None:
 
 
 def start(script: str, *arguments: str | Path, **variables: str) -> subprocess.Popen:
-    """A shell script of tools/, begun, with these variables in its environment."""
+    """Start a shell script of tools/ with these variables in its environment."""
     command = ['bash', str(ROOT / 'tools' / script), *map(str, arguments)]
     environment = os.environ | dict(PYTHON=sys.executable, OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE') | variables
     return subprocess.Popen(
@@ -53,17 +53,17 @@ def start(script: str, *arguments: str | Path, **variables: str) -> subprocess.P
 
 
 def finish(child: subprocess.Popen) -> str:
-    """Output of a script that must succeed."""
+    """Return the output of a script that must succeed."""
     output, _ = child.communicate(timeout=240)
     assert child.returncode == 0, output[-3000:]
     return output
 
 
 def logs(work_dir: Path) -> list[str]:
-    """Texts of the logs in a work_dir, the oldest first."""
+    """Return the texts of the logs in a work_dir, the oldest first."""
     return [path.read_text() for path in sorted(work_dir.glob('*/*.log'))]
 
 
 def iterations_in(log: str) -> list[int]:
-    """Numbers of the training iterations that a log has."""
+    """Return the numbers of the training iterations in a log."""
     return [int(number) for number in re.findall(r'Iter\(train\) \[ *(\d+)/', log)]

@@ -13,7 +13,7 @@ BITS = 9
 
 
 def numbered_frame(number: int, height: int, width: int) -> np.ndarray:
-    """(H, W, 3) uint8 with ``number`` as black and white vertical bars, readable after any compression."""
+    """(H, W, 3) uint8 with `number` as black and white vertical bars, readable after any compression."""
     bits = [(number >> bit) & 1 for bit in range(BITS)]
     columns = np.array(bits)[np.arange(width) * BITS // width]
     return np.broadcast_to(np.where(columns, 235, 20).astype(np.uint8)[None, :, None], (height, width, 3)).copy()
@@ -44,7 +44,7 @@ def write_clip(
     make_frame=numbered_frame,
     durations=(1,),
 ) -> Path:
-    """A video whose k-th frame shows k, by default; frames last `durations` times 1 / rate seconds, in turn."""
+    """A video whose k-th frame shows k by default; frames last `durations` times 1 / rate seconds, in turn."""
     options = {'movflags': 'faststart'} if faststart else {}
     with av.open(str(path), 'w', options=options) as container:
         stream = container.add_stream(codec, rate=rate, options=codec_options or {})
@@ -70,7 +70,7 @@ def noisy_frame(number: int, height: int, width: int) -> np.ndarray:
 
 
 def write_sound(path: Path) -> Path:
-    """A file with a sound track and no pictures."""
+    """A file with a sound track but no video."""
     with av.open(str(path), 'w') as container:
         stream = container.add_stream('aac', rate=16000)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format='fltp', layout='mono')
@@ -81,7 +81,7 @@ def write_sound(path: Path) -> Path:
 
 
 def hide_the_end(source: Path, target: Path, shown: int, rate: int = 12) -> Path:
-    """Shorten the edit list of an MP4 to its first `shown` frames: its header goes on claiming all of them."""
+    """Shorten the edit list of an MP4 to its first `shown` frames; its header still claims all of them."""
     content = bytearray(source.read_bytes())
     edits, movie = content.index(b'elst'), content.index(b'mvhd')
     (timescale,) = struct.unpack_from('>I', content, movie + 16)
@@ -91,14 +91,14 @@ def hide_the_end(source: Path, target: Path, shown: int, rate: int = 12) -> Path
 
 
 def write_turned(path: Path, quarters: int, **options) -> Path:
-    """A clip stored `quarters` times 90 degrees counter-clockwise, and marked to be turned back when it is shown."""
+    """A clip stored rotated by `quarters` times 90 degrees counter-clockwise, and marked to be rotated back."""
 
     def stored(number, height, width):
         shape = (width, height) if quarters % 2 else (height, width)
         return np.ascontiguousarray(np.rot90(numbered_frame(number, *shape), quarters))
 
     content = bytearray(write_clip(path, make_frame=stored, **options).read_bytes())
-    # Track header: rows (a b u), (c d v), (x y w) of the matrix that turns the picture clockwise.
+    # Track header: rows (a b u), (c d v), (x y w) of the matrix that rotates the picture clockwise.
     cos, sin = [(1, 0), (0, 1), (-1, 0), (0, -1)][quarters]
     matrix = (cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, 0, 0, 1 << 30)
     struct.pack_into('>9i', content, content.index(b'tkhd') + 44, *matrix)
@@ -107,7 +107,7 @@ def write_turned(path: Path, quarters: int, **options) -> Path:
 
 
 def flip_bits(source: Path, target: Path, number: int) -> Path:
-    """Damage `number` bits of the second half of the pictures."""
+    """Flip `number` bits in the second half of the video data."""
     content = bytearray(source.read_bytes())
     generator = np.random.default_rng(0)
     for place in generator.integers(len(content) // 2, len(content), number):
@@ -117,7 +117,7 @@ def flip_bits(source: Path, target: Path, number: int) -> Path:
 
 
 def cut_without_encoding(source: Path, target: Path, hidden: int) -> Path:
-    """Copy the packets of a clip with times ``hidden`` frames earlier: an edit list hides the first frames."""
+    """Copy the packets of a clip with times `hidden` frames earlier: an edit list hides the first frames."""
     options = {'avoid_negative_ts': 'disabled', 'use_editlist': '1'}
     with av.open(str(source)) as old, av.open(str(target), 'w', options=options) as new:
         stream = old.streams.video[0]
@@ -133,7 +133,7 @@ def cut_without_encoding(source: Path, target: Path, hidden: int) -> Path:
 
 
 def write_frames(folder: Path, num_frames: int = 12, height: int = 48, width: int = 72, template='{:05d}.jpg') -> Path:
-    """A folder of JPEGs, numbered from 1 as in Something-Something v1; the first shows 0."""
+    """A folder of JPEGs, numbered from 1 as in Something-Something v1; the first one shows 0."""
     folder.mkdir(parents=True)
     for number in range(num_frames):
         image = torch.from_numpy(numbered_frame(number, height, width)).permute(2, 0, 1).contiguous()
@@ -142,7 +142,7 @@ def write_frames(folder: Path, num_frames: int = 12, height: int = 48, width: in
 
 
 def damaged_files(folder: Path) -> dict[str, Path]:
-    """Files that pretend to be videos."""
+    """Damaged files, and files that are not videos."""
     whole = write_clip(folder / 'whole.mp4', num_frames=120, gop=10, faststart=True).read_bytes()
     late_index = write_clip(folder / 'late.mp4', num_frames=120).read_bytes()
     damaged = {

@@ -1,4 +1,4 @@
-"""Kinetics and Something-Something as they are downloaded, with a few small clips."""
+"""Kinetics and Something-Something as downloaded, with a few small clips."""
 
 import functools
 import io
@@ -39,7 +39,7 @@ KINETICS = {
     'train': {'AAAAAAAAAAA': 'zumba', 'BBBBBBBBBBB': 'air drumming', 'CCCCCCCCCCC': 'zumba', 'DDDDDDDDDDD': 'tai chi'},
     'val': {'EEEEEEEEEEE': 'air drumming', '-_FFFFFFFF_': 'tai chi'},
 }
-"""The class of each YouTube id."""
+"""Class of each YouTube id."""
 
 
 def kinetics_name(youtube_id: str) -> str:
@@ -54,7 +54,7 @@ def write_kinetics_annotations(folder: Path) -> None:
 
 
 def kinetics_archives(root: Path) -> None:
-    """CVDF's download: D has left YouTube, C is damaged in its part and replaced, X is not annotated."""
+    """CVDF's download: D was removed from YouTube, C is damaged in its part and replaced, X is not annotated."""
     write_kinetics_annotations(root / 'annotations')
     clip = clip_bytes()
     train = {kinetics_name(name): clip for name in ('AAAAAAAAAAA', 'BBBBBBBBBBB', 'XXXXXXXXXXX')}
@@ -87,7 +87,7 @@ def write_something_lists(root: Path, version: str, names: str) -> None:
 
 
 def something_parts(root: Path, version: str, zipped: bool = False) -> None:
-    """The download: an archive cut into three parts; lists as the label package of v2 has them, or v1's."""
+    """The download: an archive split into three parts, with lists as in the label package of v2, or v1's lists."""
     name = f'20bn-something-something-{version}'
     clips = [clip for listed in SOMETHING.values() for clip in listed]
     if version == 'v2':

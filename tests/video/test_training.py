@@ -1,4 +1,4 @@
-"""Recipes run as they are written, on real video files, with only widths, sizes and paths made small."""
+"""Recipes run unchanged on real video files, except for smaller widths and sizes, and other paths."""
 
 import json
 import re
@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from tests.video.clip_files import write_clip
+from wsbcn_mm.engine.recipe.batch_plan import plan_batch
 from wsbcn_mm.engine.recipe.tree import dicts_in
 from wsbcn_mm.layers import BatchChannelNorm
 from wsbcn_mm.surgery.fingerprint import fingerprint
@@ -50,8 +51,10 @@ def write_something(root: Path) -> None:
         (root / f'something-something-v2-{part}.json').write_text(json.dumps(clips))
 
 
-def small(recipe: str, root: Path, steps: int) -> Config:
+def small(recipe: str, root: Path, steps: int, per_device: int) -> Config:
+    """The recipe as eight devices train it."""
     cfg = Config.fromfile(RECIPES / f'{recipe}.py')
+    plan_batch(cfg, 8, per_device=per_device)
     accumulation = cfg.optim_wrapper.accumulative_counts
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         loader.num_workers = 0
@@ -76,7 +79,7 @@ def small(recipe: str, root: Path, steps: int) -> Config:
 
 
 def save_2d_backbone(cfg: Config, path: Path) -> str:
-    """A 2D ResNet's file as ImageNet training leaves it: the recipe's network without temporal kernels."""
+    """A 2D ResNet's checkpoint as from ImageNet training: the recipe's network without temporal kernels."""
     arguments = {k: v for k, v in cfg.model.backbone.items() if k not in ('type', 'init_cfg')}
     net = ResNet3d(**(arguments | {'conv1_kernel': (1, 7, 7), 'inflate': (0, 0, 0, 0)}))
     state = {}
@@ -103,16 +106,16 @@ def check_rates_and_decay(runner: Runner, something: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ('recipe', 'views'),
+    ('recipe', 'per_device', 'views'),
     [
-        ('r3d-18_bcn-ws_8xb2-acc4-188k_kinetics400-16x4x1-112x112', 30),
-        ('r2plus1d-18_gn-ws_8xb1-acc8-188k_kinetics400-16x4x1-112x112', 30),
-        ('slowonly-r50_bcn-ws_8xb1-acc8-132k_sthv2-8seg-224x224', 6),
+        ('r3d-18_bcn-ws_1xb1-acc64-188k_kinetics400-16x4x1-112x112', 2, 30),
+        ('r2plus1d-18_gn-ws_1xb1-acc64-188k_kinetics400-16x4x1-112x112', 1, 30),
+        ('slowonly-r50_bcn-ws_1xb1-acc64-132k_sthv2-8seg-224x224', 1, 6),
     ],
 )
-def test_a_recipe_trains_validates_saves_and_tests(recipe, views, tmp_path):
+def test_a_recipe_trains_validates_saves_and_tests(recipe, per_device, views, tmp_path):
     write_kinetics(tmp_path) if 'kinetics' in recipe else write_something(tmp_path)
-    cfg = small(recipe, tmp_path, steps=2)
+    cfg = small(recipe, tmp_path, steps=2, per_device=per_device)
     if cfg.model.backbone.get('init_cfg'):
         cfg.model.backbone.init_cfg.checkpoint = save_2d_backbone(cfg, tmp_path / '2d.pth')
     runner = Runner.from_cfg(cfg)

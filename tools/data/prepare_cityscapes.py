@@ -1,8 +1,9 @@
 """Prepare and check Cityscapes: python tools/data/prepare_cityscapes.py data/cityscapes
 
-The folder holds the downloads, leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip, or what was unpacked of them.
-Unpacks, pairs images with labels, counts them and all label values, and writes manifest.json there. May be run again at
-any time. Exits with 1 if something is missing or wrong.
+The folder has the downloads, leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip, or their unpacked contents. The
+archives are unpacked, images are paired with labels, and images and label values are counted. The results are written
+to manifest.json in the folder. The command can be repeated at any time. The exit code is 1 if anything is missing or
+wrong.
 """
 
 import argparse

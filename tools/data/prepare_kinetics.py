@@ -1,9 +1,10 @@
 """Prepare and check Kinetics-400: python tools/data/prepare_kinetics.py data/kinetics400
 
-The folder holds CVDF's download (train/part_*.tar.gz, val/..., annotations/train.csv and val.csv, or what was unpacked
-of it), or a folder of videos for each class below videos_train/ and videos_val/, or mmaction2's lists and their videos.
-Unpacks, writes class list and lists where there are none, decodes every video to its end, and writes manifest.csv.
-May be run again at any time, and goes on where it was interrupted. Exits with 1 if something is missing or wrong.
+The folder has CVDF's download (train/part_*.tar.gz, val/..., annotations/train.csv and val.csv, or its unpacked
+contents), or a folder of videos for each class below videos_train/ and videos_val/, or mmaction2's lists and their
+videos. The archives are unpacked, missing lists and class list are written, every video is decoded completely, and
+manifest.csv is written. The command can be repeated at any time, and continues where it was interrupted. The exit code
+is 1 if anything is missing or wrong.
 """
 
 import argparse
@@ -18,8 +19,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         'root', nargs='?', type=Path, default=Path('data/kinetics400'), help='default: data/kinetics400'
     )
-    parser.add_argument('--processes', type=int, default=os.cpu_count() or 1, help='videos decoded at a time')
-    parser.add_argument('--deadline', type=float, default=60, help='seconds for a video (default: 60)')
+    parser.add_argument('--processes', type=int, default=os.cpu_count() or 1, help='videos decoded at the same time')
+    parser.add_argument('--deadline', type=float, default=60, help='seconds per video (default: 60)')
     return parser.parse_args()
 
 

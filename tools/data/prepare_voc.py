@@ -1,8 +1,9 @@
 """Prepare and check Pascal VOC 2012 with the labels of SBD: python tools/data/prepare_voc.py data
 
-The folder holds the downloads, VOCtrainval_11-May-2012.tar and benchmark.tgz, or what was unpacked of them (VOCdevkit/,
-benchmark_RELEASE/). Unpacks, converts SBD's .mat files to PNG, counts images and all label values, and writes
-VOCdevkit/VOC2012/manifest.json. May be run again at any time. Exits with 1 if something is missing or wrong.
+The folder has the downloads, VOCtrainval_11-May-2012.tar and benchmark.tgz, or their unpacked contents (VOCdevkit/,
+benchmark_RELEASE/). The archives are unpacked, SBD's .mat files are converted to PNG, images and label values are
+counted, and VOCdevkit/VOC2012/manifest.json is written. The command can be repeated at any time. The exit code is 1 if
+anything is missing or wrong.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Measure what training does to a model. It needs torch alone."""
+"""Measure what training does to a model. Needs only torch."""
 
 from .activation_bytes import ActivationBytes, activation_bytes
 

@@ -1,4 +1,4 @@
-"""Count the bytes that a training step keeps for its backward pass, on any device, without its allocator."""
+"""Count the bytes that a training step keeps for its backward pass, on any device, independent of its allocator."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,20 +12,20 @@ class ActivationBytes(NamedTuple):
     """Bytes of tensor storage."""
 
     kept: int
-    """Alive between the forward and the backward pass."""
+    """Bytes alive between the forward and the backward pass."""
     peak: int
-    """The most alive at once in both, gradients of the parameters included."""
+    """Most bytes alive at once in both passes, including the gradients of the parameters."""
 
 
 def activation_bytes(forward: Callable[[], Tensor]) -> ActivationBytes:
-    """Run `forward` and the backward pass of what it returns, and count the storage they allocate.
+    """Run `forward` and the backward pass of its result, and count the storage that they allocate.
 
-    What counts is what `Allocations` records. `torch.autograd.graph.saved_tensors_hooks` would miss what checkpointing
-    keeps by itself.
+    `Allocations` defines what counts. `torch.autograd.graph.saved_tensors_hooks` would miss the tensors that
+    checkpointing keeps itself.
 
     Args:
-        forward: Gives a scalar loss, e.g. `lambda: model(x).sum()`. Run it once before, so that what a first call
-            creates once and for all does not count.
+        forward: Returns a scalar loss, e.g. `lambda: model(x).sum()`. Run it once before, so that tensors which only
+            the first call creates are not counted.
     """
     with Allocations() as counter:
         loss = forward()

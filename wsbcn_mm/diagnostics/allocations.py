@@ -1,4 +1,4 @@
-"""Record the storage that operations allocate, on any device and without its allocator."""
+"""Record the storage that operations allocate, on any device, independent of its allocator."""
 
 import weakref
 from collections.abc import Callable, Iterable
@@ -13,23 +13,23 @@ from torch.utils._pytree import tree_iter
 
 @dataclass(slots=True, eq=False)
 class Allocation:
-    """A storage, alive after the operations `born`, ..., `died` - 1."""
+    """A storage that is alive after the operations `born`, ..., `died` - 1."""
 
     nbytes: int
     kind: str
     born: int
     died: int | None = None
-    """None while it lives."""
+    """None while the storage is alive."""
 
 
 class Allocations(TorchDispatchMode):
-    """A context that records every storage that an operation returns, once, whatever views share it.
+    """Context manager that records every storage returned by an operation, once, however many views share it.
 
-    Storage that was there before (parameters, buffers, inputs) does not count unless adopted. Memory inside one
-    operation, such as a convolution's workspace, is invisible. Fake tensors are recorded like others.
+    Storage that existed before (parameters, buffers, inputs) does not count unless adopted. Memory inside one
+    operation, such as a convolution's workspace, is invisible. Fake tensors are recorded like real ones.
 
     Args:
-        kind: Gives the kind of what is born now, by default none.
+        kind: Returns the kind of a storage that is allocated now; by default the empty string.
     """
 
     def __init__(self, kind: Callable[[], str] = str) -> None:
@@ -37,27 +37,27 @@ class Allocations(TorchDispatchMode):
         self.kind = kind
         self.record: list[Allocation] = []
         self.operations = 0
-        """Operations so far."""
+        """Number of operations so far."""
         self.alive = 0
         """Bytes alive now."""
         self.peak = 0
-        """The most bytes alive at once."""
+        """Most bytes alive at once."""
         self._known: dict[int, tuple[weakref.ref[torch.UntypedStorage], Allocation | None]] = {}
 
     def adopt(self, tensors: Iterable[Tensor], kind: str) -> None:
-        """Count what was there before; a storage counts once, as the kind it was first adopted as."""
+        """Count storage that existed before; each storage counts once, with the kind of its first adoption."""
         for tensor in tensors:
             self._meet(tensor, kind)
         self.peak = max(self.peak, self.alive)
 
     def of(self, tensor: Tensor) -> Allocation | None:
-        """The entry of a tensor's storage, if it counts."""
+        """Return the entry of a tensor's storage, or None if it does not count."""
         known = self._known.get(id(tensor.untyped_storage()))
         return known[1] if known else None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func.namespace == 'profiler':  # marks that torch sets for its profiler
+        if func.namespace == 'profiler':  # markers of torch's profiler, which allocate nothing of the step
             return func(*args, **kwargs)
         for value in tree_iter((args, kwargs)):
             self._meet(value, None)

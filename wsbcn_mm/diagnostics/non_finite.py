@@ -1,4 +1,4 @@
-"""Where in a model infinities and nan begin."""
+"""Find the module where infinities and nan first appear."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,14 +13,14 @@ from .running_statistics import norms_with_statistics
 
 
 class Values(NamedTuple):
-    """What there is in one or more tensors.
+    """Summary of the values in one or more tensors.
 
     Attributes:
-        dtype: Of the first.
+        dtype: Dtype of the first tensor.
         total: Number of values.
-        bad: Of them, infinite or nan.
-        low: Least of the others; 0 if there are none.
-        high: Largest of the others; 0 if there are none.
+        bad: Number of infinite or nan values.
+        low: Smallest finite value; 0 if there is none.
+        high: Largest finite value; 0 if there is none.
     """
 
     dtype: str
@@ -37,7 +37,7 @@ class Values(NamedTuple):
 
 
 def measure(tensors: Iterable[Tensor]) -> Values | None:
-    """Values of all floating tensors among these; None if there are none."""
+    """Summarise the values of all floating-point tensors; None if there are none."""
     floating = [t.detach() for t in tensors if t.is_floating_point() and t.numel()]
     if not floating:
         return None
@@ -48,25 +48,25 @@ def measure(tensors: Iterable[Tensor]) -> Values | None:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Every tensor in nested tuples, lists and dicts."""
+    """Return every tensor in nested tuples, lists and dicts."""
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no value is infinite or nan; waits for the device once."""
+    """Return whether all values are finite; synchronises with the device once."""
     checks = [t.detach().isfinite().all() for t in tensors if t.is_floating_point() and t.numel()]
     return not checks or bool(torch.stack([check.to(checks[0].device) for check in checks]).all())
 
 
 class BadModule(NamedTuple):
-    """The first module that gave out something that is not finite.
+    """The first module with a non-finite output.
 
     Attributes:
-        name: In `model.named_modules()`.
+        name: Its name in `model.named_modules()`.
         module: Its repr.
-        inputs: What it took.
-        outputs: What it gave.
-        state: Its parameters and buffers, by name.
+        inputs: Values of its inputs.
+        outputs: Values of its outputs.
+        state: Values of its parameters and buffers, by name.
     """
 
     name: str
@@ -76,15 +76,15 @@ class BadModule(NamedTuple):
     state: dict[str, Values]
 
     def __str__(self) -> str:
-        said = dict(input=self.inputs or 'no numbers', output=self.outputs, **self.state)
-        lines = [f'  {name:12} {values}' for name, values in said.items()]
+        rows = dict(input=self.inputs or 'no numbers', output=self.outputs, **self.state)
+        lines = [f'  {name:12} {values}' for name, values in rows.items()]
         if self.inputs is not None and self.inputs.bad:
-            lines[0] += ': from an operation before it that is no module'
-        return '\n'.join([f'the first module that gives out such values: {self.name}, {self.module}', *lines])
+            lines[0] += ': from an operation before it, outside any module'
+        return '\n'.join([f'the first module with a non-finite output: {self.name}, {self.module}', *lines])
 
 
 class NormState:
-    """Copies of all that the forward passes of a model change: its buffers, and what BCN has pending."""
+    """Copy of the state that forward passes of a model change: its buffers, and the pending totals of BCN."""
 
     def __init__(self, model: nn.Module) -> None:
         pending = (m.pending_totals for m in model.modules() if isinstance(m, BatchChannelNorm))
@@ -93,14 +93,14 @@ class NormState:
 
     @torch.no_grad()
     def put_back(self) -> None:
-        """Make the state that of when this was made."""
+        """Restore the copied state."""
         for tensor, copy in zip(self._tensors, self._copies, strict=True):
             tensor.copy_(copy)
 
 
 @contextmanager
 def recording_first(model: nn.Module) -> Iterator[list[BadModule]]:
-    """Inside, note the first module without children whose output is not finite; the list has it, or nothing."""
+    """Record, in the yielded list, the first module without children that has a non-finite output."""
     found: list[BadModule] = []
     names = {module: name for name, module in model.named_modules() if not any(True for _ in module.children())}
 
@@ -123,10 +123,10 @@ def recording_first(model: nn.Module) -> Iterator[list[BadModule]]:
 
 
 def first_non_finite(model: nn.Module, run: Callable[[], object]) -> BadModule | None:
-    """Run a forward pass again, in the mode the model is in, and say which module is the first to go wrong.
+    """Repeat a forward pass in the model's current mode and return the first module with a non-finite output.
 
-    Nothing learns, and running statistics stay as they are. Random parts, such as dropout, draw other numbers than the
-    first time; None if everything is finite then.
+    Weights and running statistics do not change. Random layers, such as dropout, draw new numbers, so everything may be
+    finite this time; then the result is None.
     """
     before = NormState(model)
     try:
@@ -138,7 +138,7 @@ def first_non_finite(model: nn.Module, run: Callable[[], object]) -> BadModule |
 
 
 def state_that_is_not_finite(model: nn.Module) -> list[str]:
-    """Names of parameters and buffers with values that are infinite or nan."""
+    """Return the names of parameters and buffers that have infinite or nan values."""
     named = [*model.named_parameters(), *model.named_buffers()]
     if all_finite(tensor for _, tensor in named):
         return []
@@ -146,11 +146,11 @@ def state_that_is_not_finite(model: nn.Module) -> list[str]:
 
 
 def describe_norms(model: nn.Module) -> str:
-    """One line: the running statistics of all norms together, and the first that has others than numbers."""
+    """Describe in one line the running statistics of all norms together, and the first norm that is not finite."""
     norms = norms_with_statistics(model)
     if not norms:
         return 'norms with running statistics: none'
     bad = [name for name, norm in norms.items() if not all_finite([norm.running_mean, norm.running_var])]
     mean, var = (measure(getattr(norm, key) for norm in norms.values()) for key in ('running_mean', 'running_var'))
-    told = f'running_mean {mean}; running_var {var}'
-    return f'running statistics of {len(norms)} norms: {told}' + (f'; not finite in {bad[0]} first' if bad else '')
+    values = f'running_mean {mean}; running_var {var}'
+    return f'running statistics of {len(norms)} norms: {values}' + (f'; first not finite: {bad[0]}' if bad else '')

@@ -1,4 +1,4 @@
-"""Running statistics of a model's norms: read them, put them back, and measure what they should be."""
+"""Running statistics of a model's norms: read them, restore them, and measure their true values."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,10 +11,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers import BatchChannelNorm
 from ..ops.batch_norm import num_ranks
-from ..ops.bcn_reference import moments
+from ..ops.bcn.reference import moments
 
 Totals = dict[str, Tensor]
-"""Norm -> (3, C) in float64: number of values, their sum, their sum of squares."""
+"""Norm -> (3, C) float64: number of values, their sum, their sum of squares."""
 
 
 class NormStatistics(NamedTuple):
@@ -32,7 +32,7 @@ class NormStatistics(NamedTuple):
 
 
 def norms_with_statistics(model: nn.Module) -> dict[str, Any]:
-    """BatchNorm and BatchChannelNorm layers that keep running statistics, by name."""
+    """Return the BatchNorm and BatchChannelNorm layers that keep running statistics, by name."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -41,7 +41,7 @@ def norms_with_statistics(model: nn.Module) -> dict[str, Any]:
 
 
 def require_statistics(model: nn.Module) -> dict[str, Any]:
-    """`norms_with_statistics`, or ValueError if there are none."""
+    """Return `norms_with_statistics`; raise ValueError if there are none."""
     norms = norms_with_statistics(model)
     if not norms:
         raise ValueError('the model has no BatchNorm or BatchChannelNorm with running statistics')
@@ -49,7 +49,7 @@ def require_statistics(model: nn.Module) -> dict[str, Any]:
 
 
 def statistics_of(norms: Mapping[str, Any]) -> dict[str, NormStatistics]:
-    """Copies of the norms' running statistics."""
+    """Return copies of the norms' running statistics."""
     return {
         name: NormStatistics(n.running_mean.clone(), n.running_var.clone(), n.num_batches_tracked.clone())
         for name, n in norms.items()
@@ -58,7 +58,7 @@ def statistics_of(norms: Mapping[str, Any]) -> dict[str, NormStatistics]:
 
 @torch.no_grad()
 def put_statistics(norms: Mapping[str, Any], statistics: Mapping[str, NormStatistics]) -> None:
-    """Make `statistics` those of the norms of that name; other norms stay as they are."""
+    """Write `statistics` into the norms of the same name; other norms do not change."""
     for name, (mean, var, num_batches_tracked) in statistics.items():
         norms[name].running_mean.copy_(mean)
         norms[name].running_var.copy_(var)
@@ -67,7 +67,7 @@ def put_statistics(norms: Mapping[str, Any], statistics: Mapping[str, NormStatis
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; afterwards every module is in the mode it had, which may differ between them."""
+    """Put the model into evaluation mode, and restore the mode of every module afterwards; modes may differ."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -79,11 +79,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def measuring(norms: Mapping[str, Any], *, after_each: Callable[[Any, Tensor], None] | None = None) -> Iterator[Totals]:
-    """Add up what norms receive while the context is open.
+    """Sum up the inputs of norms while the context is open.
 
     Args:
-        norms: By name.
-        after_each: Called with a norm and its total so far, the present input included, before that is normalised.
+        norms: Norms by name.
+        after_each: Called with a norm and its total so far, including the current input, before the norm runs on it.
     """
     totals = {
         name: torch.zeros(3, norm.num_features, dtype=torch.float64, device=norm.running_mean.device)
@@ -108,7 +108,7 @@ def measuring(norms: Mapping[str, Any], *, after_each: Callable[[Any, Tensor], N
 
 
 def run_all(model: nn.Module, batches: Iterable[Any], forward: Callable[[Any], object] | None = None) -> int:
-    """Run `forward`, or else the model, on every batch; how many there were."""
+    """Run `forward`, by default the model, on every batch, and return the number of batches."""
     run = forward or model
     count = 0
     for batch in batches:
@@ -118,13 +118,13 @@ def run_all(model: nn.Module, batches: Iterable[Any], forward: Callable[[Any], o
 
 
 def mean_and_var(total: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance (C,) of the values behind a total (3, C), in float64."""
+    """Return mean and biased variance (C,) of the values in a total (3, C), in float64."""
     mean, square = total[1] / total[0], total[2] / total[0]
     return mean, (square - mean.square()).clamp_min(0)
 
 
 def set_statistics(norm: Any, total: Tensor) -> None:
-    """Make the running statistics those of the values behind a total (3, C); nothing if there are none."""
+    """Set the running statistics to those of the values in a total (3, C); do nothing if it is empty."""
     count = total[0]
     if not count.any():
         return
@@ -136,7 +136,7 @@ def set_statistics(norm: Any, total: Tensor) -> None:
 
 
 def add_other_ranks(totals: Totals) -> None:
-    """Add the totals of all ranks, in place, with one all-reduce."""
+    """Sum the totals of all ranks in place, with one all-reduce."""
     if num_ranks() > 1:
         flat = torch.cat(list(totals.values()), dim=1)
         dist.all_reduce(flat)
@@ -145,9 +145,9 @@ def add_other_ranks(totals: Totals) -> None:
 
 
 def check_totals(totals: Totals) -> None:
-    """Raise ValueError if no norm received a value, or one received infinities or nan."""
+    """Raise ValueError if no norm received a value, or a norm received infinities or nan."""
     if not any(total.any() for total in totals.values()):
-        raise ValueError(f'none of the {len(totals)} norms received a value: there is no batch, or it is empty')
+        raise ValueError(f'none of the {len(totals)} norms received a value: at least one batch with data is expected')
     for name, total in totals.items():
         if not total.isfinite().all():
             raise ValueError(f'`{name}` received infinities or nan: its statistics cannot be measured')

@@ -1,8 +1,8 @@
-"""How far running statistics are from what norms receive in evaluation, which training does not show.
+"""Measure how far running statistics are from the statistics of the norms' inputs in evaluation.
 
-Norms in training mode normalise with what they see; in evaluation they trust their running statistics. Where these are
-wrong, a network that trains well evaluates badly: BatchNorm at one image per batch, for example, never sees how images
-differ from each other, and its running variance is too small by that much.
+In training mode, norms normalise with the statistics of their input; in evaluation, with their running statistics.
+Where these are wrong, a network that trains well evaluates badly, and training does not show it. For example, BatchNorm
+at one image per batch never sees the variance between images, and its running variance is too small by that amount.
 """
 
 import math
@@ -26,14 +26,14 @@ from .running_statistics import (
 
 
 class StatisticsGap(NamedTuple):
-    """How far the running statistics of one norm are from measured ones.
+    """Distance of one norm's running statistics from measured ones.
 
     Attributes:
-        norm: Its name.
-        var_ratio: Measured variance over running variance, eps added to both; the geometric mean over channels. Above
-            1, evaluation hands on more than unit variance.
-        mean_shift: Root of the mean over channels of the squared distance between measured and running mean, in
-            standard deviations that evaluation divides by.
+        norm: Name of the norm.
+        var_ratio: Measured variance over running variance, with eps added to both; geometric mean over channels. Above
+            1, the norm's output in evaluation has more than unit variance.
+        mean_shift: Root mean square over channels of the distance between measured and running mean, in units of the
+            standard deviation that evaluation divides by.
     """
 
     norm: str
@@ -47,35 +47,35 @@ class StatisticsGap(NamedTuple):
 
     @property
     def size(self) -> float:
-        """What gaps are sorted by: the logarithm of the factor or the shift, whichever is larger."""
+        """Sort key: the logarithm of the factor or the shift, whichever is larger."""
         return max(math.log(self.factor), self.mean_shift)
 
     def __str__(self) -> str:
         side = 'below' if self.var_ratio > 1 else 'above'
         if math.log(self.factor) >= self.mean_shift:
             return f'running_var of {self.norm} is {self.factor:.1f}x {side} measured'
-        return f'running_mean of {self.norm} is {self.mean_shift:.1f} standard deviations off measured'
+        return f'running_mean of {self.norm} is {self.mean_shift:.1f} standard deviations from measured'
 
 
 @torch.no_grad()
 def statistics_gaps(
     model: nn.Module, batches: Iterable[Any], *, forward: Callable[[Any], object] | None = None
 ) -> list[StatisticsGap]:
-    """Run the model in evaluation mode and compare what its norms receive with their running statistics.
+    """Run the model in evaluation mode and compare the inputs of its norms with their running statistics.
 
-    With true statistics every ratio is 1 and every shift 0. A norm behind one that is off is measured as it is,
-    with what evaluation hands on to it. The model is left as it was; every rank must take part.
+    With exact running statistics every ratio is 1 and every shift 0. A norm behind a wrong one is measured on the input
+    that evaluation gives it. The model does not change. Every rank must take part.
 
     Args:
         model: Any model with BatchNorm or BatchChannelNorm.
-        batches: Data, of this rank.
-        forward: Runs the model on a batch, `model` itself by default.
+        batches: Batches of this rank.
+        forward: Runs the model on a batch; by default `model` itself.
 
     Returns:
-        Norms that received something, the largest gap first.
+        Gaps of the norms that received values, the largest first.
 
     Raises:
-        ValueError: If there is no norm with statistics, no batch, or if a norm receives infinities or nan.
+        ValueError: If the model has no norm with statistics, there is no batch, or a norm receives infinities or nan.
     """
     norms = require_statistics(model)
     with evaluating(model), measuring(norms) as totals:
@@ -91,12 +91,12 @@ def gaps_between(
     measured: Mapping[str, tuple[Tensor, Tensor]],
     eps: Mapping[str, float],
 ) -> list[StatisticsGap]:
-    """Gaps between running statistics and measured means and variances (C,), the largest first.
+    """Return the gaps between running statistics and measured means and variances (C,), the largest first.
 
     Args:
-        running: By norm.
-        measured: By norm, for some of them.
-        eps: By norm.
+        running: Running statistics by norm.
+        measured: Mean and variance by norm; norms may be missing.
+        eps: The norms' eps, by norm.
     """
     gaps = []
     for name, (mean, var) in measured.items():
@@ -108,7 +108,7 @@ def gaps_between(
 
 
 def table_of(gaps: Iterable[StatisticsGap], at_most: int = 20) -> str:
-    """Lines for people, one per norm."""
+    """Format the largest gaps as a table, one line per norm."""
     gaps = list(gaps)
     width = max([len(gap.norm) for gap in gaps[:at_most]] + [len('norm')])
     lines = [f'{"norm":<{width}}  measured var / running var  mean shift (standard deviations)']

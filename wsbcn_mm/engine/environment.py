@@ -227,18 +227,18 @@ def compiler() -> Finding:
     import torch
 
     # By name: this file also runs without its package.
-    from wsbcn_mm.ops.c_library import FAILURES, build_library
+    from wsbcn_mm.ops.bcn.c_library import FAILURES, build_library
 
     if os.environ.get('WSBCN_MM_COMPILE') == '0':
         return Finding('C compiler', 'switched off by WSBCN_MM_COMPILE=0: BCN on CPU is slower')
     try:
-        build_library(PACKAGE / 'ops' / 'bcn_c.c')
+        build_library(PACKAGE / 'ops' / 'bcn' / 'c.c')
     except FAILURES as error:
         reason = str(getattr(error, 'stderr', None) or error).strip().splitlines()[-1]
-        text = f'BCN on CPU is slower, because bcn_c.c cannot be compiled: {reason}'
+        text = f'BCN on CPU is slower, because ops/bcn/c.c cannot be compiled: {reason}'
         return Finding('C compiler', text, 'apt-get install gcc libc6-dev')
     name = os.environ.get('CC', 'cc')
-    return Finding('C compiler', f'{name} has compiled bcn_c.c, OpenMP with {torch.get_num_threads()} threads')
+    return Finding('C compiler', f'{name} has compiled ops/bcn/c.c, OpenMP with {torch.get_num_threads()} threads')
 
 
 def decoders() -> Finding:

@@ -61,8 +61,6 @@ def load_exported(path: str | Path) -> Run:
         return load_onnx(path)
     if suffix == SUFFIXES['torch_export']:
         return without_gradients(torch.export.load(str(path)).module())
-    if suffix == SUFFIXES['torchscript']:
-        return without_gradients(torch.jit.load(str(path), map_location='cpu'))
     raise ValueError(f'{str(path)!r} is no exported file: one of {", ".join(SUFFIXES.values())} is expected')
 
 

@@ -1,4 +1,4 @@
-"""Hooks of one idea each; importing this package registers them."""
+"""Index of the hooks; importing it registers them."""
 
 from .checkpoint.guards import CheckpointGuardHook, ClassGuardHook
 from .checkpoint.saving import SafeCheckpointHook

@@ -1,4 +1,4 @@
-"""The models of a Runner, whatever wraps them."""
+"""What a Runner trains: its models, whatever wraps them, and its effective batch."""
 
 from mmengine.hooks import EMAHook
 from mmengine.model import is_model_wrapper
@@ -9,18 +9,18 @@ from ..microbatch.batch_plan import EffectiveBatch
 
 
 def unwrapped_model(runner: Runner) -> nn.Module:
-    """The recipe's own model, without the wrapper that distributed training puts around it."""
+    """Return the recipe's own model, without the wrapper of distributed training."""
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def averaged_model(runner: Runner) -> nn.Module | None:
-    """The moving average that EMAHook keeps, once a run has begun; None without that hook."""
+    """Return the moving average of EMAHook; None without that hook, or before the run."""
     models = (getattr(hook, 'ema_model', None) for hook in runner.hooks if isinstance(hook, EMAHook))
     return next((model.module for model in models if model is not None), None)
 
 
 def effective_batch(runner: Runner) -> EffectiveBatch:
-    """Of a Runner that is about to train."""
+    """Return the effective batch of `runner`."""
     loader = runner.train_dataloader
     return EffectiveBatch(
         devices=runner.world_size,

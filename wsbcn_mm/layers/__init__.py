@@ -1,4 +1,4 @@
-"""Layers: Weight Standardization convolutions and Batch-Channel Normalization. They need torch alone."""
+"""Layers: Weight Standardization convolutions and Batch-Channel Normalization. They need only torch."""
 
 from .batch_channel_norm import BatchChannelNorm, zero_init_last_norm_
 from .ws_conv import (

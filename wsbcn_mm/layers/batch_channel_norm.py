@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from ..ops.batch_channel_norm import batch_channel_norm, normalize_and_measure
-from ..ops.batch_norm import batch_norm, num_ranks
-from ..ops.bcn_reference import channel_half
-from ..ops.memory_format import like_input
+from ..ops.bcn.algebra import Affines, ChannelStatistics, Options
+from ..ops.bcn.batch_channel_norm import normalize_and_measure, update_running_statistics
 from .recomputation import first_pass, is_recomputation
 
 STATISTICS = ('estimated', 'batch', 'sync')
@@ -23,46 +21,48 @@ AFFINES = ('group', 'channel')
 class BatchChannelNorm(_InstanceNorm):
     """Batch-Channel Normalization of (N, C, *) tensors of any rank >= 2.
 
-    The batch half normalises each channel, with `weight` and `bias` of shape (C,); the channel half then normalises
-    each group of channels of each sample with live statistics, with `group_weight` and `group_bias`. The first five
-    entries of the state are those of BatchNorm and mean the same, so a BatchNorm checkpoint's keys fit.
+    The batch half normalises each channel and applies `weight` and `bias` of shape (C,). The channel half then
+    normalises each group of channels of each sample with live statistics and applies `group_weight` and `group_bias`.
+    The first five entries of the state are those of BatchNorm, with the same meaning, so the keys of a BatchNorm
+    checkpoint fit.
 
     Source: arXiv 1903.10520 v2, Algorithm 1, and the README of joe-siyuan-qiao/Batch-Channel-Normalization. Departures:
     the rate has a working default (the authors' starts at 0, which never learns the statistics),
     `num_batches_tracked` counts, and the affine of the channel half can be per channel.
 
-    With `estimated` statistics the buffers move once per forward, or, when `wsbcn_mm.microbatch.StepStatistics` looks
-    after the model, once per optimizer step: a forward then normalises with the buffers moved towards its own
-    micro-batch, leaves them where they are, and adds what it measured to `pending_totals`. Activation checkpointing
-    changes nothing in either case, except that without StepStatistics a layer may run only once per backward pass.
+    With `estimated` statistics the buffers move once per forward. When `wsbcn_mm.microbatch.StepStatistics` manages the
+    model, they move once per optimizer step instead: a forward normalises with the buffers moved towards its own
+    micro-batch, does not change them, and adds what it measured to `pending_totals`. Activation checkpointing changes
+    no result in either case, but without StepStatistics a layer may run only once per backward pass.
 
-    It is an `_InstanceNorm` by type because the frameworks above decide by type: weight-decay exclusion and `is_norm`
-    then include it, conversion to SyncBatchNorm and conv-bn fusing, both of which would be wrong, pass it by.
+    The class is an `_InstanceNorm` because frameworks decide by type. Weight-decay exclusion and `is_norm` then include
+    it. Conversion to SyncBatchNorm and conv-bn fusing, both of which would be wrong, skip it.
 
     Args:
         num_features: C.
         num_groups: G, a divisor of C.
         channels_per_group: Alternative to `num_groups`: G = C / channels_per_group.
-        statistics: What the batch half normalises with in training. `estimated`: running estimates updated by the
-            current batch first, no gradient through them, defined for a single sample and a 1x1 map. `batch`: live
-            statistics of this rank's batch. `sync`: live statistics of all ranks' batches; the same as `batch`
-            without a process group.
+        statistics: What the batch half normalises with in training. `estimated`: the running statistics, first updated
+            by the current batch, without gradient; defined for a single sample and a 1x1 map. `batch`: live statistics
+            of the batch of this rank. `sync`: live statistics of the batches of all ranks; `batch` without a process
+            group.
         rate: Weight of the current batch in the running statistics, in [0, 1]; 0 freezes them.
         warmup: Whether the rate starts as an average over all batches so far, max(rate, 1 / (t + 1)), so that the first
             batch replaces the 0/1 start.
-        affine: `group`: `group_weight` and `group_bias` are (G,), the authors'. `channel`: (C,), as in GroupNorm.
+        affine: `group`: `group_weight` and `group_bias` are (G,), as the authors have them. `channel`: (C,), as in
+            GroupNorm.
         eps: Added to the variances of both halves.
 
     Raises:
-        ValueError: For a number of groups that does not divide C, a rate outside [0, 1], or an unknown word.
-        RuntimeError: In a backward pass that recomputes two forwards of one layer between which its buffers moved.
+        ValueError: If the number of groups does not divide C, the rate is outside [0, 1], or a choice is unknown.
+        RuntimeError: If a backward pass recomputes two forwards of one layer and the buffers moved between them.
     """
 
     _abbr_ = 'bn'
 
     pending_totals: Tensor | None = None
-    """(3, C) in float64: number of values, their sum, and their sum of squares around the running mean, of all forwards
-    since the buffers last moved; None where every forward moves them. No part of the state, of copies or of pickles."""
+    """(3, C) in float64: number of values, their sum, and their sum of squares around the running mean, over all
+    forwards since the buffers last moved; None if every forward moves them. Not in state_dict, copies or pickles."""
     _passes_since_recomputation = 0
     _recomputed_one_of_many = False
 
@@ -86,9 +86,9 @@ class BatchChannelNorm(_InstanceNorm):
         dtype: torch.dtype | None = None,
     ) -> None:
         if statistics not in STATISTICS:
-            raise ValueError(f'statistics={statistics!r} is unknown: choose one of {", ".join(STATISTICS)}')
+            raise ValueError(f'statistics={statistics!r}: one of {", ".join(STATISTICS)} is expected')
         if affine not in AFFINES:
-            raise ValueError(f'affine={affine!r} is unknown: choose one of {", ".join(AFFINES)}')
+            raise ValueError(f'affine={affine!r}: one of {", ".join(AFFINES)} is expected')
         groups = resolve_groups(num_features, num_groups, channels_per_group)
         super().__init__(
             num_features, eps, momentum=rate, affine=True, track_running_stats=True, device=device, dtype=dtype
@@ -109,12 +109,12 @@ class BatchChannelNorm(_InstanceNorm):
     @rate.setter
     def rate(self, value: float) -> None:
         if not (isinstance(value, Real) and 0 <= value <= 1):
-            raise ValueError(f'rate={value!r} is no weight of a batch: a number from 0 (frozen) to 1 is expected')
+            raise ValueError(f'rate={value!r}: a number from 0 (frozen) to 1 is expected')
         self._rate = float(value)
 
     @property
     def momentum(self) -> float:
-        """The rate, under the name that host code reads and sets on batch norms."""
+        """The rate, under the name that frameworks read and set on batch norms."""
         return self.rate
 
     @momentum.setter
@@ -122,12 +122,12 @@ class BatchChannelNorm(_InstanceNorm):
         self.rate = value
 
     def train(self, mode: bool = True) -> 'BatchChannelNorm':
-        """As of any module; warns where evaluation would use the 0/1 start because nobody commits what is pending."""
+        """As in any module. Warns if evaluation would use the 0/1 start because pending totals were never committed."""
         pending = self.pending_totals if self.training and not mode else None
         if pending is not None and pending.any() and not self.num_batches_tracked:
             warnings.warn(
-                'BatchChannelNorm has measured batches but never moved its estimates, and evaluates with those it '
-                'started from: call commit() of its StepStatistics after each optimizer.step()',
+                'BatchChannelNorm measured batches but never updated its running statistics, so evaluation uses their '
+                'start values: call commit() of its StepStatistics after each optimizer.step()',
                 stacklevel=2,
             )
         return super().train(mode)
@@ -143,117 +143,86 @@ class BatchChannelNorm(_InstanceNorm):
 
         Args:
             x: (N, C, *).
-            residual: Shaped as x; added to the normalised x in the same pass.
+            residual: Of the shape of x; added to the normalised x in the same pass.
             relu: Whether a ReLU ends that pass.
+
+        Raises:
+            ValueError: If x does not have C channels, or `batch` statistics get fewer than 2 values per channel.
         """
         if x.ndim < 2 or x.shape[1] != self.num_features:
-            raise ValueError(f'input of shape {tuple(x.shape)}: (N, {self.num_features}, *) is expected')
-        moving = self.training and self.rate > 0
-        rate = self._rate_of_this_batch() if moving else 0.0
-        if moving and self.statistics == 'estimated' and self.pending_totals is not None:
-            return self._normalize_and_remember(x, self.pending_totals, rate, residual, relu)
-        if moving:
-            # With 'sync' an empty batch takes part in the other ranks', and must count as theirs do.
-            rate = self._move_once(rate, counts=x.numel() > 0 or self.statistics == 'sync')
-        if self.statistics == 'estimated':
-            return batch_channel_norm(
-                x,
-                *self._state(),
-                num_groups=self.num_groups,
-                rate=rate,
-                training=moving,
-                residual=residual,
-                relu=relu,
-                eps=self.eps,
-            )
-        if self.statistics == 'sync' and num_ranks() > 1:
-            return self._normalize_with_all_ranks(x, rate, residual, relu)
-        return self._normalize_with_this_batch(x, rate, residual, relu)
-
-    def _state(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        return self.running_mean, self.running_var, self.weight, self.bias, self.group_weight, self.group_bias
-
-    def _normalize_with_this_batch(
-        self, x: Tensor, rate: float | Tensor, residual: Tensor | None, relu: bool
-    ) -> Tensor:
-        out, mean, var = normalize_and_measure(
-            x,
-            *self._state(),
-            num_groups=self.num_groups,
-            rate=rate,
-            statistics='batch' if self.training else 'frozen',
-            residual=residual,
-            relu=relu,
-            eps=self.eps,
-        )
-        if self.training:
-            values = x.numel() // self.num_features
-            with torch.no_grad():
-                self.running_mean.lerp_(mean, rate)
-                self.running_var.lerp_(var * (values / (values - 1)), rate)  # unbiased, as in torch's BatchNorm
+            raise ValueError(f'x.shape={tuple(x.shape)}: (N, {self.num_features}, *) is expected')
+        learns = self.training and self.rate > 0
+        first = self._first_pass() if learns else 0
+        rate = self._rate_now(first) if learns else 0.0
+        running = ChannelStatistics(self.running_mean, self.running_var)
+        affines = Affines(self.weight, self.bias, self.group_weight, self.group_bias)
+        options = Options(self.num_groups, self._statistics_now(), relu, self.eps)
+        out, measured = normalize_and_measure(x, residual, running, affines, rate, options)
+        if learns:
+            self._learn(running, measured, rate, first, values=x.numel() // self.num_features)
         return out
 
-    def _normalize_with_all_ranks(self, x: Tensor, rate: float | Tensor, residual: Tensor | None, relu: bool) -> Tensor:
-        out = batch_norm(
-            x,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            rate=rate,
-            training=self.training,
-            synchronize=True,
-            eps=self.eps,
-        )
-        out = channel_half(out, self.num_groups, self.group_weight, self.group_bias, self.eps)
-        if residual is not None:
-            out = out + residual
-        return like_input(out.relu() if relu else out, x)
+    def _statistics_now(self) -> str:
+        """What the batch half of this forward normalises with; one of the operator's statistics."""
+        frozen = not self.training or (self.statistics == 'estimated' and self.rate == 0)
+        return 'frozen' if frozen else self.statistics
 
-    def _rate_of_this_batch(self) -> float | Tensor:
-        if not self.warmup:
-            return self.rate
-        seen = (self.num_batches_tracked + 1).to(self.running_mean.dtype)
-        return seen.reciprocal().clamp_min(self.rate)
-
-    def _normalize_and_remember(
-        self, x: Tensor, totals: Tensor, rate: float | Tensor, residual: Tensor | None, relu: bool
-    ) -> Tensor:
-        out, mean, second_moment = normalize_and_measure(
-            x,
-            *self._state(),
-            num_groups=self.num_groups,
-            rate=rate,
-            residual=residual,
-            relu=relu,
-            eps=self.eps,
-        )
-        with torch.no_grad():
-            measured = torch.stack((torch.ones_like(mean), mean, second_moment))
-            if torch.compiler.is_compiling():
-                measured = measured * first_pass(totals)
-            elif is_recomputation():
-                return out
-            # In float64 the products are exact, so that the total of a single micro-batch gives back its very moments.
-            totals.add_(measured, alpha=x.numel() // self.num_features)
-        return out
-
-    def _move_once(self, rate: float | Tensor, *, counts: bool) -> float | Tensor:
-        """`rate` in the first forward of a batch, 0 in its recomputation, whose buffers have moved already."""
+    def _first_pass(self) -> int | Tensor:
+        """1 in the first forward of a batch, 0 in its recomputation; in compiled code a tensor, known when it runs."""
         if torch.compiler.is_compiling():
-            first = first_pass(self.running_mean)
-            if counts:
-                self.num_batches_tracked.add_(first)
-            return first.to(self.running_mean.dtype) * rate
+            return first_pass(self.running_mean)
         again = is_recomputation()
-        if self.statistics == 'estimated':
+        if self.statistics == 'estimated' and self.pending_totals is None:
             self._check_order_of_passes(again)
-        if counts and not again:
-            self.num_batches_tracked.add_(1)
-        return 0.0 * rate if again else rate
+        return int(not again)
+
+    def _rate_now(self, first: int | Tensor) -> float | Tensor:
+        """Weight of this batch in the statistics that normalise it."""
+        rate: float | Tensor = self.rate
+        if self.warmup:
+            seen = (self.num_batches_tracked + 1).to(self.running_mean.dtype)
+            rate = seen.reciprocal().clamp_min(self.rate)
+        if self._totals is not None:
+            return rate
+        # In a recomputation the buffers have moved towards this batch already.
+        return rate * (first if isinstance(first, int) else first.to(self.running_mean.dtype))
+
+    @property
+    def _totals(self) -> Tensor | None:
+        """The pending totals to which this forward adds, or None if it moves the buffers itself."""
+        return self.pending_totals if self.statistics == 'estimated' else None
+
+    def _learn(
+        self,
+        running: ChannelStatistics,
+        measured: ChannelStatistics,
+        rate: float | Tensor,
+        first: int | Tensor,
+        values: int,
+    ) -> None:
+        """Move the running statistics towards what this batch measured, or add that to the pending totals.
+
+        Args:
+            running, measured, rate: As in `update_running_statistics`.
+            first: From `_first_pass`; a recomputation learns nothing.
+            values: Number of values per channel.
+        """
+        if isinstance(first, int) and first == 0:
+            return
+        totals = self._totals
+        if totals is None:
+            update_running_statistics(running, measured, rate)
+            # With 'sync' an empty batch takes part in the statistics of all ranks, so it must count as on the others.
+            if values > 0 or self.statistics == 'sync':
+                self.num_batches_tracked.add_(first)
+        else:
+            with torch.no_grad():
+                per_value = torch.stack((torch.ones_like(measured.mean), *measured))
+                # In float64 the products are exact: the totals of a single micro-batch give back its exact moments.
+                totals.add_(per_value if isinstance(first, int) else per_value * first, alpha=values)
 
     def _check_order_of_passes(self, again: bool) -> None:
-        """Refuse the second of two recomputations whose forwards normalised with different estimates."""
+        """Raise at the second of two recomputations whose forwards normalised with different running statistics."""
         if not again:
             self._passes_since_recomputation += 1
             self._recomputed_one_of_many = False
@@ -261,7 +230,7 @@ class BatchChannelNorm(_InstanceNorm):
         if self._recomputed_one_of_many:
             raise RuntimeError(
                 'activation checkpointing recomputes two forwards of one BatchChannelNorm in one backward pass, but '
-                'its estimates have moved since the first: let them move once per optimizer step, with '
+                'its running statistics have moved since the first: move them once per optimizer step, with '
                 'wsbcn_mm.microbatch.StepStatistics(model) and its commit() after optimizer.step()'
             )
         self._recomputed_one_of_many = self._passes_since_recomputation > 1
@@ -274,7 +243,7 @@ class BatchChannelNorm(_InstanceNorm):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy is nobody's to commit: it moves once per forward until it gets a StepStatistics of its own.
+        # No StepStatistics manages a copy, so its buffers move once per forward until it gets its own.
         return {name: value for name, value in self.__dict__.items() if name != 'pending_totals'}
 
     def extra_repr(self) -> str:
@@ -289,7 +258,7 @@ def resolve_groups(num_features: int, num_groups: int, channels_per_group: int |
     """Number of groups for `num_features` channels.
 
     Raises:
-        ValueError: If the channels do not divide evenly, naming the nearest numbers that would do.
+        ValueError: If the channels do not divide evenly; the message has the nearest accepted numbers.
     """
     if channels_per_group is None:
         name, value = 'num_groups', num_groups
@@ -302,17 +271,15 @@ def resolve_groups(num_features: int, num_groups: int, channels_per_group: int |
         below = max((d for d in divisors if d < value), default=None)
         above = min((d for d in divisors if d > value), default=None)
         nearest = ' and '.join(str(d) for d in (below, above) if d is not None)
-        raise ValueError(
-            f'{name}={value} does not divide num_features={num_features}: the nearest values that do are {nearest}'
-        )
+        raise ValueError(f'{name}={value}: a divisor of num_features={num_features} is expected, nearest: {nearest}')
     return value if channels_per_group is None else num_features // channels_per_group
 
 
 def zero_init_last_norm_(norm: nn.Module) -> None:
     """Set the output scale of a residual branch's last norm to 0, so that the block starts as the identity.
 
-    For BatchChannelNorm this is `group_weight`, as in the authors' ImageNet code. Its `weight` must not be zeroed (what
-    frameworks do by name): the channel half would divide a zero map by sqrt(eps) and multiply gradients by 316.
+    For BatchChannelNorm the scale is `group_weight`, as in the authors' ImageNet code. Its `weight`, which frameworks
+    zero by name, must not be 0: the channel half would divide a zero map by sqrt(eps) and multiply gradients by 316.
 
     Args:
         norm: Any normalisation layer with a scale.
@@ -324,10 +291,10 @@ def zero_init_last_norm_(norm: nn.Module) -> None:
     if scale is None:
         scale = getattr(norm, 'weight', None)
     if scale is None:
-        raise ValueError(f'{norm} has no scale to set to 0')
+        raise ValueError(f'norm={norm}: a layer with a scale, group_weight or weight, is expected')
     nn.init.zeros_(scale)
 
 
 def has_zeroed_batch_half(norm: nn.Module) -> bool:
-    """Whether a BatchChannelNorm starts with the zero `weight` that `zero_init_last_norm_` warns of."""
+    """Whether a BatchChannelNorm has the zero `weight` that `zero_init_last_norm_` warns of."""
     return isinstance(norm, BatchChannelNorm) and math.isclose(float(norm.weight.detach().abs().max()), 0.0)

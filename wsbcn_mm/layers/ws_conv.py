@@ -1,9 +1,9 @@
 """Convolutions that standardise their filters: WSConv1d to WSConvTranspose3d.
 
-The parameter `weight` is the raw filter; it is standardised in every forward and back-propagated through
-(see `wsbcn_mm.ops.weight_standardize`), or once for many forwards inside `standardize_once`. Use them only where a
-normalisation follows: a standardised filter multiplies the standard deviation of its input by about sqrt(fan-in),
-unless `gain='fan_in'` takes that factor out again.
+The parameter `weight` is the raw filter. Every forward standardises it and differentiates through that step (see
+`wsbcn_mm.ops.weight_standardize`); inside `standardize_once` one standardisation serves many forwards. Use these layers
+only before a normalisation: a standardised filter multiplies the standard deviation of its input by about
+sqrt(fan-in), unless `gain='fan_in'` removes that factor.
 """
 
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ..ops.fused_weight_standardization import is_supported
-from ..ops.weight_standardization import fan_in, get_variant, weight_standardize
+from ..ops.ws.fused import is_supported
+from ..ops.ws.weight_standardization import fan_in, get_variant, weight_standardize
 from .kept_weight import KeptWeight, may_be_kept
 
 T = TypeVar('T', bound='_WSConv')
@@ -24,21 +24,21 @@ T = TypeVar('T', bound='_WSConv')
 
 @contextmanager
 def standardize_once(model: nn.Module) -> Iterator[None]:
-    """Inside this context every WS convolution of `model` standardises its weight once, not in every forward.
+    """A context in which every WS convolution of `model` standardises its weight once, not in every forward.
 
-    For gradient accumulation, layers that are called several times per step, and evaluation:
+    For gradient accumulation, layers that run several times per step, and evaluation:
 
         with standardize_once(model):
             for micro_batch in accumulation:
                 loss(model(micro_batch)).backward()
 
-    Outputs and gradients are bit-equal to those outside. A weight that has changed is standardised anew: after an
-    optimizer step, load_state_dict or any in-place operation, in another dtype, between training and evaluation. The
-    one change that nothing shows is a write through `weight.data`: leave the context before it. Each layer keeps one
-    standardised weight, in the dtype in which it convolves. Under torch.compile the context changes nothing.
+    Outputs and gradients are bit-equal to those outside. A weight is standardised again when it has changed: after an
+    optimizer step, load_state_dict or any in-place operation, in another dtype, between training and evaluation. A
+    write through `weight.data` cannot be noticed: leave the context before it. Each layer keeps one standardised
+    weight, in the dtype of its convolution. Under torch.compile the context has no effect.
 
     Args:
-        model: Any module; it may be inside a context already, which then goes on.
+        model: Any module. If it is inside such a context already, that context stays in effect.
     """
     layers = [module for module in model.modules() if isinstance(module, _WSConv) and module.kept_weight is None]
     for layer in layers:
@@ -49,7 +49,7 @@ def standardize_once(model: nn.Module) -> Iterator[None]:
             if layer.kept_weight is not None:
                 layer.kept_weight.drop()
 
-    # Fused optimizers write to their parameters without torch counting it.
+    # torch does not count the writes of fused optimizers to their parameters.
     after_step = register_optimizer_step_post_hook(drop_all)
     try:
         yield
@@ -60,7 +60,7 @@ def standardize_once(model: nn.Module) -> Iterator[None]:
 
 
 def autocast_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype in which a convolution with this weight computes: autocast's where it is on and would cast."""
+    """The dtype in which a convolution with this weight computes: that of autocast if it is on and would cast."""
     device = weight.device.type
     if weight.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
         return weight.dtype
@@ -68,16 +68,16 @@ def autocast_dtype(weight: Tensor) -> torch.dtype:
 
 
 class _WSConv(nn.Module):
-    """What the six classes share; stands before a torch convolution in their bases.
+    """The shared part of the six classes; precedes a torch convolution in their bases.
 
     Args:
         variant: Formula of the standardisation, one of `wsbcn_mm.ops.VARIANTS`.
         eps: Replaces the variant's eps.
         gain: 'fan_in' divides the standardised filter by the root of its fan-in, so that outputs are about as large as
-            inputs and float16 holds them; None, the formula as published, for weights trained without it.
+            inputs and do not overflow float16. None is the formula as published, for weights trained without a gain.
 
     Raises:
-        ValueError: At construction, for an unknown variant or gain, an eps that is not positive or a fan-in of 1 (a
+        ValueError: At construction, if the variant or the gain is unknown, `eps` is not positive, or the fan-in is 1 (a
             depthwise 1x1 convolution).
     """
 
@@ -86,7 +86,7 @@ class _WSConv(nn.Module):
     groups: int
     transposed: bool
     kept_weight: KeptWeight | None = None
-    """Set inside `standardize_once`; a copy of the layer starts outside of it."""
+    """Set inside `standardize_once`; copies of the layer start without it."""
 
     def __init__(
         self, *args: Any, variant: str = 'jhu', eps: float | None = None, gain: str | None = None, **kwargs: Any
@@ -98,13 +98,14 @@ class _WSConv(nn.Module):
         self.gain = gain
         if fan_in(self.weight, groups=self.groups, transposed=self.transposed) < 2:
             raise ValueError(
-                f'{self} has fan-in 1: a filter of a single weight cannot be standardised; use a plain convolution'
+                f'{self} has fan-in 1: at least 2 is expected, because a single weight has no deviation; '
+                'use a plain convolution'
             )
 
     def standardized_weight(self) -> Tensor:
-        """The filter that convolves: shaped as `weight`, in its dtype or, under autocast, in autocast's."""
+        """The filter of the convolution: of the shape of `weight`, in its dtype or, under autocast, in autocast's."""
         weight, dtype = self.weight, autocast_dtype(self.weight)
-        # The order matters to torch.compile: it must not see, and recompile for, what a scope changes.
+        # The order matters: torch.compile must not guard on, and recompile for, what a context changes.
         if is_supported(weight) and self.kept_weight is not None and may_be_kept(weight):
             variant = get_variant(self.variant, self.ws_eps, self.gain)
             return self.kept_weight(weight, variant, dtype, groups=self.groups, transposed=self.transposed)
@@ -119,7 +120,7 @@ class _WSConv(nn.Module):
         )
 
     def train(self: T, mode: bool = True) -> T:
-        # Averaged weights are often put in place for an evaluation, and not always so that torch counts it.
+        # Averaged weights often replace the weight for an evaluation, in ways that torch does not always count.
         if self.kept_weight is not None and mode != self.training:
             self.kept_weight.drop()
         return super().train(mode)
@@ -147,12 +148,11 @@ class _WSConv(nn.Module):
 
     def extra_repr(self) -> str:
         options = dict(variant=self.variant, eps=self.ws_eps, gain=self.gain)
-        told = ''.join(f', {name}={value}' for name, value in options.items() if value is not None)
-        return super().extra_repr() + told
+        return super().extra_repr() + ''.join(f', {name}={v}' for name, v in options.items() if v is not None)
 
 
 class _WSConvTranspose(_WSConv):
-    """Adds the forward of the transposed classes, which torch leaves without a place to hand in a weight."""
+    """The forward of the transposed classes; torch's own accepts no other weight."""
 
     _conv_transpose: Any
     _output_padding: Any
@@ -184,12 +184,13 @@ class WSConv2d(_WSConv, nn.Conv2d):
     """`torch.nn.Conv2d` with Weight Standardization: (N, C, H, W) -> (N, O, H', W'). Arguments as torch's, and:
 
     Args:
-        variant: Formula of the standardisation, one of `wsbcn_mm.ops.VARIANTS`; `jhu` fits the authors' GN+WS files.
+        variant: Formula of the standardisation, one of `wsbcn_mm.ops.VARIANTS`. The authors' GN+WS checkpoints use
+            `jhu`.
         eps: Replaces the variant's eps.
         gain: 'fan_in' divides the standardised filter by the root of its fan-in, for float16.
 
     Raises:
-        ValueError: For an unknown variant or gain, or a fan-in of 1.
+        ValueError: If the variant or the gain is unknown, `eps` is not positive, or the fan-in is 1.
     """
 
 

@@ -1,4 +1,4 @@
-"""Batch arithmetic: what several micro-batches share within one optimizer step."""
+"""Micro-batches of one optimizer step: batch arithmetic, shared statistics and activation memory."""
 
 from .activation_memory import set_activation_memory
 from .matched_rate import matched_rate

@@ -1,13 +1,13 @@
-"""Train with fewer activations in memory: keep what convolutions give, recompute norms, ReLUs and sums in the backward.
+"""Train with fewer activations in memory: keep convolution outputs, recompute norms, ReLUs and sums in the backward.
 
 Between two convolutions a network keeps two maps: the norm's input and the next convolution's input. The second follows
-from the first in a few operations per value, where a convolution takes as many as its fan-in. So a block keeps its
-input and the outputs of its convolutions, and computes the rest again when the backward pass reaches it; only one block
-is recomputed at a time. Losses, gradients and running statistics are those of the plain step, bit for bit.
+from the first in a few operations per value; a convolution needs as many as its fan-in. So a block keeps its input and
+the outputs of its convolutions, and recomputes the rest when the backward pass reaches it. Only one block is recomputed
+at a time. Losses, gradients and running statistics equal those of the plain step, bit for bit.
 
-This is `torch.utils.checkpoint` over each block with two dispatch modes that save and reuse the convolutions' outputs.
-torch's own selective policies fail where the recomputation runs an operation that the first pass did not, as autocast's
-cached casts and norms that tell the passes apart make it do.
+This is `torch.utils.checkpoint` over each block with two dispatch modes that save and reuse the convolution outputs.
+torch's own selective policies fail if the recomputation runs an operation that the first pass did not run. That happens
+with autocast's cached casts, and with norms that distinguish the two passes.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from ..ops.weight_standardization import fan_in
+from ..ops.ws.weight_standardization import fan_in
 from ..surgery.kinds import conv_kind, norm_kind, unknown_statistics
 
 MODES = ('all', 'save_conv', 'full_checkpoint')
@@ -31,25 +31,25 @@ CONVOLUTION = torch.ops.aten.convolution.default
 def set_activation_memory(model: nn.Module, mode: str, modules: Sequence[str] | None = None) -> dict[str, nn.Module]:
     """Choose what the blocks of `model` keep for the backward pass.
 
-    A block runs through an own `forward` attribute. Its class, names, hooks, state and copies stay as they are; without
-    gradients (evaluation, EMA) it runs as before. A later call replaces the earlier one.
+    Each block gets a `forward` attribute of its own. Its class, names, hooks, state and copies do not change; without
+    gradients (evaluation, EMA) it runs as before. A later call replaces an earlier one.
 
     Args:
-        model: Any model, in place.
-        mode: `all`: every activation, torch's way. `save_conv`: a block's input and its convolutions' outputs, except
-            those of expansions (see `expands`), which are cheap to compute again. `full_checkpoint`: a block's input
-            alone; every convolution runs twice.
-        modules: Names of the modules to treat as blocks, by default those of `find_blocks`.
+        model: Any model; changed in place.
+        mode: `all` keeps every activation, as torch does. `save_conv` keeps a block's input and the outputs of its
+            convolutions, except for expansions (see `expands`), which are cheap to recompute. `full_checkpoint` keeps
+            only a block's input; every convolution runs twice.
+        modules: Names of the modules to treat as blocks; by default those of `find_blocks`.
 
     Returns:
-        The blocks by name, none of them for `all`.
+        The blocks by name; empty for `all`.
 
     Raises:
-        ValueError: For an unknown mode or module, a module inside another, a model without a block, one that
-            checkpoints by itself (`with_cp`), or running statistics of no known norm, which would move twice.
+        ValueError: For an unknown mode or module, a module inside another, a model without a block, a model with its
+            own checkpointing (`with_cp`), or running statistics of an unknown norm, which would move twice.
     """
     if mode not in MODES:
-        raise ValueError(f'activation_memory={mode!r} is unknown: choose one of {", ".join(MODES)}')
+        raise ValueError(f'activation_memory={mode!r}: one of {", ".join(MODES)} is expected')
     for module in model.modules():
         if _is_set(module):
             del module.forward
@@ -58,20 +58,20 @@ def set_activation_memory(model: nn.Module, mode: str, modules: Sequence[str] | 
     own = [name for name, module in model.named_modules() if getattr(module, 'with_cp', False)]
     if own:
         raise ValueError(
-            f'activation_memory={mode!r}: {len(own)} modules (the first: {own[0]}) checkpoint by themselves; set '
-            "with_cp=False, and activation_memory='full_checkpoint' for the same"
+            f'activation_memory={mode!r}: {len(own)} modules (the first: {own[0]}) have with_cp=True, their own '
+            "checkpointing; set with_cp=False, and activation_memory='full_checkpoint' for the same effect"
         )
     blocks = find_blocks(model) if modules is None else _named(model, modules)
     if not blocks:
         raise ValueError(
             f'activation_memory={mode!r} finds no block in {type(model).__name__}: no element of an nn.Sequential or '
-            'nn.ModuleList holds two convolutions and two norms; name the modules'
+            'nn.ModuleList has two convolutions and two norms; pass the names of the blocks as modules'
         )
     for name, block in blocks.items():
         unknown = unknown_statistics(block)
         if unknown:
             raise ValueError(
-                f'activation_memory={mode!r}: {name}.{unknown[0]} keeps running statistics but is no known norm; '
+                f'activation_memory={mode!r}: {name}.{unknown[0]} keeps running statistics but is not a known norm; '
                 'recomputation would move them twice'
             )
     for block in blocks.values():
@@ -80,11 +80,11 @@ def set_activation_memory(model: nn.Module, mode: str, modules: Sequence[str] | 
 
 
 def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules that are recomputed one at a time, by name.
+    """Return the modules that are recomputed one at a time, by name.
 
-    A block is an element of a sequence (`nn.Sequential`, `nn.ModuleList`) that holds at least two convolutions and two
-    norms, and is no sequence itself: the residual blocks of a ResNet's stages. A sequence whose elements are smaller
-    than that is one block if it holds as many: a deep stem, the branches of an ASPP.
+    A block is an element of a sequence (`nn.Sequential`, `nn.ModuleList`) that has at least two convolutions and two
+    norms and is not a sequence itself, such as a residual block in a ResNet's stage. A sequence of smaller elements is
+    one block if it has at least two of each, such as a deep stem or the branches of an ASPP.
     """
     return dict(_blocks_below('', model, is_element=False))
 
@@ -108,7 +108,7 @@ def _conv_norm_pairs(module: nn.Module) -> int:
 
 
 def describe_blocks(model: nn.Module, blocks: dict[str, nn.Module]) -> str:
-    """One line: the blocks by class, and the convolutions and norms outside, whose activations are all kept."""
+    """Describe in one line the blocks by class, and the convolutions and norms outside, which keep all activations."""
     classes = Counter(type(block).__name__ for block in blocks.values())
     inside = {module for block in blocks.values() for module in block.modules()}
     outside = [
@@ -123,14 +123,14 @@ def describe_blocks(model: nn.Module, blocks: dict[str, nn.Module]) -> str:
 
 
 def expands(weight: Tensor, *, groups: int = 1, transposed: bool = False) -> bool:
-    """Whether a convolution has more output channels than values in a filter.
+    """Return whether a convolution has more output channels than values in a filter.
 
-    It then takes less work per value that it gives than others do: the last convolution and the shortcut of a
-    bottleneck, the first of a stem, a depthwise one. The output of a bottleneck's last one is as large as the block's
-    input, which is kept.
+    Such convolutions need less work per output value than others: the last convolution and the shortcut of a
+    bottleneck, the first convolution of a stem, a depthwise one. The output of a bottleneck's last convolution is as
+    large as the block's input, which is kept.
 
     Args:
-        weight, groups, transposed: As of `wsbcn_mm.ops.weight_standardization.fan_in`.
+        weight, groups, transposed: As in `wsbcn_mm.ops.ws.weight_standardization.fan_in`.
     """
     out_channels = weight.shape[1] * groups if transposed else weight.shape[0]
     return fan_in(weight, groups=groups, transposed=transposed) < out_channels
@@ -148,11 +148,11 @@ def _named(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
             raise ValueError(f'activation_memory: {type(model).__name__} has no module {name!r}')
         for other in names:
             if name.startswith(f'{other}.'):
-                raise ValueError(f'activation_memory: {name!r} lies inside {other!r}; name one of them')
+                raise ValueError(f'activation_memory: {name!r} is inside {other!r}; name one of them')
     return {name: known[name] for name in names}
 
 
-# A compiler would run neither the dispatch modes nor the buffers' exchange in the right pass.
+# Compiled code would run neither the dispatch modes nor the swap of buffers in the right pass.
 @torch.compiler.disable(reason='activation_memory runs blocks eagerly')  # type: ignore[untyped-decorator]
 def _checkpointed_forward(block: nn.Module, mode: str, *args: Any, **kwargs: Any) -> Any:
     forward = partial(type(block).forward, block)
@@ -164,12 +164,12 @@ def _checkpointed_forward(block: nn.Module, mode: str, *args: Any, **kwargs: Any
 def recomputed(
     block: nn.Module, function: Callable[..., Any], *args: Any, mode: str = 'full_checkpoint', **kwargs: Any
 ) -> Any:
-    """`function(*args, **kwargs)`, without what `mode` does not keep, which is computed again in the backward pass.
+    """Return `function(*args, **kwargs)`, keep what `mode` keeps, and recompute the rest in the backward pass.
 
     Args:
-        block: The module that has every norm `function` runs through; running statistics move once.
-        function: Gives one or more tensors.
-        mode: `save_conv` or `full_checkpoint`, as of `set_activation_memory`.
+        block: Module that contains every norm that `function` runs; their running statistics move once.
+        function: Returns one or more tensors.
+        mode: `save_conv` or `full_checkpoint`, as in `set_activation_memory`.
     """
     return checkpoint(function, *args, use_reentrant=False, context_fn=partial(_contexts, block, mode), **kwargs)
 
@@ -182,7 +182,7 @@ def _contexts(block: nn.Module, mode: str) -> tuple[AbstractContextManager[Any],
 
 
 class _SaveConvs(TorchDispatchMode):
-    """Appends the output of each convolution with its version, None for those to compute again."""
+    """Append the output of each convolution with its version, or None if it is to be recomputed."""
 
     def __init__(self, saved: list[tuple[Tensor, int] | None]) -> None:
         super().__init__()
@@ -197,14 +197,14 @@ class _SaveConvs(TorchDispatchMode):
 
 
 def _alias(out: Tensor) -> Tensor:
-    """Detached, since `out` will hold the graph that holds what is saved, yet aware of in-place changes of `out`."""
-    # Below autograd a view counts changes with its base only if this key is let through.
+    """Return `out` detached, which avoids a reference cycle with its graph, but sharing its version counter."""
+    # Below autograd, a view shares its base's version counter only if this key is not excluded.
     with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.ADInplaceOrView, False):
         return out.detach()
 
 
 class _ReuseConvs(TorchDispatchMode):
-    """Gives the saved outputs in the order of the first pass."""
+    """Return the saved outputs in the order of the first pass."""
 
     def __init__(self, saved: list[tuple[Tensor, int] | None]) -> None:
         super().__init__()
@@ -212,14 +212,14 @@ class _ReuseConvs(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         entry = next(self.rest, None) if func is CONVOLUTION else None
-        # An in-place operation after the convolution, such as a ReLU without a norm before it, changed what was saved.
+        # An in-place operation after the convolution, such as a ReLU without a norm, changed the saved output.
         if entry is None or entry[0]._version != entry[1]:
             return func(*args, **(kwargs or {}))
         return entry[0].detach()
 
 
 class _Recomputation:
-    """What a recomputation runs in. It can be entered anew, when a retained graph is run backward again."""
+    """Context of a recomputation. It can be entered again, when a retained graph runs backward a second time."""
 
     def __init__(self, block: nn.Module, reuse: Callable[[], AbstractContextManager[Any]]) -> None:
         self.block = block
@@ -236,9 +236,9 @@ class _Recomputation:
 
 @contextmanager
 def _with_spare_buffers(block: nn.Module) -> Iterator[None]:
-    """Give norms that normalise with live statistics other buffers to move, which are thrown away.
+    """Give norms that normalise with live statistics temporary buffers to update, which are discarded.
 
-    BatchChannelNorm, which normalises with its buffers, knows a recomputation by itself.
+    BatchChannelNorm normalises with its buffers, and detects a recomputation itself.
     """
     norms = [m for m in block.modules() if m.training and norm_kind(m) in ('BN', 'SyncBN', 'IN')]
     buffers = [dict(norm._buffers) for norm in norms]

@@ -1,4 +1,4 @@
-"""How a batch is split over devices and micro-batches, and what another batch makes of a schedule."""
+"""Split a batch over devices and micro-batches, and rescale a schedule to another batch."""
 
 import math
 from collections.abc import Callable
@@ -10,12 +10,12 @@ LR_RULES: dict[str, Callable[[float], float]] = {
     'sqrt': math.sqrt,
     'constant': lambda ratio: 1.0,
 }
-"""Factor of the learning rate by the ratio of effective batches: linear (Goyal et al., arXiv 1706.02677), its square
-root (Krizhevsky, arXiv 1404.5997), or none."""
+"""Learning-rate factor by the ratio of effective batches: the ratio itself (Goyal et al., arXiv 1706.02677), its square
+root (Krizhevsky, arXiv 1404.5997), or 1."""
 
 
 class EffectiveBatch(NamedTuple):
-    """The factors of an optimizer step's number of samples."""
+    """Samples of one optimizer step, as a product of devices, samples per device and accumulation."""
 
     devices: int
     per_device: int
@@ -30,10 +30,11 @@ class EffectiveBatch(NamedTuple):
 
 
 def split_batch(samples: int, devices: int, per_device: int) -> EffectiveBatch:
-    """Accumulate as many micro-batches of `per_device` samples on each device as make `samples`.
+    """Return the accumulation with which `per_device` samples on each device make `samples` per optimizer step.
 
     Raises:
-        ValueError: For numbers below 1, or where that is no whole number, with the nearest that are.
+        ValueError: For numbers below 1, or if `samples` is not a multiple of `devices` x `per_device`. The error names
+            the nearest multiples.
     """
     for name, value in (('global batch', samples), ('devices', devices), ('samples per device', per_device)):
         if value < 1:
@@ -47,21 +48,23 @@ def split_batch(samples: int, devices: int, per_device: int) -> EffectiveBatch:
         share = samples // devices
         fitting = [n for n in range(1, share + 1) if share % n == 0]
         nearest = sorted(sorted(fitting, key=lambda n: abs(n - per_device))[:2])
-        hint += f'; {samples} itself goes with {" or ".join(map(str, nearest))} per device'
-    raise ValueError(f'global batch {samples} is no multiple of {devices} device(s) x {per_device} = {forward}: {hint}')
+        hint += f'; {samples} itself works with {" or ".join(map(str, nearest))} per device'
+    raise ValueError(
+        f'global batch {samples} is not a multiple of {devices} device(s) x {per_device} = {forward}: {hint}'
+    )
 
 
 def lr_factor(ratio: float, rule: str) -> float:
-    """What the learning rate is multiplied by where an effective batch is `ratio` times the one it was tuned for.
+    """Return the factor of the learning rate for an effective batch `ratio` times as large as the one it was tuned for.
 
     Raises:
-        ValueError: For a rule that is not of LR_RULES.
+        ValueError: For a rule that is not in LR_RULES.
     """
     if rule not in LR_RULES:
-        raise ValueError(f'learning-rate rule {rule!r} is unknown: choose one of {", ".join(LR_RULES)}')
+        raise ValueError(f'learning-rate rule={rule!r}: one of {", ".join(LR_RULES)} is expected')
     return LR_RULES[rule](ratio)
 
 
 def rescale_count(count: int, ratio: Fraction) -> int:
-    """`count` iterations or steps times `ratio`, to the nearest whole number and, unless it is 0, at least 1."""
+    """Return `count` iterations or steps times `ratio`, rounded, and at least 1 unless `count` is 0."""
     return max(1, math.floor(count * ratio + Fraction(1, 2))) if count else 0

@@ -1,13 +1,13 @@
-"""What a training step needs in memory at each of its moments, and what that is.
+"""Measure the memory of a training step after each operation, by kind.
 
-    with fake_tensors():                 # shapes alone: no device, no memory, next to no time
+    with fake_tensors():                 # only shapes: no device, no memory, almost no time
         model, optimizer = ...
-        step()                           # the optimizer's state is made in the first step
+        step()                           # the first step creates the optimizer's state
         memory = step_memory(step, model, optimizer)
     memory.peak().total
 
-The step is the real one, forward, backward and optimizer; every storage that its operations return is counted from its
-birth to its end.
+The step is the real one: forward, backward and optimizer. Every storage that its operations return counts as long as it
+is alive.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,9 +28,12 @@ from ..layers.recomputation import is_recomputation
 from .activation_memory import MODES
 
 KINDS = ('weights', 'optimizer', 'gradients', 'activations', 'workspace')
-"""`weights`: parameters and buffers. `gradients`: those that the optimizer reads. `activations`: what the forward pass
-makes, its inputs included. `workspace`: what the backward pass and the optimizer make and give up again, recomputed
-activations and gradients of activations among it."""
+"""Kinds of memory.
+
+`weights` are parameters and buffers. `optimizer` is the optimizer's state. `gradients` are those that the optimizer
+reads. `activations` are allocated by the forward pass and include its inputs. `workspace` is allocated by the backward
+pass and the optimizer and freed again, such as recomputed activations and gradients of activations.
+"""
 
 
 class Moment(NamedTuple):
@@ -51,19 +54,20 @@ class StepMemory(NamedTuple):
     """Memory over a step."""
 
     stages: NDArray[np.str_]
-    """(operations,) names."""
+    """(operations,) names of stages."""
     bytes: NDArray[np.int64]
-    """(kinds, operations) bytes alive, in the order of `KINDS`."""
+    """(kinds, operations) bytes alive; kinds are in the order of `KINDS`."""
 
     def peak(self, stage: str | None = None) -> Moment:
-        """The moment of the most bytes, in one stage or in all.
+        """Return the moment with the most bytes, in one stage or in the whole step.
 
         Raises:
             ValueError: If the step has no such stage.
         """
         among = self.bytes if stage is None else self.bytes[:, self.stages == stage]
         if not among.size:
-            raise ValueError(f'stage={stage!r}: the step has {", ".join(dict.fromkeys(self.stages.tolist()))}')
+            stages = ', '.join(dict.fromkeys(self.stages.tolist()))
+            raise ValueError(f'stage={stage!r}: one of the stages of the step is expected: {stages}')
         return Moment(*among[:, among.sum(0).argmax()].tolist())
 
 
@@ -75,18 +79,18 @@ def step_memory(
     stage: str = 'forward',
     present: Iterable[Tensor] = (),
 ) -> StepMemory:
-    """Run a step and record what it has in memory after each operation; works on real and on fake tensors.
+    """Run a step and record its memory after each operation, with real or fake tensors.
 
-    The stages are `backward` inside a backward pass, `optimizer` inside `optimizer.step`, and `stage` elsewhere. What a
-    step finds, such as the optimizer's state of earlier steps, is counted too. Memory inside one operation is
-    invisible: a convolution's workspace, an allocator's fragmentation.
+    The stage is `backward` inside a backward pass, `optimizer` inside `optimizer.step`, and `stage` elsewhere. Memory
+    from before the step counts too, such as the optimizer's state. Memory inside one operation is invisible, such as a
+    convolution's workspace or the allocator's fragmentation.
 
     Args:
-        step: Any code; it may step the optimizer, several times too.
+        step: Any code; it may step the optimizer, even several times.
         model: Its parameters and buffers are the weights.
-        optimizer: The optimizer that `step` steps, or that is there while it runs.
-        stage: Name of the rest.
-        present: Tensors that count as activations and were there before.
+        optimizer: The optimizer that `step` steps, or whose state is in memory while it runs.
+        stage: Name of the stage outside the backward pass and the optimizer.
+        present: Existing tensors that count as activations.
     """
     optimizing = False
 
@@ -139,7 +143,7 @@ def step_memory(
 
 
 class _StagedAllocations(Allocations):
-    """Remembers in which stage each operation ran."""
+    """Record the stage of each operation."""
 
     def __init__(self, kind: Callable[[], str], stage: Callable[[], str]) -> None:
         super().__init__(kind)
@@ -164,9 +168,9 @@ def _bytes_alive(record: Sequence[Allocation], operations: int) -> NDArray[np.in
 
 @contextmanager
 def fake_tensors() -> Iterator[None]:
-    """Inside, tensors have a shape, a dtype and a device, but no memory and no values; operations compute shapes alone.
+    """Create tensors with shape, dtype and device, but without memory and values; operations only compute shapes.
 
-    Where a shape depends on values it is the largest there can be, e.g. a mask selects everything; a number read from a
+    A shape that depends on values is the largest possible one, e.g. a mask selects everything. A number read from a
     tensor is 1.
     """
     with FakeTensorMode(), _WorstCase():
@@ -189,7 +193,7 @@ def _one(dtype: torch.dtype) -> float | int | bool:
 
 
 def _all_of(index: Tensor | None) -> list[Tensor | None]:
-    """As many positions on each axis as a mask has elements; other indices as they are."""
+    """Replace a mask by as many positions on each axis as it has elements; keep other indices."""
     if index is None or index.dtype != torch.bool:
         return [index]
     return [torch.zeros(index.numel(), dtype=torch.int64, device=index.device) for _ in range(index.ndim)]
@@ -199,7 +203,7 @@ class Choice(NamedTuple):
     """A way to run a recipe."""
 
     samples: int
-    """Per device and forward pass."""
+    """Samples per device and forward pass."""
     activation_memory: str
     """A mode of `set_activation_memory`."""
     precision: str
@@ -207,13 +211,13 @@ class Choice(NamedTuple):
 
 
 def by_speed(choices: Iterable[Choice]) -> list[Choice]:
-    """Choices by the time they take per sample, as far as that is known without running them, the fastest first.
+    """Sort choices by their expected time per sample, the fastest first; nothing is measured.
 
-    16 bits before 32, then what is recomputed, from nothing to everything, then more samples at once.
+    16 bits come before 32, then less recomputation before more, then more samples before fewer.
     """
     return sorted(choices, key=lambda c: (c.precision == 'fp32', MODES.index(c.activation_memory), -c.samples))
 
 
 def fastest(choices: Iterable[Choice]) -> Choice | None:
-    """The first of them `by_speed`; None of none."""
+    """Return the first choice of `by_speed`, or None without choices."""
     return next(iter(by_speed(choices)), None)

@@ -1,4 +1,4 @@
-"""Running statistics of all ranks, made one."""
+"""Merge the running statistics of all ranks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,21 +11,21 @@ from ..ops.batch_norm import num_ranks
 
 @torch.no_grad()
 def merge_statistics(norms: Mapping[str, Any]) -> None:
-    """Give every rank the running statistics of all ranks' data, where each has had its own.
+    """Replace every rank's own running statistics by those of all ranks' data.
 
-    Each rank counts by its number of batches w_r:
+    Rank r has the weight of its number of batches w_r:
 
         mean = sum_r w_r mean_r / sum_r w_r
         var  = sum_r w_r (var_r + (mean_r - mean)^2) / sum_r w_r
 
-    The second term is the spread between ranks, which an average of the variances (mmengine's SyncBuffersHook) drops.
-    Statistics that agree already stay as they are, bit for bit; counters do always; a norm that has seen no batch on
-    any rank keeps its own. With biased variances the result is that of one process on the union of the data; the
-    unbiased ones of BatchNorm stay those of a rank's batches. Call it on every rank: one all-gather of 3 numbers per
-    channel.
+    The second term is the variance between ranks, which an average of the variances (mmengine's SyncBuffersHook) drops.
+    Statistics that already agree do not change, bit for bit. Counters never change. A norm that saw no batch on any
+    rank keeps its own statistics. With biased variances the result equals that of one process on the union of the data;
+    BatchNorm's unbiased variances remain those of one rank's batches. Call it on every rank; it does one all-gather of
+    3 numbers per channel.
 
     Args:
-        norms: By name, with running_mean, running_var and num_batches_tracked; the same ones on every rank.
+        norms: Norms by name, with running_mean, running_var and num_batches_tracked; the same norms on every rank.
     """
     if num_ranks() == 1 or not norms:
         return

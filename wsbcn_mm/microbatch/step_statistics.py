@@ -1,4 +1,4 @@
-"""Running statistics of BatchChannelNorm that move once per optimizer step, with what all its micro-batches measured.
+"""Running statistics of BatchChannelNorm that move once per optimizer step, by the pooled totals of its micro-batches.
 
     statistics = StepStatistics(model)
     for batches in steps:
@@ -7,18 +7,18 @@
         optimizer.step()
         statistics.commit()
 
-Between two commits the buffers stand still. Every forward normalises with
+Between two commits the buffers do not change. Every forward normalises with
 
     running + rate (own micro-batch - running)
 
-and adds (count, count mean, count second moment) to its layer's pending totals. The commit adds the totals of all
-ranks, and moves
+and adds (count, count mean, count second moment) to its layer's pending totals. The commit sums the totals of all
+ranks, and moves the buffers:
 
     running_mean += rate (total mean / total count - running_mean)
     running_var  += rate (total second moment / total count - running_var)
 
-The second moments are around the running mean of before the step, which all micro-batches on all ranks share: so k
-micro-batches on w ranks give the statistics of their union, whichever way it was split.
+The second moments are around the running mean before the step, which all micro-batches on all ranks share. So k
+micro-batches on w ranks give the statistics of their union, however it is split.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,20 +35,20 @@ from ..ops.batch_norm import num_ranks
 class StepStatistics:
     """Move the estimates of a model's BatchChannelNorm layers once per optimizer step.
 
-    Concerns the layers with `statistics='estimated'`; one that the model uses in several places counts once, and all
-    its forwards are pooled. `num_batches_tracked` then counts commits, and `warmup` averages over steps.
+    It handles the layers with `statistics='estimated'`. A layer that the model uses in several places counts once, and
+    all its forwards are pooled. `num_batches_tracked` then counts commits, and `warmup` averages over steps.
 
-    Build it when the layers are in their final place, on the bare model or inside DistributedDataParallel. The model
-    may change its device later. A deepcopy or a pickle of the model is outside: its buffers move once per forward until
-    it gets a StepStatistics of its own. A second one on the same model takes over, with nothing pending.
+    Create it when the layers are in their final place, on the bare model or inside DistributedDataParallel. The model
+    may move to another device later. A deepcopy or a pickle of the model is not covered: its buffers move once per
+    forward until it gets a StepStatistics of its own. A second one on the same model takes over, with nothing pending.
 
-    Nothing is sent between ranks but in `commit`: one all-reduce of 3 numbers per channel for the whole model. With
-    NCCL the host does not wait for it, and the device only where the next forward reads the buffers. All ranks hold
-    identical buffers at all times; `broadcast_buffers=True` of DistributedDataParallel would only copy rank 0's over
-    equal ones before every forward.
+    Only `commit` communicates: one all-reduce of 3 numbers per channel for the whole model. With NCCL the host does not
+    wait for it, and the device waits only where the next forward reads the buffers. All ranks hold identical buffers at
+    all times; `broadcast_buffers=True` of DistributedDataParallel would only copy equal buffers from rank 0 before
+    every forward.
 
     Args:
-        model: A module, on one device.
+        model: A module on one device.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -64,14 +64,14 @@ class StepStatistics:
 
     @property
     def layers(self) -> Mapping[str, BatchChannelNorm]:
-        """The layers concerned, by name."""
+        """The handled layers, by name."""
         return self._layers
 
     @torch.no_grad()
     def commit(self) -> None:
-        """Move the buffers by what was measured since the last commit; call it on every rank, after the optimizer step.
+        """Move the buffers by the totals since the last commit. Call it on every rank, after the optimizer step.
 
-        A layer that measured nothing on any rank stays as it is: a frozen one, an unused one, one in evaluation mode.
+        A layer that measured nothing on any rank does not change: a frozen or unused layer, or one in evaluation mode.
         """
         if not self._pending():
             return
@@ -89,10 +89,10 @@ class StepStatistics:
         torch._foreach_zero_(pending)
 
     def _rates(self, layers: Sequence[BatchChannelNorm], count: Tensor) -> tuple[Tensor, Tensor]:
-        """Rate of every channel, 0 where nothing was measured, and whether each layer moves, as 0 or 1."""
+        """Return the rate of every channel, 0 where nothing was measured, and whether each layer moves, as 0 or 1."""
         key = (count.device, *((layer.rate, layer.warmup, layer.num_features) for layer in layers))
         if self._schedule is None or self._schedule[0] != key:
-            # Made anew only when a schedule changes a rate: copying from the host makes it wait for the device.
+            # Rebuilt only when a schedule changes a rate: the copy from the host waits for the device.
             rows = [(layer.rate, layer.warmup and layer.rate > 0, layer.num_features) for layer in layers]
             self._schedule = key, torch.tensor(rows, dtype=torch.float64).T.to(count.device)
         constant, warmup, width = self._schedule[1]
@@ -103,21 +103,21 @@ class StepStatistics:
         return rate.repeat_interleave(sizes, output_size=len(count)), (rate > 0).long()
 
     def close(self) -> None:
-        """Let the buffers move once per forward again; what is still pending is dropped."""
+        """Let the buffers move once per forward again, and drop pending totals."""
         for layer in self._layers.values():
             layer.pending_totals = None
         self._layers = {}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Name -> pending totals (3, C) of this rank, for the layers that measured something since the last commit."""
+        """Return name -> pending totals (3, C) of this rank, for layers with measurements since the last commit."""
         totals = {name: pending.to('cpu', copy=True) for name, _, pending in self._pending()}
         return {name: total for name, total in totals.items() if total.any()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what was pending when `state` was taken, in place of what is pending now.
+        """Replace the pending totals by those in `state`.
 
         Raises:
-            ValueError: If `state` has a layer that this model has not, or has in another width.
+            ValueError: If `state` has a layer that this model lacks, or that has another width here.
         """
         for name, totals in state.items():
             layer = self._layers.get(name)
@@ -127,14 +127,14 @@ class StepStatistics:
                     + (
                         f'(3, {layer.num_features}) is expected'
                         if layer
-                        else 'the model has no such layer that takes them'
+                        else 'the model has no such layer with estimated statistics'
                     )
                 )
         for name, _, pending in self._pending():
             pending.copy_(state.get(name, torch.zeros(())))
 
     def _pending(self) -> list[tuple[str, BatchChannelNorm, Tensor]]:
-        """Name, layer and pending totals; a layer that another StepStatistics has let go has none."""
+        """Return name, layer and pending totals, without layers that another StepStatistics closed."""
         return [
             (name, layer, layer.pending_totals)
             for name, layer in self._layers.items()
@@ -143,7 +143,7 @@ class StepStatistics:
 
 
 def _split_as(flat: Tensor, buffers: Sequence[Tensor]) -> list[Tensor]:
-    """Cut `flat`, which has all layers' channels in a row, into tensors of the buffers' sizes and dtypes."""
+    """Split `flat`, the concatenated channels of all layers, into tensors of the buffers' sizes and dtypes."""
     common = flat.to(reduce(torch.promote_types, {b.dtype for b in buffers}))
     parts = common.split([b.numel() for b in buffers])
     return [part.to(b.dtype) for part, b in zip(parts, buffers, strict=True)]

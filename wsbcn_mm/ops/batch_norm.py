@@ -1,7 +1,7 @@
 """Batch normalisation with live statistics, of one rank's batch or of the batches of all ranks together.
 
-torch's SyncBatchNorm runs on GPUs alone. This one is written with differentiable all-reduces, so the same model trains
-on CPU with gloo, on one GPU, or on many; without a process group both forms are the same.
+torch's SyncBatchNorm runs on GPUs only. This one uses differentiable all-reduces, so the same model trains on CPU with
+gloo, on one GPU, or on many. Without a process group both forms are the same.
 """
 
 import torch
@@ -27,10 +27,10 @@ def batch_norm(
     synchronize: bool = False,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Batch normalisation of any rank of tensor.
+    """Batch normalisation of a tensor of any rank.
 
-    Training normalises with live statistics, differentiated, and moves the buffers as torch's BatchNorm does (the
-    running variance gets the unbiased one). Evaluation uses the buffers.
+    Training normalises with live statistics, differentiated, and updates the buffers as torch's BatchNorm does: the
+    running variance moves towards the unbiased one. Evaluation uses the buffers.
 
     Args:
         x: (N, C, *).
@@ -39,16 +39,16 @@ def batch_norm(
         weight: (C,) or None.
         bias: (C,) or None.
         rate: Weight of this batch in the buffers (torch's `momentum`).
-        training: Whether to take live statistics.
-        synchronize: Whether to take them over the union of all ranks' batches, which may differ in size and be empty
-            on some ranks.
+        training: Whether to use live statistics.
+        synchronize: Whether to take them over the batches of all ranks, which may differ in size and be empty on some
+            ranks.
         eps: Added to the variance.
 
     Returns:
         (N, C, *) in float32 or better.
 
     Raises:
-        ValueError: In training without other ranks, with fewer than two values per channel.
+        ValueError: If training without other ranks gets fewer than 2 values per channel.
     """
     synchronize = synchronize and num_ranks() > 1
     per_channel = (-1,) + (1,) * (x.ndim - 2)
@@ -59,17 +59,10 @@ def batch_norm(
         positions = x.numel() // x.shape[1]
         if positions < 2 and not synchronize:
             raise ValueError(
-                f'input of shape {tuple(x.shape)} has {positions} value per channel: batch statistics are undefined '
-                "there; use statistics='estimated'"
+                f'x.shape={tuple(x.shape)}: batch statistics need at least 2 values per channel, '
+                f'this input has {positions}'
             )
-        over = [0, *range(2, x.ndim)]
-        # Counts travel with the sums, so that uneven batches weigh by their size.
-        local = torch.cat([x.sum(over), x.new_full((1,), positions)])
-        total = all_reduce(local) if synchronize else local
-        count = total[-1].detach()
-        mean = total[:-1] / count.clamp_min(1)
-        squares = (x - mean.view(per_channel)).square().sum(over)
-        var = (all_reduce(squares) if synchronize else squares) / count.clamp_min(1)
+        mean, var, count = moments_of_all_ranks(x, synchronize)
         with torch.no_grad():
             running_mean.lerp_(mean.to(running_mean.dtype), rate)
             running_var.lerp_((var * (count / (count - 1).clamp_min(1))).to(running_var.dtype), rate)
@@ -78,3 +71,24 @@ def batch_norm(
         scale = scale * weight
     out = (x - mean.view(per_channel)) * scale.view(per_channel)
     return out if bias is None else out + bias.view(per_channel)
+
+
+def moments_of_all_ranks(x: Tensor, synchronize: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and biased variance of every channel over the batches of all ranks, differentiated.
+
+    Args:
+        x: (N, C, *) of this rank; batches may differ in size, and be empty on some ranks.
+        synchronize: Whether to include the other ranks.
+
+    Returns:
+        Mean (C,) and variance (C,) in float32 or better, and the number of values per channel, 0-d.
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    over = [0, *range(2, x.ndim)]
+    # One all-reduce sends counts and sums, so that batches weigh by their size.
+    local = torch.cat([x.sum(over), x.new_full((1,), x.numel() // x.shape[1])])
+    total = all_reduce(local) if synchronize else local
+    count = total[-1].detach()
+    mean = total[:-1] / count.clamp_min(1)
+    squares = (x - mean.view((-1,) + (1,) * (x.ndim - 2))).square().sum(over)
+    return mean, (all_reduce(squares) if synchronize else squares) / count.clamp_min(1), count

@@ -1,10 +1,10 @@
-"""Bilinear interpolation whose gradient is the same in every run, on GPUs too.
+"""Bilinear interpolation with a deterministic gradient, also on GPUs.
 
     y = A_h x A_w^T        dx = A_h^T dy A_w        per sample and channel
 
-A_h (H', H) and A_w (W', W) are the interpolation along each axis. torch's own backward on a GPU adds up what the
-outputs contribute in whatever order its threads come; with `torch.use_deterministic_algorithms` it gathers four maps of
-the output's size and sorts indices instead. Two matrix products have a fixed order and need one map.
+A_h (H', H) and A_w (W', W) are the interpolation along each axis. torch's own backward on a GPU adds contributions in
+the order in which its threads arrive. With `torch.use_deterministic_algorithms` it instead gathers four maps of the
+size of the output and sorts indices. Two matrix products have a fixed order and need one map.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from torch import Tensor
 def bilinear_upsample(x: Tensor, size: Sequence[int], *, align_corners: bool = False) -> Tensor:
     """`F.interpolate(x, size, mode='bilinear')`: the same values, and a deterministic gradient.
 
-    The gradient is computed in float32 or better; on a GPU it is as exact as float32 matrix products are set to be
-    (`torch.backends.cuda.matmul`).
+    The gradient is computed in float32 or better. On a GPU its precision is that of float32 matrix products, which
+    `torch.backends.cuda.matmul` sets.
 
     Args:
         x: (N, C, H, W) of any floating dtype.
@@ -29,12 +29,12 @@ def bilinear_upsample(x: Tensor, size: Sequence[int], *, align_corners: bool = F
         (N, C, H', W') in the dtype of `x`, or in autocast's.
 
     Raises:
-        ValueError: For an `x` that is not (N, C, H, W), or a size that is not two positive numbers.
+        ValueError: If `x` is not (N, C, H, W), or `size` is not two positive numbers.
     """
     if x.ndim != 4:
-        raise ValueError(f'x of shape {tuple(x.shape)} is no batch of maps: (N, C, H, W) is expected')
+        raise ValueError(f'x.shape={tuple(x.shape)}: (N, C, H, W) is expected')
     if len(size) != 2 or min(size) < 1:
-        raise ValueError(f'size={tuple(size)}: two positive numbers, (H, W), are expected')
+        raise ValueError(f'size={tuple(size)}: two positive numbers (H, W) are expected')
     return _Interpolate.apply(x, int(size[0]), int(size[1]), align_corners)
 
 
@@ -42,7 +42,7 @@ class _Interpolate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, height: int, width: int, align_corners: bool) -> Tensor:
         ctx.inputs, ctx.dtype, ctx.align_corners = x.shape[2:], x.dtype, align_corners
-        # Past F.interpolate, which on a GPU would take the detour for the sake of the gradient.
+        # Not F.interpolate, which on a GPU uses the slow deterministic path for the sake of its own gradient.
         return torch._C._nn.upsample_bilinear2d(x, (height, width), align_corners, None)
 
     @staticmethod
@@ -58,6 +58,6 @@ class _Interpolate(torch.autograd.Function):
 
 
 def interpolation(inputs: int, outputs: int, align_corners: bool, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(outputs, inputs): what each output takes of each input along one axis, as torch itself computes it."""
+    """(outputs, inputs): the weight of each input in each output along one axis, computed by torch itself."""
     impulses = torch.eye(inputs, device=device, dtype=dtype).unsqueeze(0)
     return torch._C._nn.upsample_linear1d(impulses, (outputs,), align_corners, None).squeeze(0).T

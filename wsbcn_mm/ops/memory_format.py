@@ -1,4 +1,4 @@
-"""Keep the memory format of a normalisation's input on its output."""
+"""Give the output of a normalisation the memory format of its input."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def like_input(out: Tensor, x: Tensor) -> Tensor:
-    """`out` with the dtype of `x`, channels last where `x` is, contiguous otherwise.
+    """`out` with the dtype of `x`, channels last if `x` is, contiguous otherwise.
 
     Args:
         out: (N, C, *).

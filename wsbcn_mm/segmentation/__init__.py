@@ -1,17 +1,17 @@
-"""What mmsegmentation lacks for micro-batch training.
+"""Datasets, transforms, heads, metrics and hooks that mmsegmentation lacks for micro-batch training.
 
-Importing this package registers all of it with mmseg, and the hooks and wrappers of `wsbcn_mm.engine` that recipes
+Importing this package registers them with mmseg, together with the hooks and wrappers of `wsbcn_mm.engine` that recipes
 name.
 """
 
-# ruff: noqa: E402 - the environment is judged before anything of mmseg is imported
+# ruff: noqa: E402 - the environment is checked before anything of mmseg is imported
 import warnings
 
 from ..engine.environment import require_openmmlab
 
 require_openmmlab('segmentation')
 with warnings.catch_warnings():
-    # Its advice to install another mmcv is for compiled operators, which nothing here uses.
+    # mmseg advises to install another mmcv, for compiled operators that nothing here uses.
     warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
     import mmseg.models as _models  # noqa: F401
 
@@ -28,7 +28,7 @@ from .evaluation.metrics import StrictIoUMetric
 from .evaluation.overlays import OverlayHook
 from .evaluation.predictions import SavePredictions
 from .evaluation.tta import MeanProbability
-from .models.checks import NormCheckHook, check_norms
+from .models.checks import NormCheckHook
 from .models.heads import DeepLabV3Head, DeepLabV3PlusHead
 
 __all__ = [
@@ -47,5 +47,4 @@ __all__ = [
     'StrictCityscapesDataset',
     'StrictIoUMetric',
     'StrictVOCDataset',
-    'check_norms',
 ]

@@ -1,1 +1,1 @@
-"""Look at and change the layers of a built model. It needs torch alone."""
+"""Inspect and change the layers of a built model. Needs only torch."""

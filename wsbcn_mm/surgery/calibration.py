@@ -1,15 +1,15 @@
-"""Calibrate running statistics: measure anew, on a few batches, what each norm receives in evaluation.
+"""Calibrate running statistics: measure the input of each norm in evaluation, on a few batches.
 
-What a norm receives depends on how the norms before it normalise. So the batches are swept several times, in evaluation
-mode, and each norm normalises with the statistics of all it has received so far, in all sweeps. The result is what the
-last sweep alone has measured, when the norms before hardly moved any more.
+The input of a norm depends on how the norms before it normalise. So the batches are swept several times in evaluation
+mode, and each norm normalises with the statistics of all its inputs so far, over all sweeps. The result is measured in
+the last sweep only, when the norms before hardly move any more.
 
-A norm with no norm before it is exact after one sweep, and every norm is if all data come as one batch. Otherwise more
-sweeps come nearer; `Calibration.change` says how near. (To let each norm normalise with the sweep before, as Jacobi's
-method does, would be exact after as many sweeps as there are norms in a row, and far off, by orders of magnitude, until
-then.) The statistics of before have no part in it, so that calibrating twice on the same batches gives the same
-numbers, bit for bit. Nothing is kept but three numbers per channel, unlike when the batches go through the network
-layer by layer.
+A norm without a norm before it is exact after one sweep. All norms are exact after one sweep if all data are one batch.
+Otherwise more sweeps come closer, and `Calibration.change` says how close. (If each norm normalised with the previous
+sweep, as in Jacobi's method, the result would be exact after as many sweeps as there are norms in a row, and off by
+orders of magnitude before.) The old statistics are not used, so calibrating twice on the same batches gives the same
+numbers, bit for bit. Only three numbers per channel are kept, unlike when batches pass through the network layer by
+layer.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -37,13 +37,13 @@ from ..layers import standardize_once
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured.
+    """Result of a calibration.
 
     Attributes:
-        statistics: New statistics, of the norms that received something.
-        unreached: Norms that received nothing, whose statistics are the old ones.
+        statistics: New statistics of the norms that received values.
+        unreached: Norms that received nothing and keep their old statistics.
         batches: Number of batches of this rank.
-        change: How far the last sweep moved a running mean at the most, in standard deviations of its channel.
+        change: Largest move of a running mean in the last sweep, in standard deviations of its channel.
     """
 
     statistics: Mapping[str, NormStatistics]
@@ -62,11 +62,11 @@ def calibrate(
     """Replace the running statistics of BatchNorm and BatchChannelNorm by those that `precise_statistics` measures.
 
     Args:
-        model: Any model; with StepStatistics on it, call this right after a commit.
+        model: Any model. With StepStatistics, call this right after a commit.
         batches, forward, sweeps: See `precise_statistics`.
 
     Raises:
-        ValueError: As `precise_statistics`, and if statistics are pending in a StepStatistics.
+        ValueError: As in `precise_statistics`, and if a StepStatistics has pending statistics.
     """
     norms = require_statistics(model)
     for name, norm in norms.items():
@@ -86,29 +86,29 @@ def precise_statistics(
     forward: Callable[[Any], object] | None = None,
     sweeps: int = 3,
 ) -> Calibration:
-    """Measure the statistics that BatchNorm and BatchChannelNorm evaluate these batches right with, pooled.
+    """Measure the pooled statistics with which BatchNorm and BatchChannelNorm evaluate these batches correctly.
 
-    Every value of every batch counts alike, on all ranks, however the batches are sized: the variance is that of the
-    union, spread of the batches' means included. BatchNorm gets the unbiased variance, BatchChannelNorm with estimated
-    statistics the biased one, as in training; frozen norms are measured too. `num_batches_tracked` becomes at least the
-    number of batches, so that a warm-up does not throw their statistics away. The model is left as it was.
+    Every value of every batch on every rank has the same weight, whatever the batch sizes: the variance is that of the
+    union and includes the variance between batch means. BatchNorm gets the unbiased variance, BatchChannelNorm with
+    estimated statistics the biased one, as in training. Frozen norms are measured too. `num_batches_tracked` becomes at
+    least the number of batches, so that a warm-up does not discard the statistics. The model does not change.
 
     Args:
         model: Any model.
-        batches: A list, a DataLoader or the like, which can be iterated `sweeps` times; the same number of times on
-            every rank, but each may have another number of batches.
-        forward: Runs the model on a batch, `model` itself by default.
-        sweeps: Over the batches.
+        batches: A list, a DataLoader or another collection that can be iterated `sweeps` times. `sweeps` must be equal
+            on all ranks; the number of batches may differ.
+        forward: Runs the model on a batch; by default `model` itself.
+        sweeps: Number of passes over the batches.
 
     Raises:
-        ValueError: If there is no norm with statistics, no batch, an iterator in place of a collection, or if a norm
+        ValueError: If the model has no norm with statistics, there is no batch, `batches` is an iterator, or a norm
             receives infinities or nan.
     """
     norms = require_statistics(model)
     if sweeps < 1:
-        raise ValueError(f'sweeps={sweeps}: at least one is needed')
+        raise ValueError(f'sweeps={sweeps}: at least 1 is expected')
     if isinstance(batches, Iterator):
-        raise ValueError(f'batches is an iterator, which ends with the first of {sweeps} sweeps: give a list')
+        raise ValueError(f'batches is an iterator, which is exhausted by the first of {sweeps} sweeps: give a list')
     old = statistics_of(norms)
     try:
         with evaluating(model), standardize_once(model):

@@ -1,7 +1,7 @@
-"""Census: every convolution and every norm of a built model, and whether they are what a policy wants.
+"""Census: list every convolution and norm of a built model, and check them against a policy.
 
-A row per layer: which norm follows which convolution, how many values stand behind each statistic, how fast the
-estimates move, what weight decay reaches it; and a reason for every layer that no policy would touch.
+One row per layer says which norm follows which convolution, how many values each statistic is computed from, how fast
+estimates move, and which weight decay applies. Every layer that no policy would change has a reason.
 """
 
 from collections import Counter
@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..layers import BatchChannelNorm
 from ..layers.ws_conv import _WSConv
-from ..ops.weight_standardization import fan_in
+from ..ops.ws.weight_standardization import fan_in
 from .kinds import conv_kind, norm_kind, num_channels, unknown_statistics
 from .policies import UNKNOWN_STATISTICS, Policy, grouped, why_no_policy, why_no_ws
 from .trace import Trace, norms_after
@@ -26,16 +26,16 @@ class ConvRow:
     """One convolution.
 
     Attributes:
-        name: In `model.named_modules()`.
+        name: Name in `model.named_modules()`.
         kind: 'WS' or 'plain'.
-        type: Its class.
-        variant: Formula of the standardisation, and its gain if it has one; None without.
-        channels: In and out.
-        kernel_size: Of every axis.
-        groups: Of the convolution.
-        fan_in: Weights of one filter.
-        weight_decay: That reaches its weight; None if no optimizer is given or has it.
-        norms: That all of its output goes to.
+        type: Class name.
+        variant: Variant of Weight Standardization, and its gain if it has one; None for other convolutions.
+        channels: Input and output channels.
+        kernel_size: Kernel size along every axis.
+        groups: Groups of the convolution.
+        fan_in: Number of weights of one filter.
+        weight_decay: Weight decay of its weight; None if no optimizer is given or has it.
+        norms: Norms that receive all of its output.
     """
 
     name: str
@@ -52,21 +52,21 @@ class ConvRow:
 
 @dataclass(frozen=True)
 class NormRow:
-    """One norm. Numbers are None where the layer has no such thing, or nothing was traced.
+    """One norm. Numbers are None if the layer lacks the property, or nothing was traced.
 
     Attributes:
-        name: In `model.named_modules()`.
-        kind: As `wsbcn_mm.surgery.kinds.norm_kind` names it.
-        type: Its class.
-        channels: It normalises.
-        groups: Of channels.
+        name: Name in `model.named_modules()`.
+        kind: Kind as named by `wsbcn_mm.surgery.kinds.norm_kind`.
+        type: Class name.
+        channels: Number of channels.
+        groups: Number of groups of channels.
         rate: Weight of a new batch in its running statistics.
-        updates: How often these have moved.
-        weight_decay: The largest that reaches its parameters; None if no optimizer is given or has them.
-        samples: Behind each batch statistic; 1 for norms that treat samples by themselves.
-        positions: Of each sample behind each batch statistic.
-        group_values: Values of one sample behind each statistic of a group of channels.
-        convs: That give their output to it.
+        updates: Number of updates of its running statistics.
+        weight_decay: Largest weight decay of its parameters; None if no optimizer is given or has them.
+        samples: Samples in each batch statistic; 1 for norms that treat samples separately.
+        positions: Positions of each sample in each batch statistic.
+        group_values: Values of one sample in each statistic of a group of channels.
+        convs: Convolutions whose output it receives.
     """
 
     name: str
@@ -90,8 +90,8 @@ class Census:
     Attributes:
         convs: The convolutions.
         norms: The norms.
-        left_out: Layers that no policy would touch, and why.
-        traced: Whether norms after convolutions, samples and positions are from a forward pass.
+        left_out: Layers that no policy would change, and why.
+        traced: Whether norms after convolutions, samples and positions come from a forward pass.
     """
 
     convs: tuple[ConvRow, ...]
@@ -100,7 +100,7 @@ class Census:
     traced: bool
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return the census as plain data for JSON."""
         return asdict(self)
 
 
@@ -117,13 +117,13 @@ def census(
 
     Args:
         model: Any model.
-        seen: Its trace, with the batch of one rank. Without it the order of modules says which norm follows which
-            convolution, and there are no samples and positions.
-        param_groups: Of an optimizer.
+        seen: Its trace, with the batch of one rank. Without it, the order of modules decides which norm follows which
+            convolution, and samples and positions are unknown.
+        param_groups: Parameter groups of an optimizer.
         accumulation: Forward passes per optimizer step.
-        ranks: Processes that train together.
-        stepwise: Whether BatchChannelNorm's estimates move once per optimizer step, with what all forward passes and
-            all ranks measured; by default, whether `StepStatistics` looks after the model now.
+        ranks: Number of processes that train together.
+        stepwise: Whether BatchChannelNorm's estimates move once per optimizer step, by the totals of all forward passes
+            and ranks. By default, whether a `StepStatistics` handles the model now.
     """
     decay = {id(p): group.get('weight_decay', 0.0) for group in param_groups for p in group['params']}
     followers = norms_after(model, seen)
@@ -179,7 +179,7 @@ def _norm_row(
     updates = getattr(norm, 'num_batches_tracked', None) if tracks else None
     samples = positions = group_values = None
     if shapes and kind != 'LN':
-        # A norm that runs at several sizes is as good as its smallest statistic.
+        # A norm that runs at several sizes is only as good as its smallest statistic.
         shape = min(shapes, key=lambda shape: prod((shape[0], *shape[2:])))
         samples, positions = 1 if kind in ('GN', 'IN') else shape[0] * together, prod(shape[2:])
         if groups is not None and channels is not None:
@@ -201,7 +201,7 @@ def _norm_row(
 
 
 def _batches_together(norm: nn.Module, accumulation: int, ranks: int, stepwise: bool | None) -> int:
-    """Number of batches, of all forward passes of a step and all ranks, that one batch statistic is made of."""
+    """Return the number of batches in one batch statistic, over the forward passes of a step and all ranks."""
     if norm_kind(norm) in ('SyncBN', 'BCN (sync)'):
         return ranks
     if norm_kind(norm) == 'BCN' and isinstance(norm, BatchChannelNorm):
@@ -211,7 +211,7 @@ def _batches_together(norm: nn.Module, accumulation: int, ranks: int, stepwise: 
 
 
 def summary(found: Census) -> list[str]:
-    """A few lines for a log: pairs, what stands behind the statistics of each kind of norm, and what was left out."""
+    """Return log lines: pairs, the values in the statistics of each kind of norm, and the layers left out."""
     paired = sum(bool(row.norms) for row in found.convs)
     variants = Counter(row.variant for row in found.convs if row.variant)
     ws = f', WS variant {", ".join(sorted(variants))}' if variants else ''
@@ -226,8 +226,8 @@ def summary(found: Census) -> list[str]:
             ('rate', [row.rate for row in rows]),
             ('weight decay', [row.weight_decay for row in rows]),
         ]
-        told = [f'{word} {text}' for word, values in words if (text := _range(values))]
-        lines.append(f'statistics of {len(rows)} {kind}: {", ".join(told) or "not traced"}')
+        shown = [f'{word} {text}' for word, values in words if (text := _range(values))]
+        lines.append(f'statistics of {len(rows)} {kind}: {", ".join(shown) or "not traced"}')
     return lines + [f'left out: {line}' for line in grouped(found.left_out)]
 
 
@@ -237,7 +237,7 @@ def _range(values: Iterable[float | None]) -> str:
 
 
 def breaches(found: Census, policy: Policy) -> list[str]:
-    """What in a model is not as a policy wants it, one line for each kind of breach; empty if all is."""
+    """Describe where a model differs from a policy, one line for each kind of breach; empty if it conforms."""
     other: dict[str, list[str]] = {}
     for norm in found.norms:
         if norm.name not in found.left_out and norm.kind != policy.norm:
@@ -255,7 +255,7 @@ def breaches(found: Census, policy: Policy) -> list[str]:
             plain.append(conv.name)
     for reason, names in (
         ('have a norm after them but no Weight Standardization', plain),
-        ('have Weight Standardization, which the policy does not want there', standardised),
+        ('have Weight Standardization, which the policy does not allow there', standardised),
         ('have Weight Standardization but no norm after them', unnormalised),
     ):
         if names:

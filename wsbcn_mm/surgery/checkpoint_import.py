@@ -1,7 +1,7 @@
-"""Bring a checkpoint of another project into a built model: who wrote it, what fits, and what does not.
+"""Import a checkpoint of another project into a built model: identify its source, match it, and report what differs.
 
-Nothing loads because two names happen to overlap: every entry of the file and of the model is accounted for, by stage,
-and a file of another norm, or one that leaves part of the backbone at its start, is refused.
+Names that merely happen to overlap never decide. Every entry of the file and of the model is accounted for, by stage.
+A file with another norm is rejected, and so is one that would leave part of the backbone at its initial values.
 """
 
 import re
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..ops.weight_standardization import VARIANTS
+from ..ops.ws.weight_standardization import VARIANTS
 from .fingerprint import Comparison, Fingerprint, Value, compare, fingerprint_of_state
 from .layer_names import BACKBONE_STAGES, Rules, canonical_names, join_norm_halves, rename, stage_of
 
@@ -24,11 +24,11 @@ class Source(NamedTuple):
 
     title: str
     norm: str
-    """'BN', 'GN' or 'BCN'; GN and BCN have 32 groups, and eps is 1e-5 in all of them."""
+    """'BN', 'GN' or 'BCN'. GN and BCN have 32 groups; eps is 1e-5 for all."""
     variant: str | None
-    """Variant of Weight Standardization, None for plain convolutions."""
+    """Variant of Weight Standardization; None for plain convolutions."""
     marks: Callable[[State], bool] | None = None
-    """Whether a file's keys and shapes show that it is of this family; None where they are those of others too."""
+    """Whether a file's keys and shapes identify this family; None if other families have the same keys and shapes."""
 
 
 def _has(pattern: str) -> Callable[[State], bool]:
@@ -63,10 +63,10 @@ SOURCES = {
 
 
 def identify(state: State) -> str:
-    """The key in `SOURCES` of the family that a file's keys and shapes show.
+    """Return the key in `SOURCES` of the family that a file's keys and shapes identify.
 
     Raises:
-        ValueError: If they are those of several families or of none, naming the choices.
+        ValueError: If they fit several families or none. The error names the choices.
     """
     state = join_norm_halves({key.removeprefix('module.'): tensor for key, tensor in state.items()})
     for name, source in SOURCES.items():
@@ -76,23 +76,23 @@ def identify(state: State) -> str:
     norm = kinds.most_common(1)[0][0] if kinds else None
     choices = [name for name, source in SOURCES.items() if norm in (None, source.norm)]
     raise ValueError(
-        f'the keys of this file (norm: {norm or "none"}) do not show where it comes from, and with it whether its '
-        f'filters were trained with Weight Standardization: name its source, one of {", ".join(choices)}'
+        f'the keys of this file (norm: {norm or "none"}) do not show where it comes from, nor whether its filters were '
+        f'trained with Weight Standardization: name its source, one of {", ".join(choices)}'
     )
 
 
-# For what a file may lack. A missing count, or one of 0 beside statistics that moved (the authors' EstBN never counts),
-# is that of an unknown number of batches, past any warm-up; the channel half starts with its neutral affine.
+# Values of entries that a file may lack. A missing count, or a count of 0 although statistics moved (the authors' EstBN
+# never counts), stands for an unknown number of batches after any warm-up. The channel half starts as the identity.
 DEFAULTS = {'group_weight': 1, 'group_bias': 0, 'num_batches_tracked': 1_000_000}
 
 
 class Match(NamedTuple):
-    """A file's entries beside a model's."""
+    """Match between the entries of a file and of a model."""
 
     state: dict[str, Tensor]
-    """What the model gets, by its own names."""
+    """Entries for the model, by the model's names."""
     table: dict[str, Counter[str]]
-    """{stage: how many entries are matched, missing, misshapen (the model's) and left over (the file's)}."""
+    """{stage: number of entries that are matched, missing, misshapen (the model's) and left over (the file's)}."""
     missing: list[str]
     """Entries of the model that the file lacks."""
     misshapen: list[str]
@@ -100,17 +100,17 @@ class Match(NamedTuple):
     left_over: list[str]
     """Entries of the file that the model lacks, by the file's names."""
     defaults: list[str]
-    """Entries of the model that the file lacks and that have a neutral value (`DEFAULTS`)."""
+    """Entries of the model that the file lacks and that get a neutral value (`DEFAULTS`)."""
 
     def backbone_coverage(self) -> float:
-        """Part of the backbone's entries that are matched; of all entries where the model has no backbone by name."""
+        """Return the share of matched backbone entries, or of all entries if no stage has a backbone's name."""
         stages = [stage for stage in self.table if stage in BACKBONE_STAGES] or list(self.table)
         total = sum((self.table[stage] for stage in stages), Counter[str]())
         wanted = total['matched'] + total['missing'] + total['misshapen']
         return total['matched'] / wanted if wanted else 0.0
 
     def describe(self) -> str:
-        """A line for each stage, then every entry that is not matched, by name."""
+        """Return one line per stage, then the names of all entries that are not matched."""
         width = max([len('stage'), *map(len, self.table)])
         columns = ('matched', 'missing', 'misshapen', 'left over')
         lines = ['  '.join(['stage'.ljust(width), *columns])]
@@ -124,19 +124,19 @@ class Match(NamedTuple):
             lines += [f'{title}: {", ".join(names)}'] if names else []
         if self.defaults:
             entries = Counter(name.rpartition('.')[2] for name in self.defaults)
-            said = ', '.join(f'{count} {entry} = {DEFAULTS[entry]}' for entry, count in entries.items())
-            lines.append(f'set to neutral values: {said}')
+            values = ', '.join(f'{count} {entry} = {DEFAULTS[entry]}' for entry, count in entries.items())
+            lines.append(f'set to neutral values: {values}')
         return '\n'.join(lines)
 
 
 def match(theirs: State, ours: State) -> Match:
-    """Match a file's entries with a model's by what they are (see `layer_names`), not by how they are spelled."""
+    """Match a file's entries with a model's by their canonical names (see `layer_names`)."""
     theirs = join_norm_halves(theirs)
     return _match(theirs, canonical_names(theirs), ours, canonical_names(ours), DEFAULTS)
 
 
 def match_by_key(theirs: State, ours: State) -> Match:
-    """Match what is spelled the same, which is what `load_state_dict` loads."""
+    """Match entries with equal keys, as `load_state_dict` does."""
     return _match(theirs, {key: key for key in theirs}, ours, {key: key for key in ours}, {})
 
 
@@ -178,7 +178,7 @@ def _match(
 
 
 def _is_uncounted(norm: str, entry: str, state: State) -> bool:
-    """Whether a norm's count of batches is 0 although its statistics moved."""
+    """Return whether a norm's count of batches is 0 although its statistics moved."""
     mean = state.get(f'{norm}.running_mean')
     return (
         entry == 'num_batches_tracked' and mean is not None and bool(mean.any()) and not state[f'{norm}.{entry}'].any()
@@ -186,60 +186,60 @@ def _is_uncounted(norm: str, entry: str, state: State) -> bool:
 
 
 def without_time(state: State) -> dict[str, Tensor]:
-    """A 3D network's entries in the shapes of the 2D one it is inflated from: (O, I, T, H, W) -> (O, I, H, W)."""
+    """Return a 3D network's entries in the shapes of its 2D original: (O, I, T, H, W) -> (O, I, H, W)."""
     return {key: tensor[:, :, 0] if tensor.ndim == 5 else tensor for key, tensor in state.items()}
 
 
 class Imported(NamedTuple):
-    """A checkpoint that became a model's."""
+    """A checkpoint imported into a model."""
 
     source: str
     match: Match
     fingerprint: Fingerprint
-    """What is known of the file's layers, by the model's names."""
+    """Known settings of the file's layers, by the model's names."""
     comparison: Comparison
 
 
 def import_checkpoint(
     theirs: State, ours: State, layers: Fingerprint, *, source: str | None = None, allow_mismatch: bool = False
 ) -> Imported:
-    """Turn another project's state dict into one of a built model.
+    """Convert another project's state dict to that of a built model.
 
     Args:
-        theirs: The file's state dict.
-        ours: The model's, which gives names and shapes; it is not changed.
+        theirs: State dict of the file.
+        ours: State dict of the model, for names and shapes; it is not changed.
         layers: The model's `fingerprint`.
-        source: Who wrote the file, a key of `SOURCES`; None finds it from keys and shapes where they tell.
-        allow_mismatch: Take what fits from a file of another norm or another WS.
+        source: Family of the file, a key of `SOURCES`; None identifies it from keys and shapes.
+        allow_mismatch: Whether to import matching entries from a file with another norm or another WS.
 
     Raises:
-        ValueError: If the source is unknown or not evident, if its networks have norms in front of the convolutions,
-            if norms or WS differ from the model's, or if less than 90 % of the backbone is matched.
+        ValueError: If the source is unknown or cannot be identified, its networks have norms before the convolutions,
+            norms or WS differ from the model's, or less than 90 % of the backbone is matched.
     """
     if source is None:
         source = identify(theirs)
     elif source not in SOURCES:
-        raise ValueError(f'source={source!r} is unknown: choose one of {", ".join(SOURCES)}')
+        raise ValueError(f'source={source!r}: one of {", ".join(SOURCES)} is expected')
     if source == 'bit':
         theirs = from_bit(theirs)
         if not any('.preactivation.' in name for name in canonical_names(ours).values()):
             raise ValueError(
-                'BiT networks have norm and ReLU before each convolution: their filters fit no ResNet whose norms '
-                "follow. Import them into timm's resnetv2 with WSConv2d(variant='bit')"
+                'BiT networks have norm and ReLU before each convolution: their filters do not fit a ResNet, whose '
+                "norms follow the convolutions. Import them into timm's resnetv2 with WSConv2d(variant='bit')"
             )
     theirs = join_norm_halves(strip_prefix(theirs))
     known = complete(fingerprint_of_state(theirs), SOURCES[source])
     if SOURCES[source].norm not in (found := {str(layer['norm']) for layer in known.values() if 'norm' in layer}):
         raise ValueError(
-            f'source={source!r} has {SOURCES[source].norm}, the file {", ".join(sorted(found)) or "no norm"}: it is '
-            'from elsewhere'
+            f'source={source!r} has {SOURCES[source].norm}, but the file has {", ".join(sorted(found)) or "no norm"}: '
+            'name the source that wrote it'
         )
     comparison = compare(known, layers)
     if comparison.verdict == 'mismatch' and not allow_mismatch:
         raise ValueError(
             f'the file ({SOURCES[source].title}) is {comparison.theirs}, the model {comparison.ours}: '
-            f'{"; ".join(comparison.differences)}. Import it into a model of its own norm and WS variant, or take '
-            'what fits with --allow-mismatch'
+            f'{"; ".join(comparison.differences)}. Import it into a model with the same norm and WS variant, or import '
+            'only matching entries with --allow-mismatch'
         )
     if source == 'bcn-deeplab':
         theirs = image_pooling_first(theirs)
@@ -249,54 +249,54 @@ def import_checkpoint(
 
 
 def refuse_partial(found: Match, least: float = 0.9) -> None:
-    """Raise ValueError where less than this part of the backbone would be loaded."""
+    """Raise ValueError if less than this share of the backbone would be loaded."""
     coverage = found.backbone_coverage()
     if coverage < least:
         raise ValueError(
-            f'only {100 * coverage:.0f} % of the backbone would be loaded, at least {100 * least:.0f} % are wanted:\n'
+            f'only {100 * coverage:.0f} % of the backbone would be loaded, at least {100 * least:.0f} % are required:\n'
             f'{found.describe()}'
         )
 
 
 def strip_prefix(state: State) -> dict[str, Tensor]:
-    """Without the `module.` that torch's DataParallel and DistributedDataParallel put before every key."""
+    """Remove the prefix `module.` that torch's DataParallel and DistributedDataParallel put before every key."""
     return {key.removeprefix('module.'): tensor for key, tensor in state.items()}
 
 
 def complete(layers: Fingerprint, source: Source) -> Fingerprint:
-    """A file's layers with what its source is known to have been trained with; classifiers have plain filters."""
+    """Add the known settings of a file's source to its layers; classifiers have plain filters."""
     norms: dict[str, dict[str, Value]] = {'GN': {'groups': 32}, 'BCN': {'groups': 32, 'affine': 'group'}, 'BN': {}}
     ws: dict[str, Value] = {'conv': 'plain'}
     if source.variant:
         ws = {'conv': 'WS', 'variant': source.variant, 'eps': VARIANTS[source.variant].eps}
-    said: Fingerprint = {}
+    completed: Fingerprint = {}
     for name, settings in layers.items():
         if 'norm' in settings:
-            said[name] = {**norms.get(str(settings['norm']), {}), 'eps': 1e-5, **settings}
+            completed[name] = {**norms.get(str(settings['norm']), {}), 'eps': 1e-5, **settings}
         else:
-            said[name] = {'conv': 'plain'} if CLASSIFIERS.search(name) else ws
-    return said
+            completed[name] = {'conv': 'plain'} if CLASSIFIERS.search(name) else ws
+    return completed
 
 
 CLASSIFIERS = re.compile(r'(^|\.)(conv_seg|aspp\.conv3|(aux_)?classifier\.4|head\.fc)$')
 
 
 def _by_names_of(model: Fingerprint, file: Fingerprint) -> Fingerprint:
-    """The file's settings under the model's names, for the layers that both have."""
+    """Return the file's settings under the model's names, for the layers that both have."""
     ours = canonical_names(f'{name}.weight' for name in model)
     theirs = {name: key.removesuffix('.weight') for key, name in canonical_names(f'{n}.weight' for n in file).items()}
     return {name: file[theirs[c]] for name in model if (c := ours[f'{name}.weight']) in theirs}
 
 
 def image_pooling_first(state: State) -> dict[str, Tensor]:
-    """The authors' DeepLabV3 concatenates its pooled branch last, mmsegmentation's first: move its filters' inputs."""
+    """Move the inputs of the pooled branch: the authors' DeepLabV3 concatenates it last, mmsegmentation first."""
     key = 'aspp.conv2.weight'
     pooled = state['aspp.aspp5.weight'].shape[0]
     return {**state, key: state[key].roll(pooled, dims=1)}
 
 
 def from_bit(state: State) -> dict[str, Tensor]:
-    """BiT's arrays (HWIO filters, `resnet/block1/unit01/a/...`) as OIHW filters by timm's names of `resnetv2`.
+    """Convert BiT's arrays (HWIO filters, `resnet/block1/unit01/a/...`) to OIHW filters with timm's `resnetv2` names.
 
     Source: the tables of google-research/big_transfer's `bit_pytorch/models.py`.
     """

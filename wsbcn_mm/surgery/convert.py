@@ -32,7 +32,7 @@ DEFAULT_GROUPS = 32
 
 @dataclass(frozen=True)
 class Change:
-    """One layer that was replaced: what it was, what it is now, and what was not carried over as it was."""
+    """One replaced layer: the old kind, the new kind, and a note on what was not carried over unchanged."""
 
     old: str
     new: str
@@ -41,14 +41,14 @@ class Change:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What `convert` did, by the names of the layers.
+    """Report of `convert`, by the names of the layers.
 
     Attributes:
-        policy: Its name.
+        policy: Name of the policy.
         traced: Whether the norms after convolutions were seen in a forward pass, or guessed from the order of modules.
-        changed: The layers that were replaced.
-        kept: The layers that were as the policy wants them.
-        left_out: Layers that the policy concerns or that look like it, and why they stay what they are.
+        changed: Replaced layers.
+        kept: Layers that already were as the policy wants them.
+        left_out: Layers that the policy applies to, or seems to, and why they were not replaced.
     """
 
     policy: str
@@ -58,14 +58,14 @@ class Conversion:
     left_out: dict[str, str]
 
     def counts(self) -> Counter[tuple[str, str]]:
-        """Number of replaced layers by what they were and are."""
+        """Count the replaced layers by old and new kind."""
         return Counter((change.old, change.new) for change in self.changed.values())
 
     def __str__(self) -> str:
         rule = 'a traced forward' if self.traced else 'the order of modules'
         lines = [f'converted to {self.policy}; norms after convolutions: from {rule}']
         lines += [f'  {count} {old} -> {new}' for (old, new), count in sorted(self.counts().items())]
-        lines += [f'  {len(self.kept)} kept: they are what the policy wants']
+        lines += [f'  {len(self.kept)} kept: they conform to the policy']
         notes = Counter(change.note for change in self.changed.values() if change.note)
         lines += [f'  {count} replaced, {note}' for note, count in notes.items()]
         lines += [f'  left out: {line}' for line in grouped(self.left_out)]
@@ -87,35 +87,35 @@ def convert(
     variant: str = 'jhu',
     gain: str | None = None,
 ) -> Conversion:
-    """Give a model the norms and convolutions of a policy, in place; nothing is changed if anything is refused.
+    """Give a model the norms and convolutions of a policy, in place. If an error is raised, nothing is changed.
 
-    Weight Standardization goes to convolutions that a norm follows and to no other: not to classifiers, and not to
-    filters of a single weight. Every layer keeps its name, its place, also where a module stands in several, its mode
-    and its hooks; parameters that go over are the very same ones. Convert before the optimizer is built and before the
-    model is wrapped, since there are new parameters.
+    Weight Standardization is applied only to convolutions that a norm follows: not to classifiers, and not to filters
+    of a single weight. Every layer keeps its name, its mode, its hooks and its place, or places if it is shared.
+    Parameters that are carried over remain the same objects. Convert before the optimizer is built and before the model
+    is wrapped, because new parameters are created.
 
-    What goes over: BatchNorm's affine and statistics to BatchChannelNorm, whose batch half they are; the affine between
-    BatchNorm and GroupNorm; a standardised filter, baked, to a plain convolution. A plain filter that becomes a
-    standardised one loses its scale and its mean: the norm after it absorbs the scale in its statistics, nothing
-    absorbs the mean, so that a trained model must be trained on, or its statistics calibrated.
+    These are carried over: BatchNorm's affine and statistics to BatchChannelNorm, as its batch half; the affine between
+    BatchNorm and GroupNorm; a standardised filter, baked, to a plain convolution. A plain filter that is standardised
+    loses its scale and its mean. The statistics of the norm after it absorb the scale. Nothing absorbs the mean, so a
+    trained model must continue training, or its statistics must be calibrated.
 
     Args:
         model: Any model.
         policy: One of `wsbcn_mm.surgery.policies.POLICIES`.
         example: An input, or a function that runs all parts of the model, to see which norm follows which convolution.
-            Without it the order of modules decides (`norms_after_by_order`).
-        filter: Takes name and module; layers for which it is false stay what they are.
-        num_groups: Groups of GroupNorm and BatchChannelNorm; by default those of the layer that is replaced, or 32.
+            Without it, the order of modules decides (`norms_after_by_order`).
+        filter: Called with name and module; a layer is not replaced if it returns False.
+        num_groups: Groups of GroupNorm and BatchChannelNorm; by default those of the replaced layer, or 32.
         channels_per_group: Alternative to `num_groups`.
-        fit_groups: Where `num_groups` does not divide the channels, take the largest divisor below it.
-        rate: Of BatchChannelNorm.
-        warmup: Of BatchChannelNorm, where it starts without statistics.
-        variant: Of Weight Standardization.
-        gain: Of Weight Standardization.
+        fit_groups: If `num_groups` does not divide the channels, use the largest divisor below it.
+        rate: Rate of BatchChannelNorm.
+        warmup: Warm-up of BatchChannelNorm, if it starts without statistics.
+        variant: Variant of Weight Standardization.
+        gain: Gain of Weight Standardization.
 
     Raises:
         ValueError: For an unknown policy, variant or gain, groups that do not divide the channels, a model that is a
-            single layer, wrapped or compiled, and for a BatchNorm whose rank is unknown.
+            single layer, wrapped or compiled, or a BatchNorm whose rank is unknown.
     """
     wanted = get_policy(policy)
     check_convertible(model)
@@ -141,7 +141,7 @@ def convert(
         has_groups = target == 'GN' or target.startswith('BCN')
         stays = kind == target and not (has_groups and regroup)
         if reason is None and not stays:
-            reason = why_irreplaceable(layer) or (None if filter(name, layer) else 'the filter leaves it out')
+            reason = why_irreplaceable(layer) or (None if filter(name, layer) else 'excluded by the filter')
         groups = DEFAULT_GROUPS
         if reason is None and not stays and has_groups:
             try:
@@ -165,7 +165,7 @@ def convert(
         more = f'; and {len(unfit) - 3} more' if len(unfit) > 3 else ''
         raise ValueError(
             f'the groups do not divide the channels of {len(unfit)} norms: {"; ".join(unfit[:3])}{more}. Give '
-            'num_groups or channels_per_group that do, or fit_groups=True for the largest divisor below'
+            'num_groups or channels_per_group that fit, or fit_groups=True for the largest divisor below'
         )
 
     one_to_one = seen.pairs if seen else norms_after_by_order(model)
@@ -179,13 +179,13 @@ def put_in_place(
     followers: Mapping[str, tuple[str, ...]],
     one_to_one: Container[str],
 ) -> dict[str, Change]:
-    """Replace layers, and make the values fit that filters and statistics exchange.
+    """Replace layers, and hand the scale of filters to the running statistics after them.
 
     Args:
         model: The model.
-        new: By name, what takes the place of a layer, and what of it is lost.
+        new: By layer name, the new layer and a note on what is lost.
         followers: The norms after each convolution.
-        one_to_one: Convolutions whose norm is after no other one.
+        one_to_one: Convolutions whose norm follows no other convolution.
     """
     old = dict(model.named_modules())
     replace_modules(model, {old[name]: layer for name, (layer, _) in new.items()})
@@ -206,18 +206,18 @@ def check_convertible(model: nn.Module) -> None:
     """Raise ValueError for a model whose layers cannot be replaced."""
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.jit.ScriptModule)
     if isinstance(model, wrappers) or hasattr(model, '_orig_mod'):
-        raise ValueError(f'the model is a {type(model).__name__}: convert what is inside, before it is wrapped')
+        raise ValueError(f'the model is a {type(model).__name__}: convert the inner model, before it is wrapped')
     if conv_kind(model) or norm_kind(model):
-        raise ValueError(f'the model is a single {type(model).__name__}, which has no place to put another one')
+        raise ValueError(f'the model is a single {type(model).__name__}: put it into a module to have it replaced')
     if any(isinstance(m, BatchChannelNorm) and m.pending_totals is not None for m in model.modules()):
-        raise ValueError('StepStatistics already looks after the model: convert before it is built')
+        raise ValueError('the model already has StepStatistics: convert it before StepStatistics is created')
 
 
 def groups_of(norm: nn.Module, num_groups: int | None, channels_per_group: int | None, fit: bool) -> int:
-    """Number of groups of what replaces `norm`.
+    """Return the number of groups of the norm that replaces `norm`.
 
     Raises:
-        ValueError: If they do not divide its channels.
+        ValueError: If it does not divide the channels.
     """
     channels = channels_of(norm)
     if channels_per_group is None:
@@ -231,10 +231,10 @@ def groups_of(norm: nn.Module, num_groups: int | None, channels_per_group: int |
 def rank_of(
     name: str, norm: nn.Module, model: nn.Module, seen: Trace | None, followers: Mapping[str, tuple[str, ...]]
 ) -> int:
-    """Number of axes of what a norm receives: as traced, or those of the convolutions before it, or of all there are.
+    """Return the number of axes of a norm's input: as traced, else by the convolutions before it, else by all.
 
     Raises:
-        ValueError: If none of them says.
+        ValueError: If it cannot be determined.
     """
     if seen and name in seen.input_shapes:
         ranks = {len(shape) for shape in seen.input_shapes[name]}
@@ -245,16 +245,16 @@ def rank_of(
     kinds = {BATCH_NORMS.get(rank) for rank in ranks}
     if len(kinds) != 1 or None in kinds:
         raise ValueError(
-            f'which BatchNorm shall replace `{name}`, a {type(norm).__name__}, depends on the axes of its input, which '
-            f'are {sorted(ranks) or "unknown"}: give an example input, or leave it out by the filter'
+            f'the BatchNorm that replaces `{name}`, a {type(norm).__name__}, depends on the number of axes of its '
+            f'input, which is {sorted(ranks) or "unknown"}: give an example input, or exclude the layer by filter'
         )
     return ranks.pop()
 
 
 def hand_scale_to_norms(conv: _WSConv, norms: Mapping[str, nn.Module], *, paired: bool) -> str:
-    """Make the running statistics after a convolution those of its standardised filters; returns what to say of it.
+    """Convert the running statistics after a convolution to those of its standardised filters; return a note.
 
-    With a filter of mean zero the outputs stay the same, up to eps. Statistics that are shared start anew.
+    If the filters have mean zero, the outputs do not change, up to eps. Shared statistics are reset.
     """
     trained = [norm for norm in norms.values() if not statistics_at_start(norm)]
     for norm in trained:
@@ -265,12 +265,12 @@ def hand_scale_to_norms(conv: _WSConv, norms: Mapping[str, nn.Module], *, paired
     if not trained:
         return ''
     if paired:
-        return 'filter scales handed to the running statistics, filter means lost: train on, or calibrate'
-    return 'running statistics after shared filters started anew: train on, or calibrate'
+        return 'filter scales moved into the running statistics, filter means lost: continue training, or calibrate'
+    return 'running statistics after shared filters reset: continue training, or calibrate'
 
 
 def describe(layer: nn.Module) -> str:
-    """Kind of a layer with what a reader wants to see of it: `WSConv2d`, `GN(32)`, `BCN(32)`."""
+    """Return the kind of a layer and its number of groups: `WSConv2d`, `GN(32)`, `BCN(32)`."""
     kind = norm_kind(layer)
     if kind is None:
         return type(layer).__name__

@@ -10,36 +10,41 @@ from torch.export import Dim
 from .fold import require_folded
 
 Axes = Mapping[int, str]
-"""Axes of the input whose length is free in the file, and their names."""
+"""Dynamic axes of the input, and their names."""
+
+LONGEST = 2**31
+"""An axis that may be as long as this is dynamic."""
 
 
 def export(network: nn.Module, example: Tensor, path: str | Path, *, to: str, axes: Axes) -> None:
     """Write `network` to `path`.
 
     Args:
-        network: A folded network of one input and one output.
-        example: An input. Its free axes need a length of 2 or more: torch takes 1 for a constant.
-        path: File to write. The weights are in it: ONNX cannot hold more than 2 GB of them.
+        network: A folded network with one input and one output.
+        example: An input. Its dynamic axes need a length of at least 2, as torch treats 1 as a constant. For
+            `torch_export` the same holds for feature maps.
+        path: File to write. It contains the weights; ONNX is limited to 2 GB of them.
         to: One of `FORMATS`.
-        axes: The free axes of the input.
+        axes: The dynamic axes of the input.
 
     Raises:
-        ValueError: For an unknown format, a network that is not folded, or an example that fixes a free axis.
+        ValueError: For an unknown format, a network that is not folded, or an example that fixes a dynamic axis.
     """
     if to not in FORMATS:
-        raise ValueError(f'to={to!r} is no format: choose one of {", ".join(FORMATS)}')
+        raise ValueError(f'to={to!r}: one of {", ".join(FORMATS)} is expected')
     require_folded(network)
     fixed = [f'{name} (axis {axis})' for axis, name in axes.items() if example.shape[axis] < 2]
     if fixed:
         raise ValueError(
-            f'example of shape {tuple(example.shape)}: {", ".join(fixed)} must be 2 or more to stay free in the file'
+            f'example of shape {tuple(example.shape)}: at least 2 is expected along {", ".join(fixed)}, to keep the '
+            'axes dynamic'
         )
     with torch.no_grad():
         FORMATS[to](network.eval(), example, str(path), axes)
 
 
 def to_onnx(network: nn.Module, example: Tensor, path: str, axes: Axes) -> None:
-    """ONNX with the input `input` and the output `logits`, for onnxruntime and what else reads it."""
+    """Write ONNX with the input `input` and the output `logits`, e.g. for onnxruntime."""
     torch.onnx.export(
         network,
         (example,),
@@ -54,19 +59,21 @@ def to_onnx(network: nn.Module, example: Tensor, path: str, axes: Axes) -> None:
 
 
 def to_torch_export(network: nn.Module, example: Tensor, path: str, axes: Axes) -> None:
-    """`torch.export` program: `torch.export.load(path).module()` runs it, AOTInductor compiles it."""
+    """Write a `torch.export` program: `torch.export.load(path).module()` runs it, AOTInductor compiles it."""
     program = torch.export.export(network, (example,), dynamic_shapes=(dict.fromkeys(axes, Dim.DYNAMIC),))
+    *_, given = (node for node in program.graph.nodes if node.op == 'placeholder')
+    for axis, name in axes.items():
+        longest = program.range_constraints[given.meta['val'].shape[axis].node.expr].upper
+        if longest < LONGEST:
+            raise ValueError(
+                f'example of shape {tuple(example.shape)}: a feature map has length 1, so that {name} (axis {axis}) '
+                f'would be at most {longest} in the file: a larger example is expected'
+            )
     torch.export.save(program, path)
-
-
-def to_torchscript(network: nn.Module, example: Tensor, path: str, axes: Axes) -> None:
-    """TorchScript of a traced forward, for `torch.jit.load` in Python and C++. All its axes are free."""
-    torch.jit.trace(network, example, check_trace=False).save(path)
 
 
 FORMATS: dict[str, Callable[[nn.Module, Tensor, str, Axes], None]] = {
     'onnx': to_onnx,
     'torch_export': to_torch_export,
-    'torchscript': to_torchscript,
 }
-SUFFIXES = {'onnx': '.onnx', 'torch_export': '.pt2', 'torchscript': '.ts'}
+SUFFIXES = {'onnx': '.onnx', 'torch_export': '.pt2'}

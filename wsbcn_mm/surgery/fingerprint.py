@@ -1,12 +1,12 @@
-"""What a checkpoint was trained with, kept beside its weights: GN and GN + WS files have the same keys and shapes.
+"""Layer settings of a checkpoint, kept beside its weights, since files of GN and GN + WS have equal keys and shapes.
 
-A fingerprint says of each convolution and norm what a state dict does not:
+A fingerprint has the settings of each convolution and norm that a state dict does not contain:
 
     {'backbone.conv1': {'conv': 'WS', 'variant': 'jhu', 'eps': 1e-05},
      'backbone.bn1': {'norm': 'BCN', 'groups': 32, 'eps': 1e-05, 'rate': 0.1, 'statistics': 'estimated', ...}, ...}
 
-It is plain data, safe to load without running code. `compare` needs no more than one such table for the file and one
-for the model; what a table does not say is not compared, and said to be unknown.
+It is plain data, safe to load without running code. `compare` needs only one such table for the file and one for the
+model. Settings that a table lacks are not compared, and are reported as unknown.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..layers import BatchChannelNorm
 from ..layers.ws_conv import _WSConv
-from ..ops.weight_standardization import get_variant
+from ..ops.ws.weight_standardization import get_variant
 from .kinds import conv_kind, norm_kind
 from .layer_names import canonical_names, join_norm_halves
 
@@ -26,11 +26,11 @@ Value = str | int | float | None
 Fingerprint = dict[str, dict[str, Value]]
 
 DECIDING = ('conv', 'variant', 'gain', 'norm', 'groups', 'affine', 'eps')
-"""What changes the function that the same weights compute. The rest (rate, statistics) changes training alone."""
+"""Settings that change the function of the same weights. The others (rate, statistics) only affect training."""
 
 
 def fingerprint(model: nn.Module) -> Fingerprint:
-    """{name of a convolution or norm: its settings} of a built model."""
+    """Return {name of a convolution or norm: its settings} of a built model."""
     layers: Fingerprint = {}
     for name, module in model.named_modules():
         if conv_kind(module):
@@ -48,7 +48,7 @@ def _conv_settings(conv: nn.Module) -> dict[str, Value]:
 
 
 def _setting(layer: Mapping[str, Value], key: str) -> Value:
-    """One setting; a WS convolution whose gain is not said, as in files from before there were gains, has none."""
+    """Return one setting. A WS convolution without the key `gain`, as in files older than gains, has no gain."""
     return layer.get(key, 'none' if key == 'gain' and layer.get('conv') == 'WS' else None)
 
 
@@ -62,7 +62,7 @@ def _norm_settings(norm: nn.Module) -> dict[str, Value]:
             'rate': norm.rate,
             'statistics': norm.statistics,
         }
-    # Synchronised statistics are another way to train the same layer.
+    # SyncBN is the same layer, trained with synchronised statistics.
     kind = 'BN' if norm_kind(norm) == 'SyncBN' else norm_kind(norm)
     settings: dict[str, Value] = {'norm': kind}
     for key, attribute in (('groups', 'num_groups'), ('eps', 'eps'), ('rate', 'momentum')):
@@ -72,9 +72,9 @@ def _norm_settings(norm: nn.Module) -> dict[str, Value]:
 
 
 def fingerprint_of_state(state: Mapping[str, Tensor]) -> Fingerprint:
-    """What the keys and shapes of a foreign state dict tell: the kind of each norm, and where convolutions are.
+    """Return what keys and shapes of a foreign state dict show: the kind of each norm, and where convolutions are.
 
-    Whether filters were trained with Weight Standardization they do not tell, nor how many groups GroupNorm has.
+    They show neither whether filters were trained with Weight Standardization nor how many groups GroupNorm has.
     """
     state = join_norm_halves(state)
     layers: Fingerprint = {}
@@ -94,29 +94,30 @@ def fingerprint_of_state(state: Mapping[str, Tensor]) -> Fingerprint:
 
 
 class Comparison(NamedTuple):
-    """How a checkpoint's fingerprint and a model's agree."""
+    """Result of comparing a checkpoint's fingerprint with a model's."""
 
     verdict: str
-    """'match', 'mismatch', or 'unknown': nothing contradicts, but the file does not say whether it has WS."""
+    """'match', 'mismatch', or 'unknown': nothing contradicts, but the file does not show whether it has WS."""
     theirs: str
-    """The checkpoint in words, such as 'gn-ws'; 'gn or gn-ws' where it does not say."""
+    """Description of the checkpoint, such as 'gn-ws'; 'gn or gn-ws' if it does not show its WS."""
     ours: str
-    """The model in words."""
+    """Description of the model."""
     differences: list[str]
-    """One line for each setting in which layers differ, with their number and the first of them."""
+    """One line for each setting that differs, with the number of layers and the first of them."""
 
 
 def compare(theirs: Fingerprint, ours: Fingerprint) -> Comparison:
     """Compare a checkpoint's fingerprint with a model's, over the layers that both have.
 
     Raises:
-        ValueError: If they have no layer in common, and the model has some.
+        ValueError: If the model has layers, but none in common with the checkpoint.
     """
     theirs, ours = _by_canonical_name(theirs), _by_canonical_name(ours)
     common = [name for name in ours if name in theirs]
     if ours and not common:
         raise ValueError(
-            f'the checkpoint and the model have no layer in common: it has {_first(theirs)}, the model {_first(ours)}'
+            f'the checkpoint and the model have no layer in common: the checkpoint has {_first(theirs)}, the model '
+            f'{_first(ours)}'
         )
     theirs, ours = {name: theirs[name] for name in common}, {name: ours[name] for name in common}
     found: dict[tuple[str, Value, Value], list[str]] = {}
@@ -125,20 +126,20 @@ def compare(theirs: Fingerprint, ours: Fingerprint) -> Comparison:
             a, b = _setting(theirs[name], key), _setting(ours[name], key)
             if a is not None and b is not None and not _same(a, b):
                 found.setdefault((key, a, b), []).append(name)
-                break  # the settings of another kind of layer say nothing more
+                break  # further settings of another kind of layer add nothing
     lines = [
         f'{len(names)} x {key} {a} in the checkpoint, {b} in the model (the first: {names[0]})'
         for (key, a, b), names in found.items()
     ]
-    silent = any(settings.get('conv', 'said') is None for settings in theirs.values())
+    silent = any(settings.get('conv', 'known') is None for settings in theirs.values())
     verdict = 'mismatch' if lines else 'unknown' if silent else 'match'
     return Comparison(verdict, describe(theirs), describe(ours), lines)
 
 
 def describe(layers: Fingerprint) -> str:
-    """A fingerprint in a word: bn, gn, gn-ws, ...; 'gn or gn-ws' where convolutions are of unknown kind.
+    """Describe a fingerprint in one word: bn, gn, gn-ws, ...; 'gn or gn-ws' if convolutions are of unknown kind.
 
-    The norm is the most frequent one; a model has WS if any of its convolutions has.
+    The most frequent norm counts. A model has WS if any of its convolutions has.
     """
     norms = Counter(str(settings['norm']) for settings in layers.values() if 'norm' in settings)
     norm = norms.most_common(1)[0][0].split()[0].lower() if norms else 'no norm'

@@ -1,12 +1,12 @@
-"""Fold a trained model for deployment: what is left are torch's own layers, which know nothing of this package.
+"""Fold a trained model for deployment: the result has only torch's own layers and does not need this package.
 
     convolution -> BCN   =   convolution' -> GroupNorm        in evaluation, without approximation
 
     W' = s * W_hat    b' = s * (b - running_mean) + bias    s = weight / sqrt(running_var + eps)    per output channel
 
-W_hat is the standardised filter (baked in), s and b' the batch half of BCN, which is an affine map per channel once the
-running statistics stand still. The channel half is live and stays: it is GroupNorm. Plain BatchNorm and GroupNorm are
-left as they are; BatchNorm can be fused afterwards by whoever fuses it (mmcv's `fuse_conv_bn`, onnxruntime).
+W_hat is the standardised filter (baked in). s and b' are the batch half of BCN, an affine map per channel when the
+running statistics are fixed. The channel half uses live statistics and remains as GroupNorm. Plain BatchNorm and
+GroupNorm do not change; other tools can fuse BatchNorm afterwards (mmcv's `fuse_conv_bn`, onnxruntime).
 """
 
 import copy
@@ -30,31 +30,31 @@ from .trace import Trace, trace
 
 @dataclass(frozen=True)
 class FoldReport:
-    """What `fold` did, by the names of the layers."""
+    """Report of `fold`, by the names of the layers."""
 
     baked: tuple[str, ...]
-    """WS convolutions that are plain ones now."""
+    """WS convolutions that became plain ones."""
     absorbed: dict[str, str]
-    """Norm whose batch half moved into a convolution, and that convolution."""
+    """Norms whose batch half moved into a convolution, and that convolution."""
     separate: dict[str, str]
-    """Norm whose batch half stays a BatchNorm of its own before the GroupNorm, and why."""
+    """Norms whose batch half became a BatchNorm before the GroupNorm, and why."""
     left: tuple[str, ...]
     """Convolutions and norms of other packages, which the folded model still needs."""
     scale: float
     """Largest absolute output on the example input."""
     exact_difference: float
-    """Largest absolute difference of the outputs in float64: that of the mathematics."""
+    """Largest absolute difference of the outputs in float64: the error of the folding itself."""
     difference: float
-    """The same in the dtype of the model: that of what is deployed."""
+    """The same in the dtype of the model: the error of the deployed model."""
     rounding: float
-    """The original model's outputs in its dtype against float64: what `difference` is to be judged by."""
+    """Difference of the original model's outputs in its dtype and in float64: the yardstick for `difference`."""
 
     def __str__(self) -> str:
         lines = [
             f'folded: {len(self.baked)} WS convolutions baked, {len(self.absorbed)} BCN absorbed by their convolution, '
             f'{len(self.separate)} BCN kept as BatchNorm + GroupNorm',
             *(f'  {norm} kept: {reason}' for norm, reason in self.separate.items()),
-            *(f"  {name} left: its class is neither torch's nor of this package" for name in self.left),
+            *(f'  {name} left: its class is neither from torch nor from this package' for name in self.left),
             f'outputs reach {self.scale:.1e} and differ by {self.exact_difference:.1e} in float64, by '
             f'{self.difference:.1e} in the dtype of the model, whose own rounding is {self.rounding:.1e}',
         ]
@@ -62,29 +62,29 @@ class FoldReport:
 
 
 def fold(model: nn.Module, *inputs: Any, tolerance: float = 1e-5) -> tuple[nn.Module, FoldReport]:
-    """Copy a model into evaluation mode without WSConv and BatchChannelNorm layers, and compare the two.
+    """Copy a model to evaluation mode without WSConv and BatchChannelNorm layers, and compare the two.
 
-    The convolution before a BCN is found by running the model on `inputs`, not from names. All that it gives must go to
-    that norm, and all that the norm takes must be its. Any other BCN (pre-activation, a norm that several convolutions
-    share) becomes `nn.Sequential(BatchNorm, GroupNorm)`, which is as exact and costs a pass over the data.
+    The convolution before a BCN is found by running the model on `inputs`, not from names. Its output must go only to
+    this norm, and the norm must have no other input. Any other BCN (pre-activation, or shared by several convolutions)
+    becomes `nn.Sequential(BatchNorm, GroupNorm)`, which is as exact and costs a pass over the data.
 
-    The comparison that decides is one in float64. In float32 a network of 100 layers rounds its outputs by 1e-3 and
-    more, folded or not, which would hide a mistake; both are reported.
+    The comparison in float64 decides. In float32, a network of 100 layers rounds its outputs by 1e-3 and more, folded
+    or not, which would hide a mistake. Both differences are reported.
 
-    The result does not train, since a baked filter would no longer be standardised: no parameter requires a gradient,
-    and a forward pass in training mode raises RuntimeError.
+    The result cannot be trained, because a baked filter would no longer be standardised. No parameter requires a
+    gradient, and a forward pass in training mode raises RuntimeError.
 
     Args:
         model: Any module with layers of this package, whose forward also runs in float64; it is not changed.
-        *inputs: An example of what its forward takes.
-        tolerance: Largest difference of the outputs in float64 that is accepted, as a part of their largest absolute
-            value or of 1, whichever is larger.
+        *inputs: Example arguments of its forward.
+        tolerance: Largest accepted difference of the outputs in float64, relative to their largest absolute value or to
+            1, whichever is larger.
 
     Returns:
-        The folded copy and what was done.
+        The folded copy and a report.
 
     Raises:
-        ValueError: If a BCN is not reached by the example input, or receives what no BatchNorm takes.
+        ValueError: If the example input does not reach a BCN, or a BCN receives an input that no BatchNorm accepts.
         RuntimeError: If the outputs differ by more than `tolerance`.
     """
     folded = copy.deepcopy(model).eval().requires_grad_(False)
@@ -96,8 +96,8 @@ def fold(model: nn.Module, *inputs: Any, tolerance: float = 1e-5) -> tuple[nn.Mo
     unreached = [name for name in norms if name not in seen.sources]
     if unreached:
         raise ValueError(
-            f'{len(unreached)} BCN are not reached by the example input, `{unreached[0]}` first: fold the part of the '
-            'model that is deployed'
+            f'the example input does not reach {len(unreached)} BCN (the first: `{unreached[0]}`): fold the part of '
+            'the model that is deployed'
         )
     foldable = {norm: conv for conv, norm in seen.pairs.items() if why_irreplaceable(layers[conv]) is None}
     absorbed = {norm: foldable[norm] for norm in norms if norm in foldable}
@@ -107,9 +107,9 @@ def fold(model: nn.Module, *inputs: Any, tolerance: float = 1e-5) -> tuple[nn.Mo
         exact_difference, scale = largest_difference(outputs[0], replaced(wide, absorbed, separate)(*wide_inputs))
         if not exact_difference <= tolerance * max(1.0, scale):
             raise RuntimeError(
-                f'the folded model differs from the original by {exact_difference:.1e} where outputs reach {scale:.1e} '
-                f'(tolerance {tolerance:g}): layers are used in a way that a forward pass does not show, such as a '
-                'convolution before a norm whose output is also returned, or hooks on layers'
+                f'the folded model differs from the original by {exact_difference:.1e}, with outputs up to {scale:.1e} '
+                f'(tolerance {tolerance:g}): the model uses layers in a way that a forward pass does not show, such as '
+                'a convolution before a norm whose output is also returned, or hooks on layers'
             )
         expected = folded(*inputs)
         rounding, _ = largest_difference(outputs[0], expected)
@@ -129,12 +129,12 @@ def fold(model: nn.Module, *inputs: Any, tolerance: float = 1e-5) -> tuple[nn.Mo
 
 
 def replaced(model: nn.Module, absorbed: dict[str, str], separate: dict[str, int]) -> nn.Module:
-    """`model` with torch's layers in place of this package's.
+    """Return `model` with torch's layers in place of this package's.
 
     Args:
-        model: Changed, unless it is itself such a layer.
-        absorbed: BCN -> convolution that takes its batch half.
-        separate: BCN -> rank of the BatchNorm that takes it.
+        model: Changed in place, unless it is itself such a layer.
+        absorbed: BCN -> convolution that absorbs its batch half.
+        separate: BCN -> rank of the BatchNorm that replaces its batch half.
     """
     layers: dict[str, Any] = dict(model.named_modules())
     new: dict[nn.Module, nn.Module] = {
@@ -156,11 +156,11 @@ def replaced(model: nn.Module, absorbed: dict[str, str], separate: dict[str, int
 
 
 def refuse_training(model: nn.Module, _inputs: Any) -> None:
-    """Forward pre-hook of a folded model."""
+    """Raise RuntimeError if a folded model is run for training; a forward pre-hook."""
     if model.training or (torch.is_grad_enabled() and any(p.requires_grad for p in model.parameters())):
         raise RuntimeError(
-            'this model is folded for deployment and does not train: its filters would no longer be standardised. '
-            'Train the model that it was folded from; .eval() and .requires_grad_(False) make this one run again'
+            'this model is folded for deployment and cannot be trained: its filters would no longer be standardised. '
+            'Train the original model; .eval() and .requires_grad_(False) make this one run again'
         )
 
 
@@ -178,7 +178,7 @@ def is_foreign(layer: nn.Module) -> bool:
 
 
 def why_separate(norm: str, seen: Trace, layers: dict[str, Any]) -> str:
-    """Why no convolution absorbs the batch half of a norm."""
+    """Explain why no convolution absorbs the batch half of a norm."""
     sources = set(seen.sources[norm])
     if None in sources:
         return 'no convolution directly before it'
@@ -188,23 +188,23 @@ def why_separate(norm: str, seen: Trace, layers: dict[str, Any]) -> str:
     others = sorted(set(chain.from_iterable(seen.receivers[conv])) - {norm})
     if others:
         return f'the output of {conv} also goes to {", ".join(others)}'
-    return f'{conv} before it is not understood: {why_irreplaceable(layers[conv])}'
+    return f'{conv} before it cannot be replaced: {why_irreplaceable(layers[conv])}'
 
 
 def rank_of(norm: str, seen: Trace) -> int:
-    """Number of axes of what a norm receives.
+    """Return the number of axes of a norm's input.
 
     Raises:
-        ValueError: If no BatchNorm takes it.
+        ValueError: If no BatchNorm accepts it.
     """
     ranks = {len(shape) for shape in seen.input_shapes[norm]}
     if not ranks <= BATCH_NORMS.keys() or len({BATCH_NORMS[rank] for rank in ranks}) > 1:
-        raise ValueError(f'BCN `{norm}` receives inputs of {sorted(ranks)} axes: 2 to 5, always the same, are expected')
+        raise ValueError(f'BCN `{norm}` receives inputs of {sorted(ranks)} axes: one number from 2 to 5 is expected')
     return ranks.pop()
 
 
 def absorb(conv: _ConvNd, norm: BatchChannelNorm) -> nn.Module:
-    """`conv` as a plain convolution with the batch half of `norm` in its weight and bias."""
+    """Return `conv` as a plain convolution with the batch half of `norm` in its weight and bias."""
     weight = exact(conv.standardized_weight() if isinstance(conv, _WSConv) else conv.weight)
     scale = exact(norm.weight) / torch.sqrt(exact(norm.running_var) + norm.eps)
     bias = exact(norm.bias) - exact(norm.running_mean) * scale
@@ -220,7 +220,7 @@ def absorb(conv: _ConvNd, norm: BatchChannelNorm) -> nn.Module:
 
 
 def with_values(conv: Any, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    """`conv` as torch's own convolution with this weight and bias, in the dtype and on the device it has."""
+    """Return `conv` as torch's own convolution with this weight and bias, in the same dtype and on the same device."""
     new: Any = plain_conv(conv)
     new.weight = nn.Parameter(weight.to(conv.weight))
     new.bias = None if bias is None else nn.Parameter(bias.to(conv.weight))
@@ -228,17 +228,17 @@ def with_values(conv: Any, weight: Tensor, bias: Tensor | None) -> nn.Module:
 
 
 def largest_difference(expected: Any, found: Any) -> tuple[float, float]:
-    """Largest absolute difference between all tensors of two outputs, and largest absolute value of the first.
+    """Return the largest absolute difference of two outputs over all tensors, and the largest absolute value.
 
     Raises:
-        ValueError: If the outputs have no values, or tensors of other shapes.
+        ValueError: If the outputs have no values, or their shapes differ.
     """
     pairs = list(zip(tensors_in(expected), tensors_in(found), strict=True))
     if not any(a.numel() for a, _ in pairs) or any(a.shape != b.shape for a, b in pairs):
         raise ValueError(f'outputs with shapes {[tuple(a.shape) for a in tensors_in(expected)]} cannot be compared')
     differences = torch.cat([(exact(a) - exact(b)).abs().flatten() for a, b in pairs])
     values = torch.cat([exact(a).abs().flatten() for a, _ in pairs])
-    # Unlike Python's, torch's max is nan if any of them is.
+    # Unlike Python's max, torch's max is nan if any value is.
     return float(differences.max()), float(values.max())
 
 
@@ -247,5 +247,5 @@ def in_float64(value: Any) -> Any:
 
 
 def exact(tensor: Tensor) -> Tensor:
-    """In float64 on the CPU: the product of many small factors keeps its last digit, and every device can do it."""
+    """Return the tensor in float64 on the CPU: products of small factors keep all digits, from any device."""
     return tensor.detach().cpu().double()

@@ -1,4 +1,4 @@
-"""Kinds of layers: what a module is to this package, whoever made it."""
+"""Kinds of layers: classify convolutions and norms of any package."""
 
 from collections import Counter
 
@@ -12,14 +12,14 @@ from ..layers.ws_conv import _WSConv
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 WS_OF_OTHERS = ('ConvWS2d', 'ConvAWS2d', 'StdConv2d', 'StdConv2dSame')
-"""Convolutions with Weight Standardization of mmcv and timm."""
+"""Convolutions with Weight Standardization in mmcv and timm."""
 
 BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
-"""Kind of BatchNorm by the rank of its input."""
+"""BatchNorm class by the rank of its input."""
 
 
 def norm_kind(module: nn.Module) -> str | None:
-    """Name of the kind of a normalisation layer, None for any other module."""
+    """Return the kind of a normalisation layer, None for any other module."""
     if isinstance(module, BatchChannelNorm):
         return 'BCN' if module.statistics == 'estimated' else f'BCN ({module.statistics})'
     if isinstance(module, nn.SyncBatchNorm):
@@ -31,7 +31,7 @@ def norm_kind(module: nn.Module) -> str | None:
 
 
 def conv_kind(module: nn.Module) -> str | None:
-    """'WS' or 'plain' for a convolution, None for any other module. Others' WS is known by the names of its classes."""
+    """Return 'WS' or 'plain' for a convolution, None for any other module. Others' WS classes are known by name."""
     if not isinstance(module, _ConvNd):
         return None
     standardised = isinstance(module, _WSConv) or any(base.__name__ in WS_OF_OTHERS for base in type(module).__mro__)
@@ -39,24 +39,24 @@ def conv_kind(module: nn.Module) -> str | None:
 
 
 def num_channels(norm: nn.Module) -> int | None:
-    """Channels of a batch, group, instance or batch-channel norm, None for any other module."""
+    """Return the channels of a batch, group, instance or batch-channel norm, None for any other module."""
     if isinstance(norm, nn.GroupNorm):
         return norm.num_channels
     return norm.num_features if isinstance(norm, (_BatchNorm, _InstanceNorm)) else None
 
 
 def count_convs(model: nn.Module) -> Counter[str]:
-    """Number of convolutions by kind."""
+    """Count convolutions by kind."""
     return Counter(kind for module in model.modules() if (kind := conv_kind(module)))
 
 
 def count_norms(model: nn.Module) -> Counter[str]:
-    """Number of norms by kind."""
+    """Count norms by kind."""
     return Counter(kind for module in model.modules() if (kind := norm_kind(module)))
 
 
 def unknown_statistics(model: nn.Module) -> list[str]:
-    """Names of modules that keep running statistics but are no norm this package knows."""
+    """Return the names of modules that keep running statistics but are not a known norm."""
     return [
         name
         for name, module in model.named_modules()

@@ -1,11 +1,12 @@
-"""One language for the layers of residual networks, whoever named them.
+"""Canonical names for the layers of residual networks, for the naming schemes of several projects.
 
     conv1.conv.weight   conv1.norm.running_mean   layer1.0.conv2.conv.weight   layer2.0.downsample.norm.bias
 
-is what `conv1.weight`, `bn1.running_mean`, ... of torchvision and `conv1.conv.weight`, `conv1.bn.running_mean`, ... of
-mmaction2 come to, so that a file and a model meet by what a layer is. A norm is `norm` whatever its kind. A deep stem
-is `stem.conv1` to `stem.conv3`; a factorised convolution has `conv.conv_s`, `conv.norm_s` and `conv.conv_t`. The
-prefixes `module.` and `backbone.` are dropped; names of heads follow mmsegmentation, and a linear classifier is `fc`.
+Both torchvision's `conv1.weight`, `bn1.running_mean`, ... and mmaction2's `conv1.conv.weight`, `conv1.bn.running_mean`,
+... map to these names, so that a file and a model are matched layer by layer. A norm is `norm` whatever its kind. A
+deep stem is `stem.conv1` to `stem.conv3`. A factorised convolution has `conv.conv_s`, `conv.norm_s` and `conv.conv_t`.
+The prefixes `module.` and `backbone.` are dropped. Names of heads follow mmsegmentation, and a linear classifier is
+`fc`.
 """
 
 import re
@@ -18,12 +19,12 @@ Rules = Sequence[tuple[str, str]]
 
 
 class Naming(NamedTuple):
-    """How one family of networks names its layers."""
+    """Naming scheme of one family of networks."""
 
     mark: str
-    """A pattern that some key of the family matches."""
+    """Pattern that identifies the family: one of its keys matches."""
     rules: Rules
-    """Patterns and what replaces them, applied in this order before the rules that all share."""
+    """Patterns and replacements, applied in this order before the common rules."""
 
 
 PREFIXES: Rules = [(r'^(?:module\.)?(?:backbone\.)?', '')]
@@ -90,7 +91,7 @@ NAMINGS = {
     "the BCN authors' DeepLabV3": Naming(r'^aspp\.', AUTHORS_ASPP),
     'mmaction2': Naming(r'^conv1\.conv\.', []),
     'timm, pre-activation': Naming(
-        # Its own language: these norms are not those behind the convolutions of the same number.
+        # A separate scheme: these norms do not follow the convolutions of the same number.
         r'^stages\.0\.blocks\.0\.norm1\.',
         [
             *((rf'^stages\.{i}\.blocks\.(\d+)\.', rf'layer{i + 1}.\1.preactivation.') for i in range(4)),
@@ -113,11 +114,11 @@ NAMINGS = {
         ],
     ),
 }
-"""The first whose mark a key matches is the one; without any, names are those of torchvision's and mmseg's ResNet."""
+"""Naming schemes. The first whose mark matches a key applies; without a match, torchvision's and mmseg's names do."""
 
 
 def canonical_names(keys: Iterable[str]) -> dict[str, str]:
-    """{key of a state dict: its name in this module's language}, for all keys of a file or of a model at once."""
+    """Return {key of a state dict: its canonical name}; give all keys of a file or of a model at once."""
     plain = {key: rename(key, PREFIXES) for key in keys}
     found = (n for n in NAMINGS.values() if any(re.search(n.mark, name) for name in plain.values()))
     rules = [*next(found, Naming('', [])).rules]
@@ -127,7 +128,7 @@ def canonical_names(keys: Iterable[str]) -> dict[str, str]:
 
 
 def rename(name: str, rules: Rules) -> str:
-    """`name` with every rule applied in turn.
+    """Apply every rule to `name`, in order.
 
     >>> rename('layer1.0.bn2.weight', BLOCKS)
     'layer1.0.conv2.norm.weight'
@@ -141,17 +142,17 @@ BACKBONE_STAGES = ('stem', 'layer1', 'layer2', 'layer3', 'layer4')
 
 
 def stage_of(name: str) -> str:
-    """Part of the network that a key belongs to, by anyone's name for it: one of BACKBONE_STAGES, or a head."""
+    """Return the part of the network that a key of any scheme belongs to: one of BACKBONE_STAGES, or a head."""
     first = rename(name, PREFIXES).split('.')[0]
     return 'stem' if re.fullmatch(r'(conv|bn|gn|norm)1', first) else first
 
 
 def join_norm_halves(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The BCN authors' entries of a state dict by `BatchChannelNorm`'s names; all others as they are.
+    """Rename the BCN authors' entries of a state dict to `BatchChannelNorm`'s names; keep all others.
 
     In their code (`GN` and `PBCNorm` in joe-siyuan-qiao/Batch-Channel-Normalization, `BCNorm` in its README) the batch
-    half is a child `pbn` or `bn`, and the affine of the channel half is (1, G, 1) under the names that hold the affine
-    of the batch half here.
+    half is a child `pbn` or `bn`. The affine of the channel half is (1, G, 1), under the names of the batch half's
+    affine here.
     """
     halves = {m[1]: m[0] for key in state if (m := re.match(r'(.+)\.p?bn(?=\.running_mean$)', key))}
     halves = {norm: half for norm, half in halves.items() if is_group_affine(state.get(f'{norm}.weight'))}
@@ -168,5 +169,5 @@ def join_norm_halves(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_group_affine(tensor: Tensor | None) -> bool:
-    """Whether this is a (1, G, 1) scale of the authors' channel half."""
+    """Return whether this is a (1, G, 1) scale of the authors' channel half."""
     return tensor is not None and tensor.ndim == 3 and tensor.shape[0] == tensor.shape[2] == 1

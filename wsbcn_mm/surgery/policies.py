@@ -1,4 +1,4 @@
-"""Norm policies, by the names that recipes have: which norm a model has, and which of its filters are standardised."""
+"""Norm policies, named as in recipes: which norm a model has, and which of its filters are standardised."""
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from ..ops.weight_standardization import fan_in
+from ..ops.ws.weight_standardization import fan_in
 from .kinds import norm_kind
 from .trace import Trace, why_no_norm
 
@@ -15,12 +15,12 @@ BACKBONE_SUFFIX = '-backbone'
 
 @dataclass(frozen=True)
 class Policy:
-    """What the layers of a model shall be.
+    """Norm and convolutions that a model should have.
 
     Attributes:
-        norm: Kind of every batch, group or batch-channel norm, as `wsbcn_mm.surgery.kinds.norm_kind` names it.
-        ws: Whether Weight Standardization is on the convolutions that a norm follows; never on others.
-        ws_within: Name of the part of the model that WS is confined to; '' for all of it.
+        norm: Kind of every batch, group or batch-channel norm, as named by `wsbcn_mm.surgery.kinds.norm_kind`.
+        ws: Whether convolutions that a norm follows have Weight Standardization; others never have it.
+        ws_within: Name of the part of the model that WS is limited to; '' for the whole model.
     """
 
     norm: str
@@ -28,7 +28,7 @@ class Policy:
     ws_within: str = ''
 
     def wants_ws(self, name: str) -> bool:
-        """Whether the convolution of this name, which a norm follows, shall be standardised."""
+        """Return whether the convolution of this name, which a norm follows, should be standardised."""
         return self.ws and (not self.ws_within or f'{name}.'.startswith(f'{self.ws_within}.'))
 
 
@@ -42,12 +42,12 @@ POLICIES = {
     'bcn-ws': Policy('BCN', ws=True),
     'bcnsync-ws': Policy('BCN (sync)', ws=True),
 }
-"""By name; `-backbone` after the name of one with WS confines WS to the part called `backbone`."""
+"""Policies by name. The suffix `-backbone` on one with WS limits WS to the part named `backbone`."""
 
 REPLACEABLE = ('BN', 'SyncBN', 'GN', 'BCN', 'BCN (batch)', 'BCN (sync)')
-"""Kinds of norms that a policy concerns. LayerNorm and InstanceNorm normalise something else and stay."""
+"""Kinds of norms that a policy applies to. LayerNorm and InstanceNorm normalise over other axes and are kept."""
 
-UNKNOWN_STATISTICS = 'keeps running statistics, but is no norm known here'
+UNKNOWN_STATISTICS = 'keeps running statistics, but is not a known norm'
 
 
 def get_policy(name: str) -> Policy:
@@ -60,19 +60,19 @@ def get_policy(name: str) -> Policy:
     policy = POLICIES.get(base)
     if policy is None or (name != base and not policy.ws):
         raise ValueError(
-            f'norm policy {name!r} is unknown: choose one of {", ".join(POLICIES)}; '
-            f'{BACKBONE_SUFFIX} after one with ws confines WS to the backbone'
+            f'norm policy {name!r}: one of {", ".join(POLICIES)} is expected; the suffix {BACKBONE_SUFFIX} on one with '
+            'ws limits WS to the backbone'
         )
     return policy if name == base else Policy(policy.norm, ws=True, ws_within='backbone')
 
 
 def why_no_ws(name: str, conv: _ConvNd, seen: Trace | None, normalised: Container[str]) -> str | None:
-    """Why Weight Standardization does not belong on a convolution, None if it does.
+    """Explain why Weight Standardization does not belong on a convolution; None if it does.
 
     Args:
-        name: Of the convolution.
+        name: Name of the convolution.
         conv: The convolution.
-        seen: Where `normalised` comes from; None for the order of modules.
+        seen: Trace that `normalised` comes from; None if it comes from the order of modules.
         normalised: Names of the convolutions that a norm follows.
     """
     if name not in normalised:
@@ -83,12 +83,12 @@ def why_no_ws(name: str, conv: _ConvNd, seen: Trace | None, normalised: Containe
 
 
 def why_no_policy(norm: nn.Module) -> str | None:
-    """Why no policy concerns a norm, None if they do."""
-    return None if norm_kind(norm) in REPLACEABLE else f'no policy concerns a {type(norm).__name__}'
+    """Explain why no policy applies to a norm; None if policies do."""
+    return None if norm_kind(norm) in REPLACEABLE else f'no policy applies to {type(norm).__name__}'
 
 
 def grouped(reasons: Mapping[str, str]) -> list[str]:
-    """One line for each reason that names have: the names, or where they are many their number and the first."""
+    """Return one line per reason, with the names, or with their number and the first if there are many."""
     names: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         names.setdefault(reason, []).append(name)

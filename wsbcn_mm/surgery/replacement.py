@@ -1,4 +1,4 @@
-"""One layer in place of another: what is carried over, and what the mathematics does not allow."""
+"""Replace one layer by another: carry over what the mathematics allows, and name what is lost."""
 
 from collections.abc import Mapping
 from itertools import chain
@@ -21,7 +21,7 @@ BCN_STATISTICS: dict[str, Literal['estimated', 'batch', 'sync']] = {
     'BCN (batch)': 'batch',
     'BCN (sync)': 'sync',
 }
-"""By the kind of the norm."""
+"""Argument `statistics` by the kind of the norm."""
 
 CALL_HOOKS = (
     '_forward_pre_hooks',
@@ -42,33 +42,33 @@ STATE_HOOKS = (
 
 
 def why_irreplaceable(layer: nn.Module) -> str | None:
-    """Why no other layer can take the place of this convolution or norm, None if one can.
+    """Explain why this convolution or norm cannot be replaced; None if it can.
 
-    What the classes of torch and of this package compute is known. A subclass that changes nothing of it, such as
-    torchvision's `Conv3DSimple`, is as good; what any other one computes would be lost.
+    The forward of torch's classes and of this package's is known. A subclass that does not change it, such as
+    torchvision's `Conv3DSimple`, can be replaced too. Any other subclass may compute something that would be lost.
     """
     kind = type(layer).__name__
     if is_parametrized(layer):
         return f'{kind} is parametrized'
     if isinstance(layer, _ConvNd) and 'weight' not in layer._parameters:
-        return f'the weight of {kind} is made by a hook'
+        return f'a hook computes the weight of {kind}'
     known = next(base for base in type(layer).__mro__ if base.__module__.startswith(('torch.nn.', layers.__name__)))
     if 'forward' in vars(layer) or any(
         getattr(type(layer), method, None) is not getattr(known, method, None)
         for method in ('forward', '_conv_forward')
     ):
-        return f'{kind} has a forward of its own'
+        return f'{kind} has its own forward'
     if any(is_lazy(p) for p in layer.parameters()):
         return f'{kind} has no shape before its first forward'
     if getattr(layer, 'process_group', None) is not None:
-        return f'{kind} synchronises within a process group of its own'
+        return f'{kind} synchronises within its own process group'
     if any(getattr(layer, hooks) for hooks in STATE_HOOKS):
-        return f'hooks on the state of {kind} expect its own keys'
+        return f'{kind} has hooks on its state, which expect its keys'
     return None
 
 
 def standardized_conv(conv: _ConvNd, variant: str, gain: str | None = None) -> _WSConv:
-    """`conv` with Weight Standardization; its parameters are the very same ones.
+    """Return `conv` with Weight Standardization and the same parameter objects.
 
     Raises:
         ValueError: For an unknown variant or gain, or a fan-in of 1.
@@ -79,7 +79,7 @@ def standardized_conv(conv: _ConvNd, variant: str, gain: str | None = None) -> _
 
 
 def plain_conv(conv: _ConvNd) -> nn.Module:
-    """`conv` as torch's own convolution; its parameters are the very same ones."""
+    """Return `conv` as torch's own convolution with the same parameter objects."""
     return _conv_like(conv, _torch_class(conv))
 
 
@@ -109,28 +109,28 @@ def _conv_like(conv: _ConvNd, kind: type[nn.Module], **options: Any) -> nn.Modul
 
 
 def filter_scale(conv: _WSConv) -> Tensor:
-    """(O,): the s of each filter in W = s * standardised W + mean; 1 for a constant filter."""
+    """Return the scale s (O,) of each filter in W = s * standardised W + mean; 1 for a constant filter."""
     weight, standardized = (filters(conv, w.detach().double()) for w in (conv.weight, conv.standardized_weight()))
     squares = standardized.square().sum(1)
     return torch.where(squares > 0, (weight * standardized).sum(1) / squares, 1.0)
 
 
 def filters(conv: _WSConv, weight: Tensor) -> Tensor:
-    """(O, fan-in)."""
+    """Return the filters in a weight, (O, fan-in)."""
     if conv.transposed:
         weight = weight.unflatten(0, (conv.groups, -1)).transpose(1, 2).flatten(0, 1)
     return weight.flatten(1)
 
 
 def statistics_at_start(norm: nn.Module) -> bool:
-    """Whether a norm keeps no running statistics, or still those it was made with."""
+    """Return whether a norm has no running statistics, or only its initial ones."""
     mean, var = getattr(norm, 'running_mean', None), getattr(norm, 'running_var', None)
     return mean is None or var is None or (_holds(mean == 0) and _holds(var == 1))
 
 
 @torch.no_grad()
 def divide_statistics(norm: nn.Module, scale: Tensor, bias: Tensor | None) -> None:
-    """Make the running statistics those of filters that were divided by `scale` (C,), their `bias` (C,) left alone."""
+    """Convert the running statistics to filters divided by `scale` (C,), with unchanged `bias` (C,)."""
     mean, var = norm.running_mean, norm.running_var
     assert isinstance(mean, Tensor)
     assert isinstance(var, Tensor)
@@ -141,22 +141,22 @@ def divide_statistics(norm: nn.Module, scale: Tensor, bias: Tensor | None) -> No
 
 @torch.no_grad()
 def reset_statistics(norm: nn.Module) -> None:
-    """Make the running statistics those that a norm is made with."""
+    """Reset the running statistics to their initial values."""
     for name, value in (('running_mean', 0), ('running_var', 1), ('num_batches_tracked', 0)):
         getattr(norm, name).fill_(value)
 
 
 class _Parts(NamedTuple):
-    """What there is to carry over from a norm."""
+    """Tensors and settings to carry over from a norm."""
 
     batch: list[Tensor]
-    """Scale and shift of the batch half, or nothing."""
+    """Scale and shift of the batch half, or an empty list."""
     channel: list[Tensor]
-    """Scale and shift of the channel half, or nothing."""
+    """Scale and shift of the channel half, or an empty list."""
     running: dict[str, Tensor]
     """Buffers."""
     shape: dict[str, Any]
-    """Channels, eps, device and dtype, as torch's constructors call them but for the channels."""
+    """Arguments eps, device and dtype of torch's constructors."""
 
 
 def _parts(norm: nn.Module) -> _Parts:
@@ -172,19 +172,19 @@ def _parts(norm: nn.Module) -> _Parts:
 def new_norm(
     old: nn.Module, kind: str, *, rank: int | None = None, groups: int = 32, rate: float = 0.1, warmup: bool = True
 ) -> tuple[nn.Module, str]:
-    """A norm of another kind in place of a batch, group or batch-channel norm, and what of the old one is lost.
+    """Return a norm of another kind for a batch, group or batch-channel norm, and a note on what is lost.
 
-    BatchNorm is the batch half of BatchChannelNorm, GroupNorm its channel half; between BatchNorm and GroupNorm the
-    affine goes over, the running statistics cannot. What has the same shape stays the very same tensor, what is new
-    starts as 1 and 0.
+    BatchNorm is the batch half of BatchChannelNorm, GroupNorm its channel half. Between BatchNorm and GroupNorm the
+    affine is carried over, but the running statistics cannot be. Tensors of the same shape remain the same objects; new
+    ones start as 1 and 0.
 
     Args:
         old: The norm.
-        kind: What it becomes, as `wsbcn_mm.surgery.kinds.norm_kind` names it.
-        rank: Axes of its input, for BatchNorm.
-        groups: For GroupNorm and BatchChannelNorm.
-        rate: For BatchChannelNorm.
-        warmup: For BatchChannelNorm, where it starts without statistics of its own.
+        kind: Kind of the new norm, as named by `wsbcn_mm.surgery.kinds.norm_kind`.
+        rank: Number of axes of its input, for BatchNorm.
+        groups: Number of groups, for GroupNorm and BatchChannelNorm.
+        rate: Rate of BatchChannelNorm.
+        warmup: Warm-up of BatchChannelNorm, if it starts without statistics.
     """
     if kind == 'GN':
         new, lost = _group_norm(old, groups)
@@ -253,31 +253,31 @@ def _without(lost: list[str]) -> str:
 
 
 def channels_of(norm: nn.Module) -> int:
-    """`num_channels` of what is known to be a norm over channels."""
+    """Return `num_channels` of a norm that is known to have channels."""
     channels = num_channels(norm)
     assert channels is not None
     return channels
 
 
 def _spread(affine: Tensor, channels: int) -> Tensor:
-    """(G,) or (C,) -> (C,); the very same tensor where it has that size."""
+    """Expand (G,) to (C,); return the same object if it is (C,)."""
     return affine if len(affine) == channels else affine.detach().repeat_interleave(channels // len(affine))
 
 
 def _by_group(affine: list[Tensor], channels: int, groups: int) -> list[Tensor]:
-    """One value per group where it is the same for all channels of every group, else one per channel."""
+    """Return one value per group if all channels of every group share it, else one per channel."""
     spread = [_spread(p, channels) for p in affine]
     views = [p.detach().view(groups, -1) for p in spread]
     return [view[:, 0] for view in views] if all(_holds(view == view[:, :1]) for view in views) else spread
 
 
 def _holds(condition: Tensor) -> bool:
-    """Whether all of it is true; taken for true on the meta device, which has no values."""
+    """Return whether all values are true; True on the meta device, which has no values."""
     return condition.is_meta or bool(condition.all())
 
 
 def _set_parameters(norm: nn.Module, names: tuple[str, str], values: list[Tensor]) -> None:
-    """Put two tensors in place of what a norm was made with; parameters as they are, without values nothing."""
+    """Replace two parameters of a norm; parameter objects are reused, and without values nothing changes."""
     for name, value in zip(names, values, strict=False):
         norm._parameters[name] = value if isinstance(value, nn.Parameter) else nn.Parameter(value.detach().clone())
 
@@ -288,7 +288,7 @@ def _is_identity(affine: list[Tensor]) -> bool:
 
 
 def take_over(new: nn.Module, old: nn.Module) -> nn.Module:
-    """Give `new` the mode and the hooks of `old`; handles of the hooks go on working."""
+    """Give `new` the mode and the hooks of `old`; the hooks' handles keep working."""
     new.train(old.training)
     for name in CALL_HOOKS:
         setattr(new, name, getattr(old, name))
@@ -296,7 +296,7 @@ def take_over(new: nn.Module, old: nn.Module) -> nn.Module:
 
 
 def replace_modules(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
-    """Put the new modules into every place below `model` that has the old ones."""
+    """Replace the old modules by the new ones in every place below `model`."""
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child is not None and child in new:

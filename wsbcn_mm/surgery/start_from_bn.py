@@ -7,7 +7,7 @@ A filter is its standardised self, times what standardisation divides it by, plu
 * The scale s is absorbed without a trace by the norm after the convolution: running_mean / s, running_var / s^2. The
   norm's own eps stood beside the undivided variance; a factor on its weight, 1 but in nearly dead channels, makes up.
 * The mean k is lost. A norm adds one number per channel, while sum(x) differs from sample to sample and from place to
-  place. `wsbcn_mm.surgery.gradual` keeps it at first and takes it away little by little.
+  place.
 * The channel half of BCN normalises each sample by itself, which no constant undoes. It starts with the affine that
   makes it the identity where a sample's group has the statistics of all samples: those of the batch half's output,
   whose channels have mean `bias` and standard deviation `weight`.

@@ -1,4 +1,4 @@
-"""Which norm follows which convolution: seen in a forward pass, not guessed from names or from the order of modules."""
+"""Find which norm follows which convolution in a forward pass, not from names or the order of modules."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,15 +21,15 @@ Example = Tensor | Callable[[], object]
 
 @dataclass(frozen=True)
 class Trace:
-    """What the convolutions and norms of a model did in a forward pass, by their names in `model.named_modules()`.
+    """Data flow of a model's convolutions and norms in a forward pass, by their names in `model.named_modules()`.
 
-    A module that stands in several places goes by its first name.
+    A module in several places has its first name.
 
     Attributes:
-        input_shapes: Shapes of what each layer received, one per call. A layer that did not run is missing.
-        receivers: What took each convolution's outputs, for every call: names of norms, and functions such as
-            'relu()' or 'add()'. Empty for an output that left the model, or that nothing in sight took.
-        sources: What each norm received, one entry per call: the name of a convolution, or None for anything else.
+        input_shapes: Shapes of each layer's inputs, one per call. A layer that did not run is missing.
+        receivers: Receivers of each convolution's output, per call: names of norms, and functions such as 'relu()' or
+            'add()'. Empty for an output that left the model or had no visible receiver.
+        sources: Source of each norm's input, one entry per call: the name of a convolution, or None for anything else.
     """
 
     input_shapes: dict[str, tuple[tuple[int, ...], ...]]
@@ -38,7 +38,7 @@ class Trace:
 
     @property
     def norms_after(self) -> dict[str, tuple[str, ...]]:
-        """Convolutions whose output goes to norms and to nothing else, in every call, and those norms."""
+        """Convolutions whose output goes only to norms in every call, and those norms."""
         return {
             conv: tuple(dict.fromkeys(chain.from_iterable(calls)))
             for conv, calls in self.receivers.items()
@@ -47,7 +47,7 @@ class Trace:
 
     @property
     def pairs(self) -> dict[str, str]:
-        """Convolution -> norm, where all that the one gives goes to the other, and all that the other takes is its."""
+        """Convolution -> norm, if all outputs of the convolution go to the norm, and it has no other input."""
         return {
             conv: norms[0]
             for conv, norms in self.norms_after.items()
@@ -56,9 +56,9 @@ class Trace:
 
 
 def why_no_norm(conv: str, seen: Trace | None) -> str:
-    """Why a convolution counts as one that no norm follows; without a trace, by the order of modules."""
+    """Explain why no norm follows a convolution, from the trace or, without it, from the order of modules."""
     if seen is None:
-        return 'no norm of as many channels is the next module'
+        return 'the next module is not a norm with as many channels'
     if conv not in seen.input_shapes:
         return 'it did not run in the traced forward'
     receivers = list(dict.fromkeys(chain.from_iterable(seen.receivers.get(conv, ()))))
@@ -66,11 +66,11 @@ def why_no_norm(conv: str, seen: Trace | None) -> str:
 
 
 class Tracer(TorchFunctionMode):
-    """Records a `Trace` while it is entered; the model computes what it always does.
+    """Context manager that records a `Trace`; the model computes the same as without it.
 
-    A norm follows a convolution if it receives the very tensor that the convolution returned, unchanged: after an
-    in-place operation it is no longer that. Whatever else takes the tensor, module or function, is recorded as well.
-    Not seen: what happens inside a scripted or compiled module, and a custom autograd function outside of any norm.
+    A norm follows a convolution if its input is the tensor object that the convolution returned, not changed by an
+    in-place operation. All other receivers of the tensor, modules or functions, are recorded too. Operations inside a
+    scripted or compiled module, and custom autograd functions outside of any norm, are not seen.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -88,7 +88,7 @@ class Tracer(TorchFunctionMode):
         self._handles: list[RemovableHandle] = []
 
     def trace(self) -> Trace:
-        """What has been seen so far."""
+        """Return the trace so far."""
         return Trace(
             {name: tuple(calls) for name, calls in self._shapes.items()},
             {name: tuple(map(tuple, calls)) for name, calls in self._receivers.items()},
@@ -119,12 +119,12 @@ class Tracer(TorchFunctionMode):
     ) -> Any:
         taken = [] if self._inside_norm else [x for x in tree_leaves((args, kwargs)) if self._is_output(x)]
         result = func(*args, **(kwargs or {}))
-        # What returns no tensor, such as `x.shape`, only looks.
+        # A function that returns no tensor, such as `x.shape`, is not a receiver.
         if taken and any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
             for x in taken:
                 _, version, receivers = self._outputs[x]
                 if result is x and version == x._version:
-                    continue  # passed on as it is: dropout in evaluation, `contiguous`
+                    continue  # returned unchanged: dropout in evaluation, `contiguous`
                 receivers.append(getattr(func, '__name__', str(func)).strip('_') + '()')
         return result
 
@@ -160,13 +160,13 @@ class Tracer(TorchFunctionMode):
 
 
 def trace(model: nn.Module, example: Example) -> Trace:
-    """Run `model` once in evaluation mode, without gradients, and say which norm follows which convolution.
+    """Run `model` once in evaluation mode, without gradients, and return which norm follows which convolution.
 
-    The model is left as it was: nothing learns, no statistics move, and every module is back in the mode it had.
+    The model does not change: no weights or statistics move, and every module returns to its mode.
 
     Args:
-        model: Any model, also one on the meta device, which costs neither time nor memory.
-        example: An input, or a function of no arguments that runs the parts of the model that are of interest.
+        model: Any model. On the meta device it costs neither time nor memory.
+        example: An input, or a function without arguments that runs the parts of interest.
 
     Raises:
         ValueError: If no convolution and no norm ran.
@@ -180,9 +180,9 @@ def trace(model: nn.Module, example: Example) -> Trace:
 
 
 def trace_next_forward(model: nn.Module, done: Callable[[Trace], None]) -> None:
-    """Trace the next forward pass of `model`, in whatever mode it is, and call `done` with what was seen.
+    """Trace the next forward pass of `model`, in any mode, and call `done` with the trace.
 
-    Nothing is called for a forward that raises.
+    `done` is not called if the forward raises.
     """
     tracer = Tracer(model)
     entered = False
@@ -197,7 +197,7 @@ def trace_next_forward(model: nn.Module, done: Callable[[Trace], None]) -> None:
         nonlocal entered
         if entered:
             tracer.__exit__(None, None, None)
-        # After an error torch goes through the dict that `remove` would change, and would hide the error by another.
+        # After an error torch iterates over the dict that `remove` would change, which would raise another error.
         if out is not None:
             last.remove()
             if entered:
@@ -209,10 +209,10 @@ def trace_next_forward(model: nn.Module, done: Callable[[Trace], None]) -> None:
 
 
 def norms_after_by_order(model: nn.Module) -> dict[str, str]:
-    """Convolution -> norm, guessed without a forward from the order in which modules were registered.
+    """Return convolution -> norm, guessed without a forward from the order in which modules were registered.
 
-    The rule: a norm of as many channels is the very next child of the same parent. It misses norms in another
-    container, and believes a forward that runs its modules in another order.
+    A norm follows if it has as many channels and is the next child of the same parent. This rule misses norms in
+    another container, and is wrong for a forward that runs its modules in another order.
     """
     pairs: dict[str, str] = {}
     for prefix, parent in model.named_modules():
@@ -224,5 +224,5 @@ def norms_after_by_order(model: nn.Module) -> dict[str, str]:
 
 
 def norms_after(model: nn.Module, seen: Trace | None) -> dict[str, tuple[str, ...]]:
-    """`seen.norms_after`, or without a trace `norms_after_by_order`."""
+    """Return `seen.norms_after`, or without a trace `norms_after_by_order`."""
     return seen.norms_after if seen else {conv: (norm,) for conv, norm in norms_after_by_order(model).items()}

@@ -3,7 +3,7 @@
 _base_ = './kinetics400.py'
 sampler = dict(type='dense', clip_len=16, interval=4)
 train_pipeline = [
-    # decodes what a clip needs and no more, and refuses lost frames: docs/throughput.md, docs/data.md
+    # decodes only the frames of the clip and rejects lost ones: docs/throughput.md, docs/data.md
     dict(type='DecodeClip', sampler=sampler, random=True, backend='pyav'),
     dict(type='RandomResizedCropClip', size=112),
     dict(type='FlipClip', prob=0.5),

@@ -11,7 +11,7 @@ data_root = 'data/kinetics400/'
 class_file = 'label_map_k400.txt'
 frame_sampler = dict(type='dense', clip_len=8, interval=8)
 train_pipeline = [
-    # decodes what a clip needs and no more, and refuses lost frames: docs/throughput.md, docs/data.md
+    # decodes only the frames of the clip and rejects lost ones: docs/throughput.md, docs/data.md
     dict(type='DecodeClip', sampler=frame_sampler, random=True, backend='pyav'),
     dict(type='RandomResizedCropClip', size=224),
     dict(type='FlipClip', prob=0.5),

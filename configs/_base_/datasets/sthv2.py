@@ -1,5 +1,6 @@
-# Something-Something v2, 174 classes: one frame from each of 8 segments; 224x224 crops. Test: 2 clips x 3 crops of 256x256.
-# No flip: classes such as "Pushing something from left to right" have a direction. FlipClip(swap_labels=True) is possible.
+# Something-Something v2, 174 classes: one frame from each of 8 segments; 224x224 crops. Test: 2 clips x 3 crops of
+# 256x256. No flip: classes such as "Pushing something from left to right" have a direction. FlipClip(swap_labels=True)
+# is possible.
 #
 # data/sthv2/
 #   something-something-v2-labels.json      {class name: id}, as downloaded

@@ -1,6 +1,6 @@
 # Pascal VOC 2012 with the SBD annotations: 1464 + 9118 = 10582 images to train, 1449 to validate, 21 classes, crop 513.
-# Augmentation and evaluation are the BCN authors': flip, log-uniform scale, crop; what is missing to 513 is padded to
-# the right and below after normalisation with 0 and label 255; validation in full size, padded to 513.
+# Augmentation and evaluation are the BCN authors': flip, log-uniform scale, crop. Smaller images are padded to 513 on
+# the right and below, after normalisation, with 0 and label 255. Validation images keep their size, padded to 513.
 crop_size = (513, 513)
 dataset_type = 'StrictVOCDataset'
 data_root = 'data/VOCdevkit/VOC2012'

@@ -1,5 +1,5 @@
-# ResNet-50 inflated in the style of I3D (Wang et al. 2018, table 1; mmaction2's i3d_r50): 5x7x7 stem, time halved by stem and
-# both pools, 3x1x1 in every second block from the second stage on. A recipe gives conv_cfg and norm_cfg.
+# ResNet-50 inflated in the style of I3D (Wang et al. 2018, table 1; mmaction2's i3d_r50): 5x7x7 stem, time halved by
+# stem and both pools, 3x1x1 in every second block from the second stage on. The recipe sets conv_cfg and norm_cfg.
 default_scope = 'mmengine'
 custom_imports = dict(imports=['wsbcn_mm.video'], allow_failed_imports=False)
 model = dict(

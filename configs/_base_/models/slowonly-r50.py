@@ -1,5 +1,5 @@
-# SlowOnly ResNet-50 (Feichtenhofer et al. 2019): frames stay apart up to the second stage, 3x1x1 in every block of the last two,
-# no temporal stride. A recipe gives conv_cfg and norm_cfg.
+# SlowOnly ResNet-50 (Feichtenhofer et al. 2019): frames stay apart up to the second stage, 3x1x1 in every block of the
+# last two, no temporal stride. The recipe sets conv_cfg and norm_cfg.
 default_scope = 'mmengine'
 custom_imports = dict(imports=['wsbcn_mm.video'], allow_failed_imports=False)
 model = dict(

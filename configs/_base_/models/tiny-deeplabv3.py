@@ -1,4 +1,4 @@
-# A DeepLabV3 that trains on two CPU cores: ResNet-18 of a quarter of the width, output stride 8, ASPP of 64 channels.
+# A DeepLabV3 that trains on two CPU cores: ResNet-18 at a quarter of the width, output stride 8, ASPP of 64 channels.
 # The image pooling branch has no norm, whatever the recipe's norm: Batch Normalization is undefined there at batch 1.
 default_scope = 'mmseg'
 custom_imports = dict(imports=['wsbcn_mm.segmentation'], allow_failed_imports=False)

@@ -1,5 +1,5 @@
 # 80000 optimizer steps of 8 images: mmsegmentation's Cityscapes schedule.
-# The learning rate follows optimizer steps. All else counts micro-batches, which accumulation k multiplies by k.
+# The learning rate counts optimizer steps. Iterations and intervals count micro-batches; accumulation multiplies them.
 _base_ = '../default_runtime.py'
 optim_wrapper = dict(
     type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=5e-4), accumulative_counts=1)

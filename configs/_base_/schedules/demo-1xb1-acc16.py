@@ -1,5 +1,5 @@
 # The demo at a global batch of 16, accumulated 16 x 1: 2400 samples in 150 optimizer steps.
-# The learning rate follows optimizer steps, all else counts micro-batches. The recipe gives the learning rate.
+# The schedule counts optimizer steps; iterations and intervals count micro-batches. The recipe sets the learning rate.
 _base_ = '../default_runtime.py'
 optim_wrapper = dict(
     type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=1e-4), accumulative_counts=16)

@@ -1,4 +1,4 @@
-# The demo at one sample per optimizer step: 2400 samples. The recipe gives the learning rate.
+# The demo at one sample per optimizer step: 2400 samples. The recipe sets the learning rate.
 _base_ = '../default_runtime.py'
 optim_wrapper = dict(
     type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=1e-4), accumulative_counts=1)

@@ -1,4 +1,4 @@
-# The demo at a real batch of 16: 2400 samples in 150 optimizer steps. The recipe gives the learning rate.
+# The demo at a real batch of 16: 2400 samples in 150 optimizer steps. The recipe sets the learning rate.
 _base_ = '../default_runtime.py'
 optim_wrapper = dict(
     type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=1e-4), accumulative_counts=1)

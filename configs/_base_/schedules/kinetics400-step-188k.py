@@ -1,6 +1,7 @@
-# 50 epochs of 3757 optimizer steps of 64 clips (240436 training videos), drops after 20 and 40: TSM's Kinetics schedule.
+# 50 epochs of 3757 optimizer steps of 64 clips (240436 training videos), drops after 20 and 40: TSM's schedule for
+# Kinetics.
 # Linear scaling: lr = 0.01 * global batch / 64, global batch = devices * clips per device * accumulation.
-# The learning rate follows optimizer steps. All else counts micro-batches, which accumulation k multiplies by k.
+# The learning rate counts optimizer steps. Iterations and intervals count micro-batches; accumulation multiplies them.
 _base_ = '../default_runtime.py'
 optim_wrapper = dict(
     type='OptimWrapper',

@@ -115,14 +115,14 @@ def test_another_order_is_refused_with_the_first_class_that_differs(trained, tmp
         f'the checkpoint was trained with another class list (3 classes, sha256 {SHORT[CLASSES]}) than the data have '
         f"(3 classes, sha256 {SHORT[other]}): class 1 is 'wall' in the checkpoint and 'fence' in the data. "
     )
-    meant = 'If that is meant, as for a new head: --cfg-options allow_class_mismatch=True'
+    meant = 'If this is intended, as for a new head: --cfg-options allow_class_mismatch=True'
     with pytest.raises(ValueError, match=f'^{re.escape(message + meant)}$'):
         run(tmp_path / 'train', other, trained).train()
     with pytest.raises(ValueError, match=f'^{re.escape(message + meant)}$'):
         run(tmp_path / 'test', other, trained).test()
     anew = (
-        'A run goes on with the list it began with; to start from its weights, use --cfg-options load_from=FILE '
-        'allow_class_mismatch=True in place of --resume'
+        'A resumed run must keep its list; to start from its weights, use --cfg-options load_from=FILE '
+        'allow_class_mismatch=True instead of --resume'
     )
     for allowed in (False, True):
         with pytest.raises(ValueError, match=f'^{re.escape(message + anew)}$'):
@@ -131,13 +131,13 @@ def test_another_order_is_refused_with_the_first_class_that_differs(trained, tmp
 
 
 def test_a_new_head_is_said_to_be_meant(trained, tmp_path):
-    with pytest.raises(ValueError, match=r"class 2 is 'fence' in the checkpoint and missing in the data\. If that"):
+    with pytest.raises(ValueError, match=r"class 2 is 'fence' in the checkpoint and missing in the data\. If this"):
         run(tmp_path / 'fewer', CLASSES[:2], trained).train()
-    with pytest.raises(ValueError, match=r"class 3 is missing in the checkpoint and 'car' in the data\. If that"):
+    with pytest.raises(ValueError, match=r"class 3 is missing in the checkpoint and 'car' in the data\. If this"):
         run(tmp_path / 'more', (*CLASSES, 'car'), trained).train()
     runner = run(tmp_path / 'meant', CLASSES[:2], trained, allow_class_mismatch=True)
     runner.train()
-    assert 'Taken all the same (allow_class_mismatch=True)' in log_of(runner)
+    assert 'Loaded anyway (allow_class_mismatch=True)' in log_of(runner)
     assert torch.load(tmp_path / 'meant/iter_1.pth', weights_only=True)['meta']['num_classes'] == 2
 
 
@@ -176,4 +176,4 @@ def test_weights_loaded_without_data_are_compared_with_the_recipes_test_set(trai
     assert 'the checkpoint has the classes of the data: 3 classes' in log_of(runner)
     runner = run(tmp_path / 'unknown', CLASSES, test_dataloader={'dataset': {'type': 'Nowhere'}})
     runner.load_checkpoint(trained)
-    assert 'class names are not compared yet, the test set cannot be made: ' in log_of(runner)
+    assert 'class names are not compared yet, as the test set cannot be built: ' in log_of(runner)

@@ -143,8 +143,8 @@ def test_a_checkpoint_of_another_kind_is_refused(file, kind, resume, trained, tm
 def test_the_refusal_says_what_differs_and_what_to_do(trained, tmp_path):
     message = (
         'the checkpoint is gn, the model gn-ws: 2 x conv plain in the checkpoint, WS in the model (the first: '
-        'conv1.conv). Weights do not do under another norm or another WS what they learned: use the recipe they come '
-        'from, or start from weights of the same kind (docs/pretrained.md). To take what fits all the same: '
+        'conv1.conv). Weights do not work with another norm or another WS: use the recipe they come from, or '
+        'weights of the same kind (docs/pretrained.md). To load what fits anyway: '
         '--cfg-options allow_norm_mismatch=True'
     )
     with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
@@ -155,7 +155,7 @@ def test_the_refusal_says_what_differs_and_what_to_do(trained, tmp_path):
 def test_what_fits_is_taken_on_request(trained, tmp_path):
     runner = run(tmp_path, Model('gn-ws'), load_from=trained['gn'], allow_norm_mismatch=True)
     runner.load_or_resume()
-    assert 'Taken all the same (allow_norm_mismatch=True)' in log_of(runner)
+    assert 'Loaded anyway (allow_norm_mismatch=True)' in log_of(runner)
     weights = torch.load(trained['gn'], weights_only=False)['state_dict']
     assert torch.equal(runner.model.backbone.conv1.weight, weights['backbone.conv1.weight'])
 
@@ -164,14 +164,14 @@ def test_a_foreign_file_in_a_model_with_ws_is_refused_and_in_one_without_is_said
     file = unstamped(trained['gn'], tmp_path)
     message = (
         'the checkpoint (gn or gn-ws) does not say whether its filters were trained with Weight Standardization, as '
-        'the model (gn-ws) needs: tools/convert_checkpoint.py writes a file that does (docs/pretrained.md). To take '
-        'what fits all the same: --cfg-options allow_norm_mismatch=True'
+        'the model (gn-ws) needs: tools/convert_checkpoint.py writes a file that does (docs/pretrained.md). To load '
+        'what fits anyway: --cfg-options allow_norm_mismatch=True'
     )
     with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
         run(tmp_path / 'ws', Model('gn-ws'), load_from=file).load_or_resume()
     runner = run(tmp_path / 'plain', Model('gn'), load_from=file)
     runner.load_or_resume()
-    assert 'the checkpoint: gn or gn-ws, taken as trained without WS; the model: gn' in log_of(runner)
+    assert 'the checkpoint: gn or gn-ws, assumed to be trained without WS; the model: gn' in log_of(runner)
 
 
 def test_part_of_a_backbone_is_refused_and_another_head_is_said(trained, tmp_path):
@@ -186,9 +186,9 @@ def test_part_of_a_backbone_is_refused_and_another_head_is_said(trained, tmp_pat
 
 def test_a_run_of_another_model_is_not_resumed(trained, tmp_path):
     message = (
-        "the checkpoint to resume from is that of another model: it lacks 1 entries of the recipe's (the first: scale) "
-        'and has 0 others (the first: none). To start from what weights fit, use --cfg-options load_from=FILE in place '
-        'of --resume'
+        "the checkpoint to resume from is of another model: it lacks 1 entries of the recipe's (the first: scale) "
+        'and has 0 others (the first: none). To start from the weights that fit, use --cfg-options load_from=FILE '
+        'instead of --resume'
     )
     model = Model('gn')
     model.scale = nn.Parameter(torch.ones(1))

@@ -52,7 +52,7 @@ def test_nothing_is_left_of_a_file_that_could_not_be_written(name, tmp_path, mon
 def test_nothing_is_overwritten(tmp_path):
     path = tmp_path / 'weights.pth'
     path.write_bytes(b'dear')
-    with pytest.raises(FileExistsError, match=f'^{re.escape(str(path))} exists already, and is not overwritten$'):
+    with pytest.raises(FileExistsError, match=f'^{re.escape(str(path))} already exists and is not overwritten$'):
         write_checkpoint(path, STATE, META)
     assert path.read_bytes() == b'dear'
 
@@ -79,12 +79,9 @@ def test_a_pickle_that_needs_code_says_so_and_is_read_on_trust(tmp_path):
     with pytest.raises(ValueError) as refused:  # noqa: PT011 - its text is compared below
         read_checkpoint(path)
     message = str(refused.value)
-    assert message.startswith(f'{path} needs code to be read, not tensors and plain data alone (')
+    assert message.startswith(f'{path} contains more than tensors and plain data, and reading it would run code (')
     assert f'{Code.__module__}.Code' in message
-    assert message.endswith(
-        'A file like this can run anything: if you know where it comes from, tools/convert_checkpoint.py --trust makes '
-        'weights alone of it'
-    )
+    assert message.endswith('If you trust its origin, tools/convert_checkpoint.py --trust converts it to weights')
     assert read_checkpoint(path, trust=True).ignored == ['args']
 
 
@@ -97,7 +94,7 @@ def test_a_pickle_that_needs_code_says_so_and_is_read_on_trust(tmp_path):
 def test_of_a_whole_module_the_weights_are_taken_on_trust(save, tmp_path):
     module, path = nn.Linear(2, 3), tmp_path / 'module.pth'
     save(module, path)
-    with pytest.raises(ValueError, match=rf'^{path} needs code to be read'):
+    with pytest.raises(ValueError, match=rf'^{path} contains more than tensors and plain data'):
         read_checkpoint(path)
     read = read_checkpoint(path, trust=True)
     assert all(torch.equal(read.state[key], tensor) for key, tensor in module.state_dict().items())
@@ -120,7 +117,7 @@ def other_archive(path):
         ('w.npz', lambda path: np.savez(path, a=np.ones(1000)), 500, 'File is not a zip file'),
         ('w.pth', without_zip, 20, 'it ends too soon'),
         ('w.pth', without_zip, -30, 'unexpected EOF'),
-        ('w.pth', other_archive, None, 'it is an archive, but none of torch.save'),
+        ('w.pth', other_archive, None, 'it is an archive, but not one of torch.save'),
     ],
 )
 def test_damage_is_said_of_files_without_checksums_too(name, make, kept, reason, tmp_path):

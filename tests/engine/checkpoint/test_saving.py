@@ -211,8 +211,8 @@ def test_a_full_disk_is_survived(tmp_path, small_files):
     runner.train()
     assert seen == [(['iter_1.pth', 'last_checkpoint'], str(tmp_path / 'iter_1.pth'))]
     message = (
-        f'{tmp_path}/iter_2.pth could not be written (File too large); what was saved before is as it was, and '
-        'training goes on: make room'
+        f'{tmp_path}/iter_2.pth could not be written (File too large): free some space; earlier checkpoints are '
+        'unchanged, and training continues'
     )
     assert message in log_of(runner)
     assert names(tmp_path) == ['iter_4.pth', 'last_checkpoint']
@@ -291,7 +291,7 @@ def test_what_is_not_plain_is_left_out_and_said(tmp_path):
     runner = run(tmp_path, 1, actions=note)
     runner.train()
     message = (
-        '1 entries are not saved, as they are neither tensors nor plain data and could not be loaded without running '
+        '1 entries are not saved: they are neither tensors nor plain data, and loading them would run '
         f'code: message_hub.runtime_info.idea.why ({Points.__module__}.Points)'
     )
     assert message in log_of(runner)
@@ -337,26 +337,27 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(harm, tmp_path):
     code = Harm(os.mkdir, str(target)) if harm == 'call' else Harm(getattr, np.ndarray, 'tofile')
     path = tmp_path / 'code.pth'
     torch.save({'state_dict': Model().state_dict(), 'code': code}, path)
-    with pytest.raises(ValueError, match=rf'^{path} needs code to be read, .* tools/convert_checkpoint.py --trust'):
+    message = rf'^{path} contains more than tensors and plain data, .* tools/convert_checkpoint.py --trust'
+    with pytest.raises(ValueError, match=message):
         run(tmp_path / 'run', 1, load_from=str(path)).train()
     assert not target.exists()
 
 
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-200_000])
-    return r'it is not the archive it was: File is not a zip file'
+    return r'the archive is broken: File is not a zip file'
 
 
 def flip(path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    return r'.+ in it does not fit its checksum'
+    return r'.+ in it does not match its checksum'
 
 
 def zero(path):
     path.write_bytes(bytes(path.stat().st_size))
-    return r"it starts with b'\\x00\\x00\\x00\\x00', as no file of torch.save does"
+    return r"it starts with b'\\x00\\x00\\x00\\x00', unlike any file of torch.save"
 
 
 def empty(path):
@@ -369,7 +370,7 @@ def test_a_damaged_checkpoint_is_told_from_a_whole_one(hurt, copied):
     path = copied / 'iter_3.pth'
     assert damage_in(path) is None
     reason = hurt(path)
-    message = rf'^checkpoint {path} is damaged: {reason}\. The newest whole one beside it: {copied}/iter_2\.pth$'
+    message = rf'^checkpoint {path} is damaged: {reason}\. The newest intact one beside it: {copied}/iter_2\.pth$'
     with pytest.raises(ValueError, match=message):
         CheckpointLoader.load_checkpoint(str(path))
 
@@ -379,7 +380,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(copied):
     runner = run(copied, 3, resume=True)
     runner.train()
     assert f'checkpoint {copied}/iter_3.pth is damaged' in log_of(runner)
-    assert f'going on from {copied}/iter_2.pth: {copied}/iter_3.pth was named last' in log_of(runner)
+    assert f'resuming from {copied}/iter_2.pth: last_checkpoint named {copied}/iter_3.pth' in log_of(runner)
     assert runner.model.steps.item() == 3
     assert damage_in(copied / 'iter_3.pth') is None
 
@@ -388,8 +389,8 @@ def test_a_run_without_a_whole_checkpoint_does_not_start_anew_by_itself(copied):
     for path in copied.glob('*.pth'):
         empty(path)
     message = (
-        f'no checkpoint in {copied} is whole (3 damaged): there is nothing to resume from. To start anew, use another '
-        '--work-dir or leave --resume out'
+        f'no checkpoint in {copied} is intact (3 damaged), so the run cannot be resumed. To start from the beginning, '
+        'use another --work-dir or leave --resume out'
     )
     with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
         run(copied, 4, resume=True).train()
@@ -399,7 +400,7 @@ def test_a_run_with_nothing_to_resume_says_that_it_begins(tmp_path):
     (tmp_path / 'iter_9.pth').mkdir()
     runner = run(tmp_path, 1, resume=True)
     runner.train()
-    said = f'there is no checkpoint in {tmp_path} to resume from: the run starts at its beginning'
+    said = f'no checkpoint in {tmp_path} to resume from: the run starts at its beginning'
     assert said in log_of(runner)
 
 
@@ -453,7 +454,7 @@ def test_what_is_fetched_is_read_as_what_is_here(address, tmp_path):
     for _ in range(2):  # the second one is not fetched
         assert CheckpointLoader.load_checkpoint(f'{url}/good.pth?v=1')['state_dict']['steps'].item() == 1
         (served / 'good.pth').unlink(missing_ok=True)
-    with pytest.raises(ValueError, match=r'hub/checkpoints/bad.pth needs code to be read'):
+    with pytest.raises(ValueError, match=r'hub/checkpoints/bad.pth contains more than tensors and plain data'):
         CheckpointLoader.load_checkpoint(f'{url}/bad.pth')
     assert not (tmp_path / 'harmed').exists()
     with pytest.raises(OSError, match='404'):

@@ -109,7 +109,7 @@ def test_a_loss_that_is_no_number_stops_before_it_does_harm_and_says_where_it_co
     lines = str(error.value).splitlines()
     assert re.fullmatch(r'iteration 7: loss_square is (nan|inf)', lines[0])
     assert lines[1] == 'samples: images/6.png (sample 6)'
-    assert lines[2] == 'the first module that gives out such values: square, Square()'
+    assert lines[2] == 'the first module with a non-finite output: square, Square()'
     assert re.fullmatch(r'  input        float32, -\d\S+e\+2\d to \d\S+e\+2\d', lines[3])
     assert 'not finite' in lines[4] or 'none of 128 finite' in lines[4]
     assert lines[5].startswith('running statistics of 1 norms: running_mean float32, ')
@@ -160,12 +160,12 @@ def test_a_step_with_such_gradients_is_found_before_it_is_saved_or_in_the_next_i
     else:
         assert text.splitlines()[0] == 'iteration 5: loss_square is nan'
         assert re.search(
-            r'^6 weights were not finite before this iteration \(the first: conv.weight\): the step before had '
-            r'gradients that were not$',
+            r'^6 weights were not finite before this iteration \(the first: conv.weight\): the gradients '
+            r'of the step before were not$',
             text,
             re.MULTILINE,
         )
-        assert 'the first module that gives out such values: conv, Conv2d(' in text
+        assert 'the first module with a non-finite output: conv, Conv2d(' in text
         assert text.endswith(f'The last good checkpoint is {good}')
     assert [path.name for path in tmp_path.glob('*.pth')] == [good.name]
 
@@ -175,7 +175,7 @@ def test_a_gradient_scaler_may_pass_over_an_overflow(tmp_path):
     straight.train()
     runner = runner_of(tmp_path / 'with', iters=3, bright=[2], wrapper=Scaled)
     runner.train()
-    warned = r'iteration 3: loss_square is (nan|inf); the gradient scaler leaves the step out \(1 in a row, 3 are tole'
+    warned = r'iteration 3: loss_square is (nan|inf); the gradient scaler skips the step \(1 in a row, 3 are tole'
     assert re.search(warned, log_of(runner))
     assert runner.optim_wrapper.loss_scaler.get_scale() == 4.0
     before, after = straight.model.state_dict(), runner.model.state_dict()
@@ -186,7 +186,7 @@ def test_overflows_in_a_row_are_not_tolerated_for_ever(tmp_path):
     runner = runner_of(tmp_path, iters=20, bright=[2, 4, 5], wrapper=Scaled, tolerance=1)
     with pytest.raises(NonFiniteError, match=r'^iteration 6: loss_square is (nan|inf), 2 in a row\n'):
         runner.train()
-    assert len(re.findall('leaves the step out', log_of(runner))) == 2
+    assert len(re.findall('skips the step', log_of(runner))) == 2
 
 
 def test_steps_that_the_scaler_leaves_out_are_not_tolerated_for_ever(tmp_path):
@@ -197,8 +197,8 @@ def test_steps_that_the_scaler_leaves_out_are_not_tolerated_for_ever(tmp_path):
     with pytest.raises(NonFiniteError) as error:
         runner.train()
     assert str(error.value) == (
-        'iteration 12: the gradient scaler has left out 3 optimizer steps in a row (2 are tolerated), the last at a '
-        'scale of 0.25: there are gradients that are not finite at any. --amp bf16 needs no scaler. The last good '
+        'iteration 12: the gradient scaler skipped 3 optimizer steps in a row (2 are tolerated), the last at a '
+        'scale of 0.25: some gradients are not finite at any scale. --amp bf16 needs no scaler. The last good '
         f'checkpoint is {tmp_path / "iter_10.pth"}'
     )
     assert str(error.value) in log_of(runner)
@@ -216,14 +216,14 @@ def test_a_compiled_model_is_looked_at_after_the_step():
     hook.after_train_iter(runner, 4, outputs=dict(loss=torch.tensor(1.0), acc=torch.tensor(float('nan'))))
     with pytest.raises(NonFiniteError) as error:
         hook.after_train_iter(runner, 4, outputs=dict(loss=torch.tensor(float('nan'))))
-    assert 'the model is compiled: run it without compile to see which module is the first' in str(error.value)
+    assert 'the model is compiled: run it without compile to find the first such module' in str(error.value)
 
 
 def test_norms_that_would_wait_for_other_ranks_are_not_run_again(monkeypatch):
     monkeypatch.setattr('wsbcn_mm.engine.guards.non_finite.get_world_size', lambda: 2)
     model = nn.Sequential(BatchChannelNorm(4, 2, statistics='sync'))
     (line,) = NonFiniteHook()._first_bad_module(model, lambda: pytest.fail('it was run'))
-    assert line == 'not run again: its norms would wait for the other ranks; one process shows the first module'
+    assert line == 'not run again: its norms would wait for the other ranks; a run on one process finds the module'
 
 
 def test_float16_that_overflows_in_a_standardised_convolution_gets_a_hint():
@@ -234,7 +234,7 @@ def test_float16_that_overflows_in_a_standardised_convolution_gets_a_hint():
     assert hint == "  float16 ends at 65504: --amp bf16 does not, and gain='fan_in' in its conv_cfg keeps outputs small"
     with_gain = nn.Sequential(nn.ReLU(), WSConv2d(512, 2, 3, gain='fan_in').half())
     assert list(NonFiniteHook()._first_bad_module(with_gain, lambda: with_gain(x))) == [
-        'the batch gives finite values when it is run again: a part that draws random numbers, or the loss'
+        'the batch gives finite values when it is run again: the cause is a random part, or the loss'
     ]
 
 
@@ -245,7 +245,7 @@ def test_samples_without_a_name():
 
 
 def test_negative_numbers_are_refused():
-    with pytest.raises(ValueError, match=r'^tolerance=-1: a number of iterations, 0 or more, is expected$'):
+    with pytest.raises(ValueError, match=r'^tolerance=-1: 0 or more iterations are expected$'):
         NonFiniteHook(tolerance=-1)
-    with pytest.raises(ValueError, match=r'^skipped_steps=-2: a number of steps, 0 or more, is expected$'):
+    with pytest.raises(ValueError, match=r'^skipped_steps=-2: 0 or more steps are expected$'):
         NonFiniteHook(skipped_steps=-2)

@@ -40,10 +40,11 @@ def recipe():
     [
         TINY,
         'deeplabv3/deeplabv3_r101-d16-mg124_syncbn_8xb2-acc1-33k_voc12aug-513x513.py',
-        'deeplabv3plus/deeplabv3plus_r50-d8_gn-ws_4xb2-acc1-80k_cityscapes-512x1024.py',
-        'resnet3d/r3d-50_bcn-ws_8xb1-acc8-188k_kinetics400-16x4x1-112x112.py',
+        'deeplabv3/deeplabv3_r101-d16_bcnsync-ws_8xb2-acc1-33k_voc12aug-513x513.py',
+        'deeplabv3plus/deeplabv3plus_r50-d8_gn-ws_1xb1-acc8-80k_cityscapes-512x1024.py',
+        'resnet3d/r3d-50_bcn-ws_1xb1-acc64-188k_kinetics400-16x4x1-112x112.py',
         'resnet3d/r2plus1d-18_bn_8xb2-acc4-188k_kinetics400-16x4x1-112x112.py',
-        'resnet3d/slowonly-r50_bcnsync-ws_8xb2-acc4-132k_sthv2-8seg-224x224.py',
+        'resnet3d/slowonly-r50_bcn-ws_1xb1-acc64-132k_sthv2-8seg-224x224.py',
     ],
 )
 def test_recipes_use_all_that_they_train(name):

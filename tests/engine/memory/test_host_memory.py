@@ -1,17 +1,17 @@
-"""What is left of memory, by files as the kernel writes them for a machine, for containers and for batch jobs."""
+"""Free memory, read from files as the kernel writes them for a machine, for containers and for batch jobs."""
 
 import os
 
 import pytest
 
-from wsbcn_mm.engine.memory.loaders import Room, available_memory, free_shared_memory, gibibytes
+from wsbcn_mm.engine.memory.host_memory import Room, available_memory, free_shared_memory, gibibytes
 
 GIB = 2**30
 
 
 @pytest.fixture
 def system(tmp_path):
-    """Writes files below a root: path -> text."""
+    """Return a function that writes files below a root: path -> text."""
 
     def write(files):
         for path, text in files.items():
@@ -34,7 +34,7 @@ def test_a_machine_without_limits(system):
 
 
 def test_a_container_of_the_second_version(system):
-    """Its own group is the root of what it sees; file cache counts as free."""
+    """A container sees its own group as the root. File cache counts as free."""
     files = {
         'proc/self/cgroup': '0::/docker/abc\n',
         'sys/fs/cgroup/memory.max': f'{8 * GIB}\n',
@@ -70,7 +70,7 @@ def test_shared_memory(tmp_path):
 
 
 def test_shared_memory_of_a_docker_container(monkeypatch):
-    """Its 64 MiB, of which a quarter is taken; blocks for root alone are not free."""
+    """64 MiB, a quarter of them used. Blocks reserved for root do not count as free."""
     stat = os.statvfs_result((4096, 4096, 16384, 14000, 12288, 1, 1, 1, 0, 255))
     monkeypatch.setattr(os, 'statvfs', lambda path: stat)
     assert free_shared_memory() == Room(48 * 2**20, '/dev/shm')

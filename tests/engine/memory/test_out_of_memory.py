@@ -1,4 +1,4 @@
-"""Memory that runs out in every stage of a real Runner, and what is said of it."""
+"""Out-of-memory errors in every stage of a real Runner, and their explanation."""
 
 import numpy as np
 import pytest
@@ -15,24 +15,24 @@ from wsbcn_mm.engine.memory.out_of_memory import advice, explaining_out_of_memor
 from wsbcn_mm.engine.memory.plan import RecipeMemory
 from wsbcn_mm.microbatch.memory_plan import Choice, StepMemory
 
-SAID = 'CUDA out of memory. Tried to allocate 2.00 GiB'
+CUDA_ERROR = 'CUDA out of memory. Tried to allocate 2.00 GiB'
 MIB = 2**20
 
 
 class RunsOut(torch.autograd.Function):
-    """Of memory, in the forward or in the backward pass."""
+    """Raise an out-of-memory error in the forward or in the backward pass."""
 
     @staticmethod
     def forward(ctx, x, when):
         ctx.when = when
         if when == 'forward':
-            raise torch.OutOfMemoryError(SAID)
+            raise torch.OutOfMemoryError(CUDA_ERROR)
         return x.clone()
 
     @staticmethod
     def backward(ctx, grad):
         if ctx.when == 'backward':
-            raise torch.OutOfMemoryError(SAID)
+            raise torch.OutOfMemoryError(CUDA_ERROR)
         return grad, None
 
 
@@ -82,7 +82,7 @@ def test_the_stage_is_read_from_where_the_error_came_from(when, stage, tmp_path,
     stage = stage.replace('net.3', 'net.3.1')
     text = str(error.value)
     assert text.endswith(f'\n\nOut of memory in {stage}.\n(advice)')
-    assert text.startswith('[enforce fail' if when == 'step' else SAID)
+    assert text.startswith('[enforce fail' if when == 'step' else CUDA_ERROR)
     assert type(error.value) is (RuntimeError if when == 'step' else torch.OutOfMemoryError)
 
 
@@ -91,12 +91,12 @@ def test_other_errors_are_left_alone():
         torch.zeros(2, 3) @ torch.zeros(2, 3)
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(RuntimeError('CUDA error: out of memory'))
-    assert not is_out_of_memory(RuntimeError('nothing of the kind'))
+    assert not is_out_of_memory(RuntimeError('another error'))
     assert stage_of(None) == 'the start, before the first iteration'
 
 
-def test_an_array_of_numpy_that_finds_no_memory_is_explained_too(monkeypatch):
-    """Its error is a MemoryError that cannot be made from a text."""
+def test_a_numpy_array_that_does_not_fit_is_explained_too(monkeypatch):
+    """numpy raises a subclass of MemoryError that does not accept a text."""
     monkeypatch.setattr(out_of_memory, 'advice', lambda cfg, recipe, where, available: ['(advice)'])
     with pytest.raises(MemoryError) as error, explaining_out_of_memory(Config(), 'a.py'):
         np.empty(2**57)
@@ -105,20 +105,19 @@ def test_an_array_of_numpy_that_finds_no_memory_is_explained_too(monkeypatch):
     assert (where, advised) == ('Out of memory in the start, before the first iteration.', '(advice)')
 
 
-def test_memory_of_the_host_is_told_from_that_of_the_gpu(monkeypatch):
+def test_host_memory_is_distinguished_from_gpu_memory(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '0')  # for mmengine's logger
     refused = pytest.raises(RuntimeError, match="can't allocate memory")
     with refused as error, explaining_out_of_memory(Config(), 'a.py'):
         torch.empty(2**60, dtype=torch.uint8)
     assert str(error.value).splitlines()[-1] == (
-        "It is the host's memory and not the GPU's: fewer workers, or fewer batches of each (num_workers and "
-        'prefetch_factor of the loaders)'
+        "The host's memory is exhausted, not the GPU's: reduce num_workers or prefetch_factor of the loaders."
     )
 
 
 def needs(mebibytes):
-    """A step of one operation that needs as much."""
+    """Return the memory of a step with one operation that needs this much."""
     return StepMemory(np.array(['forward']), np.array([[0], [0], [0], [mebibytes * MIB], [0]]))
 
 
@@ -145,12 +144,12 @@ def advised(monkeypatch, gibibytes):
 
 def test_what_fits_is_listed_by_speed(monkeypatch):
     assert advised(monkeypatch, 8) == [
-        'Planned for this run: 7.8 GiB; this process can have 8.0 GiB.',
-        'These would fit, the fastest first:',
+        'Planned for this run: 7.8 GiB; available to this process: 8.0 GiB.',
+        'These settings would fit, fastest first:',
         '  1. --amp bf16: 4.5 GiB',
         '  2. --amp bf16 --per-device 1: 2.5 GiB',
         '  3. --amp bf16 --cfg-options activation_memory=save_conv: 2.4 GiB',
-        'All of them: python tools/plan_memory.py a.py --device-memory 8192MB',
+        'List all settings: python tools/plan_memory.py a.py --device-memory 8192MB',
     ]
 
 
@@ -160,11 +159,11 @@ def test_what_does_not_fit_is_not_listed(monkeypatch):
         '  2. --per-device 1 --cfg-options activation_memory=full_checkpoint: 2.0 GiB',
     ]
     assert advised(monkeypatch, 1)[1:-1] == [
-        'No other precision, activation_memory or batch would fit: train on smaller inputs.'
+        'No precision, activation_memory or batch size would fit: train on smaller inputs.'
     ]
     assert advised(monkeypatch, None)[:3] == [
         'Planned for this run: 7.8 GiB.',
-        'These need less, the fastest first:',
+        'These settings need less, fastest first:',
         '  1. --amp bf16: 4.5 GiB',
     ]
 
@@ -172,20 +171,20 @@ def test_what_does_not_fit_is_not_listed(monkeypatch):
 def test_a_plan_that_fails_does_not_hide_the_error(monkeypatch):
     lines = list(advice(Config(dict(model=dict())), 'a.py', 'training, backward pass', lambda: 2**30))
     (line,) = lines
-    assert line.startswith('What would fit could not be planned: ')
+    assert line.startswith('Planning settings that would fit failed: ')
 
 
-def test_an_evaluation_has_other_ways():
+def test_an_evaluation_has_its_own_advice():
     loader = dict(batch_size=4)
     model = dict(data_preprocessor=dict(size=(512, 1024)))
     cfg = Config(dict(default_scope='mmseg', model=model, val_dataloader=loader, train_cfg=dict(max_iters=80000)))
     assert list(advice(cfg, 'a.py', 'validation, forward pass of decode_head', lambda: 1)) == [
-        'An evaluation needs less with, in this order:',
+        'To reduce the memory of an evaluation, try in this order:',
         '  1. --cfg-options val_dataloader.batch_size=1: one sample at a time',
         '  2. --cfg-options model.test_cfg.mode=slide model.test_cfg.crop_size=(512,1024) '
-        'model.test_cfg.stride=(341,682): by windows, which other results come from',
-        '  3. --cfg-options train_cfg.val_interval=80000: at the end alone; python tools/test.py a.py CHECKPOINT '
-        'evaluates without the optimizer beside it',
+        'model.test_cfg.stride=(341,682): sliding windows; the results differ',
+        '  3. --cfg-options train_cfg.val_interval=80000: only at the end; python tools/test.py a.py CHECKPOINT '
+        'evaluates without an optimizer in memory',
     ]
     clips = Config(dict(default_scope='mmengine', model=dict(max_test_views=None), test_dataloader=loader))
     assert list(advice(clips, 'a.py', 'the test, forward pass of head', lambda: 1))[2] == (
@@ -194,12 +193,12 @@ def test_an_evaluation_has_other_ways():
     clips.model.max_test_views = 1
     clips.test_dataloader.batch_size = 1
     (line,) = advice(clips, 'a.py', 'the test, forward pass of head', lambda: 1)
-    assert line == 'It runs one sample at a time already: evaluate smaller inputs.'
+    assert line == 'The evaluation already runs one sample at a time: use smaller inputs.'
     augmented = dict(
         default_scope='mmseg',
         model=dict(test_cfg=dict(mode='slide')),
         custom_hooks=[dict(type='PrepareTTAHook')],
     )
     assert list(advice(Config(augmented), 'a.py', 'the test, forward pass of decode_head', lambda: 1))[1:] == [
-        '  1. --tta with smaller scales, of which the largest counts'
+        '  1. --tta with smaller scales: the largest one determines the memory'
     ]

@@ -1,4 +1,4 @@
-"""What is planned for a recipe is what its real steps take."""
+"""The memory planned for a recipe is what its real steps take."""
 
 import gc
 from pathlib import Path
@@ -19,6 +19,7 @@ from wsbcn_mm.engine.memory.plan import (
     own_choice,
     plan_recipe,
 )
+from wsbcn_mm.engine.recipe.batch_plan import plan_batch
 from wsbcn_mm.engine.recipe.load import load_recipe
 from wsbcn_mm.engine.recipe.model import build_model
 from wsbcn_mm.layers import standardize_once
@@ -34,7 +35,7 @@ def recipe(pattern: str, *options: str) -> Config:
 
 
 def allocator_peak(step):
-    """The most bytes that torch's CPU allocator hands out at once, memory inside operations included."""
+    """Return the peak of bytes from torch's CPU allocator, temporary memory of operations included."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == '[memory]']
@@ -42,7 +43,7 @@ def allocator_peak(step):
     return int(np.cumsum(sizes).max())
 
 
-def test_training_and_validation_of_a_recipe_take_what_is_planned():
+def test_training_and_validation_of_a_recipe_take_the_planned_memory():
     cfg = recipe('tiny/deeplabv3_r18-tiny_bcn-ws_1xb1-acc1-*.py')
     plan = plan_recipe(cfg, on_gpu=False, with_alternatives=False)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
@@ -93,15 +94,16 @@ def test_sixteen_bits_are_planned_as_cuda_runs_them():
     (fp32, wide), (bf16, narrow) = activations('bn'), activations('bn', *amp)
     assert (fp32, bf16) == ('fp32', 'bf16')
     assert narrow < 0.8 * wide
-    # Group normalisation makes a float32 copy of its 16-bit input and gives a float32 output.
+    # Group normalisation copies its 16-bit input to float32 and returns float32.
     assert activations('gn', *amp)[1] > 1.2 * narrow
     assert activations('gn', *amp, 'activation_memory=full_checkpoint')[1] < narrow
 
 
 def test_shapes_and_choices_of_recipes():
-    images = recipe('deeplabv3/deeplabv3_r50-d8_bcn-ws_1xb2-acc4-80k_cityscapes-512x1024.py')
+    images = recipe('deeplabv3/deeplabv3_r50-d8_bcn-ws_1xb1-acc8-80k_cityscapes-512x1024.py')
+    plan_batch(images, 1, per_device=2)
     assert evaluation_shape(images, 'val') == (1, 3, 1024, 2048)
-    clips = recipe('resnet3d/slowonly-r50_bn_8xb2-acc4-132k_sthv2-*.py')
+    clips = recipe('resnet3d/slowonly-r50_bcn-ws_1xb1-acc64-132k_sthv2-*.py')
     assert evaluation_shape(clips, 'val') == (1, 1, 3, 8, 224, 224)
     assert evaluation_shape(clips, 'test') == (1, 6, 3, 8, 256, 256)
     assert evaluation_shape(recipe('tiny/deeplabv3_r18-tiny_bn_1xb1-acc1-*.py'), 'test') == (1, 3, 64, 64)

@@ -18,9 +18,9 @@ from wsbcn_mm.engine.recipe.batch_plan import plan_batch, world_size
 from wsbcn_mm.layers import WSConv2d
 
 CONFIGS = Path(__file__).parents[3] / 'configs'
-VOC = 'deeplabv3/deeplabv3_r101-d16_bcn-ws_8xb2-acc1-33k_voc12aug-513x513.py'
+VOC = 'deeplabv3/deeplabv3_r101-d16_bcnsync-ws_8xb2-acc1-33k_voc12aug-513x513.py'
 VOC_ACCUMULATED = 'deeplabv3/deeplabv3_r101-d16_bcn-ws_1xb1-acc16-33k_voc12aug-513x513.py'
-KINETICS = 'resnet3d/r3d-18_bcn-ws_8xb2-acc4-188k_kinetics400-16x4x1-112x112.py'
+KINETICS = 'resnet3d/r3d-18_bn_8xb2-acc4-188k_kinetics400-16x4x1-112x112.py'
 WARM_UP_AND_POLY = [
     dict(type='LinearLR', start_factor=0.1, begin=0, end=4, by_epoch=False),
     dict(type='PolyLR', power=0.9, eta_min=1e-4, begin=4, end=10, by_epoch=False),
@@ -110,7 +110,7 @@ def test_on_fewer_devices_the_recipes_numbers_hold_and_one_line_says_what_that_m
 @pytest.mark.parametrize(
     ('devices', 'advice'),
     [
-        (3, 'global batch 16 is no multiple of 3 device(s) x 2 = 6: the nearest are 12 and 18'),
+        (3, 'global batch 16 is not a multiple of 3 device(s) x 2 = 6: the nearest are 12 and 18'),
         (4, '--global-batch 16 keeps what the recipe means'),
     ],
 )
@@ -244,13 +244,15 @@ def refused(cfg, message, **asked):
 
 
 def test_what_cannot_be_planned_is_refused_by_name():
-    nearest = 'global batch 6 is no multiple of 1 device(s) x 4 = 4: the nearest are 4 and 8; 6 itself goes with 2 or 3'
+    nearest = (
+        'global batch 6 is not a multiple of 1 device(s) x 4 = 4: the nearest are 4 and 8; 6 itself works with 2 or 3'
+    )
     refused(iteration_recipe(), nearest, global_batch=6)
     refused(iteration_recipe(), 'samples per device=0: at least 1 is expected', per_device=0)
     refused(iteration_recipe(), 'LinearLR would last 1 optimizer step(s) at a global batch of 16, ', global_batch=16)
     unknown = '--global-batch and --per-device need to know the batch that the recipe was tuned for: add --cfg-options'
     refused(iteration_recipe(auto_scale_lr=None), unknown)
-    refused(iteration_recipe(auto_scale_lr=dict(base_batch_size=4, rule='cubic')), "learning-rate rule 'cubic' is")
+    refused(iteration_recipe(auto_scale_lr=dict(base_batch_size=4, rule='cubic')), "learning-rate rule='cubic': ")
     refused(iteration_recipe([dict(type='ExponentialLR', gamma=0.9, by_epoch=False)]), 'ExponentialLR decays with')
     refused(iteration_recipe(train_dataloader={}), '--global-batch and --per-device need a recipe with train_dataload')
     two = dict(a=dict(optimizer=dict(lr=1)), b=dict(optimizer=dict(lr=1)))

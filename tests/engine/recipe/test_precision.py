@@ -80,7 +80,7 @@ def test_bfloat16_is_refused_where_it_would_be_emulated():
 @pytest.mark.usefixtures('gpu')
 def test_float16_gives_the_gain_to_what_starts_from_scratch():
     """Cityscapes recipes start their backbone from a file, whose filters were trained without it."""
-    cfg = Config.fromfile(CONFIGS / 'deeplabv3' / 'deeplabv3_r50-d8_gn-ws_8xb1-acc1-80k_cityscapes-512x1024.py')
+    cfg = Config.fromfile(CONFIGS / 'deeplabv3' / 'deeplabv3_r50-d8_gn-ws_1xb1-acc8-80k_cityscapes-512x1024.py')
     said = use_amp(cfg, 'fp16')
     assert said[1:] == [
         "amp: gain='fan_in' for the WS convolutions of model.decode_head, model.auxiliary_head",

@@ -40,5 +40,5 @@ def test_it_warns_where_evaluation_will_differ_and_changes_nothing(tmp_path, nor
 
 
 def test_what_it_does_not_take():
-    with pytest.raises(ValueError, match='interval=0, samples=16: 1 or more are expected'):
+    with pytest.raises(ValueError, match='interval=0, samples=16: 1 or more is expected'):
         StatisticsGapHook(interval=0)

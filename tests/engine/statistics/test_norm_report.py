@@ -97,7 +97,7 @@ def log_of(runner):
 def test_sync_bn_on_one_process_is_said_to_be_bn(tmp_path):
     runner = run(tmp_path, Toy(bn=nn.SyncBatchNorm(4), more=nn.Sequential(nn.SyncBatchNorm(2))))
     runner.train()
-    assert '2 SyncBN layers became BN: a single process has no batch but its own\n' in log_of(runner)
+    assert '2 SyncBN layers became BN: a single process has only its own batch\n' in log_of(runner)
 
 
 def test_layers_and_effective_batch_are_logged_before_the_first_iteration(tmp_path):
@@ -167,7 +167,7 @@ def test_a_zeroed_channel_half_is_a_start_as_the_identity(tmp_path):
 
 def test_running_statistics_of_no_known_norm_stop_the_run(tmp_path):
     message = (
-        '2 modules keep running statistics but are no known norm (the first: odd): '
+        '2 modules keep running statistics and are of no known kind of norm (the first: odd): '
         'weight decay, freezing and synchronisation would miss them'
     )
     with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):

@@ -98,5 +98,5 @@ def test_models_without_running_statistics_are_left_alone(tmp_path):
 
 
 def test_what_it_does_not_take():
-    with pytest.raises(ValueError, match='samples=0, sweeps=3: 1 or more are expected'):
+    with pytest.raises(ValueError, match='samples=0, sweeps=3: 1 or more is expected'):
         PreciseStatisticsHook(samples=0)

@@ -187,8 +187,8 @@ def test_resuming_there_on_several_ranks_says_what_is_lost(tmp_path, monkeypatch
     monkeypatch.setattr(Runner, 'world_size', 3)
     resumed.train()
     assert (
-        'the checkpoint was written in the middle of an accumulation and has the pending BCN statistics of rank 0 '
-        'alone: the next step misses those of 2 other rank(s)'
+        'the checkpoint was written in the middle of an accumulation and has only the pending BCN statistics of '
+        'rank 0: the next step misses those of 2 other rank(s)'
     ) in log_of(resumed)
 
 

@@ -1,6 +1,5 @@
 """BNStartHook through real Runners, files and resumed runs."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from wsbcn_mm.engine.hooks import BNStartHook
-from wsbcn_mm.engine.statistics.start_from_bn import KEY
 from wsbcn_mm.layers import BatchChannelNorm, WSConv2d
-
-ITERS = 4
 
 
 class Points(Dataset):
@@ -61,7 +57,7 @@ class EvaluateFirst(Hook):
         self.score = runner.val_loop.run()['out']
 
 
-def runner_of(folder, model, *hooks, iters=2 * ITERS, interval=100, **settings):
+def runner_of(folder, model, *hooks, iters=8, interval=100, **settings):
     loader = dict(
         batch_size=2,
         dataset=Points(),
@@ -92,8 +88,8 @@ def runner_of(folder, model, *hooks, iters=2 * ITERS, interval=100, **settings):
     )
 
 
-def hook(iters=ITERS, **options):
-    return dict(type='BNStartHook', iters=iters, input_shape=(2, 3, 8, 8), **options)
+def hook(**options):
+    return dict(type='BNStartHook', input_shape=(2, 3, 8, 8), **options)
 
 
 def log_of(runner):
@@ -114,47 +110,25 @@ def bn(tmp_path_factory):
     return str(folder / 'iter_15.pth'), model
 
 
-def test_it_goes_from_the_bn_model_to_plain_layers(bn, tmp_path):
-    first, model = EvaluateFirst(), Model()
-    runner = runner_of(tmp_path, model, hook(), first, interval=2, load_from=bn[0])
-    runner.train()
-    assert first.score == pytest.approx(score(bn[1]), rel=1e-5)
-    assert not any(isinstance(f, BNStartHook) for m in model.modules() for f in m._forward_hooks.values())
-    assert not any(m._forward_hooks for m in model.modules())
-    log = log_of(runner)
-    assert 'started from BN: 2 WS convolutions have handed their scale to the norm after them, 2 BCN keep' in log
-    assert log.count('the model is one of WS and BCN alone now') == 1
-    files = {n: torch.load(tmp_path / f'iter_{n}.pth', weights_only=False) for n in (2, 4, 6, 8)}
-    assert {n: file[KEY]['alpha'] for n, file in files.items() if KEY in file} == {2: 1 / 4, 4: 3 / 4}
-    assert {tuple(file['state_dict']) for file in files.values()} == {tuple(Model().state_dict())}
-
-
-def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(bn, tmp_path):
+def test_it_starts_from_the_statistics_of_bn_and_a_resumed_run_starts_only_once(bn, tmp_path):
     straight, resumed = Model(), Model()
-    runner_of(tmp_path / 'a', straight, hook(), interval=2, load_from=bn[0]).train()
+    runner = runner_of(tmp_path / 'a', straight, hook(), iters=4, interval=2, load_from=bn[0])
+    runner.train()
+    log = log_of(runner)
+    assert 'started from BN: 2 WS convolutions handed their scale to the norm after them, 2 BCN keep' in log
+    assert 'filter means are lost' in log
+    assert not any(m._forward_hooks for m in straight.modules())
     file = str(tmp_path / 'a' / 'iter_2.pth')
-    runner_of(tmp_path / 'b', resumed, hook(), load_from=file, resume=True).train()
+    again = runner_of(tmp_path / 'b', resumed, hook(), iters=4, load_from=file, resume=True)
+    again.train()
+    assert 'started from BN' not in log_of(again)
     for name, value in straight.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0, msg=name)
-    plain = Model()
-    runner = runner_of(tmp_path / 'c', plain, load_from=file, resume=True)
-    runner.train()
-    assert not torch.equal(plain.head.weight, straight.head.weight), 'without the hook the run is another one'
-
-
-def test_a_checkpoint_from_the_way_is_evaluated_as_it_was(bn, tmp_path):
-    runner_of(tmp_path / 'a', Model(), hook(), iters=2, interval=2, load_from=bn[0]).train()
-    file = str(tmp_path / 'a' / 'iter_2.pth')
-    runner = runner_of(tmp_path / 'b', Model(), hook(), load_from=file)
-    as_it_was = runner.test()['out']
-    assert 'this checkpoint is from the way from BN to WS and BCN: evaluated with alpha 0.250' in log_of(runner)
-    as_plain = runner_of(tmp_path / 'c', Model(), load_from=file).test()['out']
-    assert as_it_was != pytest.approx(as_plain, rel=1e-3)
 
 
 def test_all_at_once_with_calibration(bn, tmp_path):
     first, model = EvaluateFirst(), Model()
-    runner = runner_of(tmp_path, model, hook(iters=0, calibration_batches=10), first, iters=1, load_from=bn[0])
+    runner = runner_of(tmp_path, model, hook(calibration_batches=10), first, iters=1, load_from=bn[0])
     runner.train()
     log = log_of(runner)
     assert 'filter means are lost' in log
@@ -167,9 +141,7 @@ def test_what_is_no_start_from_bn_is_refused(bn, tmp_path):
     file = str(tmp_path / 'a' / 'iter_2.pth')
     with pytest.raises(ValueError, match='trained with BN and without WS; the checkpoint is bcn-ws'):
         runner_of(tmp_path / 'b', Model(), hook(), load_from=file).train()
-    with pytest.raises(ValueError, match='iteration 2 does not say what remains of the BN network, which iters=4'):
-        runner_of(tmp_path / 'c', Model(), hook(), load_from=file, resume=True).train()
     with pytest.raises(ValueError, match='the model has no norm with trained statistics'):
         runner_of(tmp_path / 'd', Model(), hook()).train()
-    with pytest.raises(ValueError, match=re.escape('iters=-1, calibration_batches=0: 0 or more are expected')):
-        BNStartHook(iters=-1)
+    with pytest.raises(ValueError, match=r'^calibration_batches=-1: 0 or more is expected$'):
+        BNStartHook(calibration_batches=-1)

@@ -1,4 +1,4 @@
-"""Raw Cityscapes label files, both encodings, and what stops a wrong one."""
+"""Raw Cityscapes label files in both encodings, and the errors for wrong ones."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def label_files(tree: Path, split: str = 'train') -> list[Path]:
 
 
 def write_train_ids(file: Path, target: Path) -> None:
-    """What Cityscapes' own script writes, by the published table and pixel by pixel."""
+    """Write what Cityscapes' own script writes: the published table, pixel by pixel."""
     raw = np.asarray(Image.open(file))
     train_ids = [[LABEL_IDS.index(value) if value in LABEL_IDS else 255 for value in row] for row in raw.tolist()]
     Image.fromarray(np.array(train_ids, np.uint8)).save(target)
@@ -55,8 +55,8 @@ def test_both_encodings_give_the_same_labels_and_the_log_says_which(tree: Path, 
     sets = dataset(tree), dataset(tree, seg_map_suffix=TRAIN_IDS)
     logger.removeHandler(caplog.handler)
     folder = tree / 'gtFine' / 'train'
-    assert f'{folder}: 4 label files, labelIds by the values of 4 of them' in caplog.text
-    assert f'{folder}: 4 label files, labelTrainIds by the values of 4 of them' in caplog.text
+    assert f'{folder}: 4 label files, encoding labelIds detected from 4 of them' in caplog.text
+    assert f'{folder}: 4 label files, encoding labelTrainIds detected from 4 of them' in caplog.text
     for index in range(4):
         label, other = (one[index]['data_samples'].gt_sem_seg.data for one in sets)
         assert torch.equal(label, other)
@@ -66,11 +66,11 @@ def test_both_encodings_give_the_same_labels_and_the_log_says_which(tree: Path, 
 def test_a_mixed_folder_is_refused(tree: Path) -> None:
     first, *_, last = label_files(tree)
     write_train_ids(last, last)
-    with pytest.raises(ValueError, match=r'mixed') as error:
+    with pytest.raises(ValueError, match=r'both encodings') as error:
         dataset(tree)
     assert str(error.value) == (
-        f'mixed label files: {first} has 19, as labelIds do, and {last} has 255, as labelTrainIds do. '
-        'All label files of a folder must have one encoding'
+        f'label files of both encodings in one folder: {first} has 19, which only labelIds have, and {last} has 255, '
+        'which only labelTrainIds have. Keep one encoding per folder'
     )
     strict = dataset(tree, encoding='labelIds')
     with pytest.raises(ValueError, match=rf'^label file {last} has values outside the label map: 255 \(\d+ pixels\)'):
@@ -80,9 +80,9 @@ def test_a_mixed_folder_is_refused(tree: Path) -> None:
 def test_values_that_tell_nothing_or_belong_to_no_encoding() -> None:
     assert encoding_of({'a': {0, 18}, 'b': {7, 33}}) == 'labelIds'
     assert encoding_of({'a': {0, 18}, 'b': {7, 255}}) == 'labelTrainIds'
-    with pytest.raises(ValueError, match=r"^no value of the 1 label files looked at tells .* say encoding='labelIds'"):
+    with pytest.raises(ValueError, match=r"^encoding='auto': the 1 label files read fit both .* Set encoding='labelId"):
         encoding_of({'a': {0, 18}})
-    with pytest.raises(ValueError, match=r'^label file a has the value 34, which is in neither Cityscapes encoding'):
+    with pytest.raises(ValueError, match=r'^label file a has the value 34, which belongs to neither Cityscapes encodi'):
         encoding_of({'a': {0, 34}})
 
 
@@ -101,7 +101,7 @@ def test_chosen_classes_leave_the_others_out(tree: Path) -> None:
     assert np.array_equal(label, np.where(raw == 26, 0, np.where(raw == 7, 1, 255)))
 
 
-def test_the_test_split_has_images_alone(tree: Path) -> None:
+def test_the_test_split_has_images_only(tree: Path) -> None:
     with pytest.raises(ValueError, match=r"^split='test' has no public ground truth") as error:
         dataset(tree, 'test')
     assert 'tools/test.py --format-only' in str(error.value)
@@ -112,7 +112,7 @@ def test_the_test_split_has_images_alone(tree: Path) -> None:
 
 @pytest.mark.parametrize(('name', 'value'), [('split', 'trainval'), ('encoding', 'ids')])
 def test_unknown_arguments_are_refused(tree: Path, name: str, value: str) -> None:
-    with pytest.raises(ValueError, match=rf'^{name}={value!r} is unknown: '):
+    with pytest.raises(ValueError, match=rf'^{name}={value!r}: one of .* is expected$'):
         dataset(tree, **{name: value})
 
 

@@ -1,4 +1,4 @@
-"""Label files by an explicit map: every value has a class, is ignored, or is an error."""
+"""Label files read through an explicit map: every value has a class, is ignored, or is an error."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def test_every_value_becomes_what_the_map_says(tmp_path: Path) -> None:
     assert load(file, dict(label_map={3: 5, 9: 5, 0: 5})).tolist() == [[5, 5], [5, 5]]
 
 
-def test_inference_has_images_alone() -> None:
+def test_inference_has_images_only() -> None:
     results = dict(img_path='a.png')
     assert TRANSFORMS.build(dict(type='LoadStrictLabels'))(results) == dict(img_path='a.png')
 
@@ -55,23 +55,26 @@ def test_a_value_outside_the_map_names_file_value_and_pixels(tmp_path: Path) -> 
     )
 
 
-def test_a_mask_of_0_and_255_is_told_what_to_do(tmp_path: Path) -> None:
+def test_the_error_for_a_mask_of_0_and_255_names_the_remedy(tmp_path: Path) -> None:
     file = saved(tmp_path / 'a.png', [[0, 255], [255, 255]])
     with pytest.raises(ValueError, match=r'255 \(3 pixels\).*For a mask of 0 and 255: label_map=\{0: 0, 255: 1\}$'):
         load(file, label_map={0: 0, 1: 1})
-    with pytest.raises(ValueError, match=r'^label map: 255 -> 254; raw values are 0 to 255, classes 0 to 253 or 255'):
+    with pytest.raises(ValueError, match=r'^label map') as error:
         load(file, label_map={0: 0, 255: 254})
+    assert str(error.value) == (
+        'label map {255: 254}: raw values from 0 to 255 and classes from 0 to 253, or 255 (ignored), are expected'
+    )
     assert load(file, label_map={0: 0, 255: 1}).tolist() == [[0, 1], [1, 1]]
 
 
 @pytest.mark.parametrize('mode', ['RGB', 'I;16', '1'])
 def test_a_picture_without_one_8_bit_label_per_pixel_is_refused(tmp_path: Path, mode: str) -> None:
     file = saved(tmp_path / 'a.png', [[0, 1], [1, 0]], mode)
-    with pytest.raises(ValueError, match=r'is a picture of mode') as error:
+    with pytest.raises(ValueError, match=r'is an image of mode') as error:
         load(file, label_map={0: 0, 1: 1})
     assert str(error.value) == (
-        f'label file {file} is a picture of mode {mode}: one 8-bit label per pixel is needed, '
-        'a grey (L) or palette (P) PNG; colours and instance numbers do not do'
+        f'label file {file} is an image of mode {mode}: one 8-bit label per pixel is expected, '
+        'a grey (L) or palette (P) PNG, not colours or instance numbers'
     )
 
 
@@ -85,15 +88,15 @@ def test_labels_of_another_size_than_the_image_are_refused(tmp_path: Path) -> No
 
 def test_a_map_that_contradicts_itself_or_is_missing_is_refused(tmp_path: Path) -> None:
     file = saved(tmp_path / 'a.png', [[0]])
-    with pytest.raises(ValueError, match=r'^label map: the values \[0\] have a class and are ignored$'):
+    with pytest.raises(ValueError, match=r'^label map: the values \[0\] both have a class and are ignored$'):
         with_ignored({0: 0, 1: 1}, [0])
-    with pytest.raises(ValueError, match=r'^label map: 300 -> 0'):
+    with pytest.raises(ValueError, match=r'^label map \{300: 0\}'):
         with_ignored({300: 0}, [])
-    with pytest.raises(ValueError, match=r'^LoadStrictLabels: ignore=\[0\] goes with a label_map$'):
+    with pytest.raises(ValueError, match=r'^LoadStrictLabels: ignore=\[0\] needs a label_map$'):
         load(file, ignore=[0])
     with pytest.raises(ValueError, match=rf'^no label map for {file}: give LoadStrictLabels a label_map'):
         load(file)
-    with pytest.raises(ValueError, match=r'^reduce_zero_label=True with LoadStrictLabels: say it as label_map='):
+    with pytest.raises(ValueError, match=r'^reduce_zero_label=True: LoadStrictLabels expects label_map='):
         load(file, dict(reduce_zero_label=True), label_map={0: 0})
 
 

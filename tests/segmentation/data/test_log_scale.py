@@ -24,7 +24,7 @@ def test_logarithm_of_the_factor_is_uniform() -> None:
     assert -1 <= logs[0] < -0.99
     assert 0.99 < logs[-1] <= 1
     expected = np.linspace(-1, 1, logs.size)
-    # Kolmogorov-Smirnov distance of a uniform distribution on [-1, 1], 1 % level
+    # Kolmogorov-Smirnov distance to a uniform distribution on [-1, 1], 1 % level
     assert np.abs(logs - expected).max() / 2 < 1.63 / math.sqrt(logs.size)
 
 

@@ -1,4 +1,4 @@
-"""Images and labels that do not fit together, and the names that the errors give."""
+"""Images and labels that do not match, and the paths that the errors name."""
 
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def test_two_images_of_one_name(tree: Path) -> None:
     assert str(error.value) == f"2 images are named 'aachen1': {folder}/aachen/aachen1.jpg, {folder}/bochum/aachen1.jpg"
 
 
-def test_a_folder_that_is_not_there(tree: Path) -> None:
+def test_a_folder_that_does_not_exist(tree: Path) -> None:
     with pytest.raises(FileNotFoundError) as error:
         pair_by_stem(tree / 'image' / 'aachen', '.jpg')
     assert str(error.value) == f'{tree}/image/aachen does not exist; nearest existing name: {tree}/images'
@@ -85,7 +85,7 @@ def test_lists(tree: Path) -> None:
         by_list(tree, suffix='.png')
     folder = tree / 'images/aachen'
     assert str(error.value) == (
-        f'{tree}/list.txt has 2 names, 0 of them are files under {folder}; missing: {folder}/aachen1.png, '
+        f'{tree}/list.txt has 2 names, {folder} has files for 0 of them; missing: {folder}/aachen1.png, '
         f'{folder}/aachen2.png; nearest existing name: {folder}/aachen1.jpg'
     )
     (tree / 'list.txt').write_text('aachen1\naachen1\naachen2\n')

@@ -1,4 +1,4 @@
-"""Against mmcv's and mmseg's own transforms, from the same random numbers."""
+"""RandomScaledCrop against mmcv's and mmseg's own transforms, from the same random numbers."""
 
 import re
 
@@ -28,7 +28,7 @@ def sample(labels: np.ndarray) -> dict:
 
 
 def skewed_labels() -> np.ndarray:
-    """One class on most of the picture, ignored pixels and small things: windows are often drawn anew."""
+    """One class on most of the image, ignored pixels and small objects: windows are often redrawn."""
     labels = np.zeros(SIZE, np.uint8)
     labels[:40, :50] = 255
     labels[60:, 150:] = np.random.default_rng(0).integers(1, 19, (43, 58), dtype=np.uint8)
@@ -74,7 +74,7 @@ def test_equals_resizing_and_cropping(crop_size: tuple[int, int], cat_max_ratio:
 
 def test_a_sample_that_does_not_fit_is_refused() -> None:
     transform = RandomScaledCrop(SCALE, (1, 1), (64, 64))
-    text = 'street.png has no labels, on which RandomScaledCrop chooses the window'
+    text = 'street.png has no labels: RandomScaledCrop chooses the window on them'
     with pytest.raises(ValueError, match=f'^{re.escape(text)}$'):
         transform(dict(img_path='street.png', img=textured(*SIZE)))
     text = 'street.png is 103 x 208 (height x width), its label file labels.png 103 x 207'
@@ -85,7 +85,7 @@ def test_a_sample_that_does_not_fit_is_refused() -> None:
 @pytest.mark.parametrize(
     ('arguments', 'text'),
     [
-        (((0, 5), (1, 1), (8, 8)), 'scale=(0, 5), crop_size=(8, 8): positive numbers of pixels are expected'),
+        (((0, 5), (1, 1), (8, 8)), 'scale=(0, 5), crop_size=(8, 8): two positive numbers of pixels each are expected'),
         (((5, 5), (2, 1), (8, 8)), 'ratio_range=(2, 1): 0 < smallest <= largest is expected'),
         (((5, 5), (1, 1), (8, 8), 1.5), 'cat_max_ratio=1.5: a share in (0, 1] is expected'),
     ],

@@ -35,7 +35,7 @@ def sample(label: np.ndarray, prediction: np.ndarray, name: str = 'a') -> dict:
 
 
 def scenes(images: int = 3) -> tuple[np.ndarray, np.ndarray]:
-    """Labels in blocks with ignored pixels and without class 2, and predictions that are right in most places."""
+    """Labels in blocks with ignored pixels and without class 2, and mostly correct predictions."""
     rng = np.random.default_rng(0)
     labels = rng.choice([0, 1, 3, 255], (images, 6, 8)).repeat(5, 1).repeat(5, 2)
     predictions = np.where(rng.random(labels.shape) < 0.8, labels % 255, rng.choice([0, 1], labels.shape))
@@ -43,7 +43,7 @@ def scenes(images: int = 3) -> tuple[np.ndarray, np.ndarray]:
 
 
 def boundary_of(mask: np.ndarray, distance: int) -> np.ndarray:
-    """The boundary region of Cheng et al.: a mask without its erosion by a 3x3 square, iterated; outside is 0."""
+    """The boundary region of Cheng et al.: a mask minus its iterated erosion by a 3x3 square, with 0 outside."""
     return mask & ~binary_erosion(mask, np.ones((3, 3)), iterations=distance, border_value=0)
 
 
@@ -97,7 +97,7 @@ def test_boundary_region_is_the_mask_without_its_erosion(shape: tuple[int, int],
     assert np.array_equal(boundary_region(labels, distance), expected)
 
 
-def test_a_perfect_prediction_has_exactly_100_whatever_it_says_where_nothing_counts(log) -> None:
+def test_a_perfect_prediction_has_exactly_100_whatever_it_is_at_ignored_pixels(log) -> None:
     labels, _ = scenes(7)
     iou = metric()
     rng = np.random.default_rng(1)
@@ -190,7 +190,7 @@ def test_label_outside_the_classes_names_file_and_value(value: int) -> None:
         metric().process({}, [sample(label, np.zeros_like(label))])
     assert str(error.value) == (
         f'labels of gtFine/val/a_labelIds.png have the values {value} (1 pixels): 0 to 3 (4 classes) and 255 (ignored) '
-        'are accepted. Load them with LoadStrictLabels and a label map'
+        'are expected. Load them with LoadStrictLabels and a label map'
     )
 
 
@@ -205,22 +205,23 @@ def bad(**changes) -> dict:
         (
             bad(pred_sem_seg=dict(data=torch.full((1, 4, 4), 20))),
             'predictions for leftImg8bit/val/a.png have the values 20 (16 pixels): the dataset has the classes 0 to 3; '
-            "the model's num_classes is another number",
+            "set the model's num_classes to 4",
         ),
         (
             bad(pred_sem_seg=dict(data=torch.zeros(1, 2, 4))),
-            'the prediction for leftImg8bit/val/a.png is (2, 4) pixels, its labels (4, 4)',
+            'the prediction for leftImg8bit/val/a.png has shape (2, 4), its labels (4, 4)',
         ),
         (
             bad(gt_sem_seg=None),
-            'leftImg8bit/val/a.png has no labels to score it by: tools/test.py --format-only writes predictions',
+            'leftImg8bit/val/a.png has no labels, so it cannot be scored: tools/test.py --format-only writes '
+            'predictions',
         ),
         (
             bad(seg_logits=dict(data=torch.zeros(4, 4, 4).index_fill(0, torch.tensor([2]), torch.nan))),
-            'the scores of the prediction for leftImg8bit/val/a.png are not all finite: the weights have diverged, or '
-            'the precision is too low for them',
+            'the scores of the prediction for leftImg8bit/val/a.png are not all finite: the weights diverged, or the '
+            'precision is too low',
         ),
-        (bad(img_path=None), "a sample has no 'img_path', by which it is counted once: keep it in PackSegInputs"),
+        (bad(img_path=None), "a sample has no 'img_path', which makes it count once: keep it in PackSegInputs"),
     ],
 )
 def test_samples_that_cannot_be_scored_are_refused(given: dict, text: str) -> None:
@@ -239,9 +240,9 @@ def test_unlabelled_sets_and_bad_arguments_are_refused() -> None:
     label = np.full((4, 4), 255)
     iou = metric()
     iou.process({}, [sample(label, np.zeros_like(label))])
-    with pytest.raises(ValueError, match=r'^no pixel has a label: all of them are ignore_index=255$'):
+    with pytest.raises(ValueError, match=r'^no pixel has a label: all are ignore_index=255$'):
         iou.evaluate(1)
-    with pytest.raises(ValueError, match=r"^iou_metrics=\['IoU'\]: one or more of mIoU, mDice, mFscore are accepted$"):
+    with pytest.raises(ValueError, match=r"^iou_metrics=\['IoU'\]: one or more of mIoU, mDice, mFscore are expected$"):
         metric(iou_metrics='IoU')
     with pytest.raises(ValueError, match=r'^boundary_ratio=0: a share of the diagonal above 0, or None, is expected$'):
         metric(boundary_ratio=0)

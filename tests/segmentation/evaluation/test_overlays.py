@@ -89,5 +89,5 @@ def test_bad_input_is_refused() -> None:
         OverlayHook(opacity=1.5)
     with pytest.raises(ValueError, match=r'max_images=-1: a number >= 0 is expected'):
         OverlayHook(max_images=-1)
-    with pytest.raises(ValueError, match=r'label map of shape \(3, 2\) for an image of shape \(2, 2\)'):
+    with pytest.raises(ValueError, match=r'label map of shape \(3, 2\): shape \(2, 2\) of the image is expected'):
         side_by_side(np.zeros((2, 2, 3), np.uint8), [np.zeros((3, 2), int)], PALETTE)

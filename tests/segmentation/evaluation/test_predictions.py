@@ -1,4 +1,4 @@
-"""Predictions as label files: in the values that a server takes, one per image."""
+"""Predictions as label files: in the values that a server accepts, one per image."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from wsbcn_mm.segmentation.data.cityscapes import LABEL_IDS, LABEL_MAPS
 from wsbcn_mm.segmentation.data.label_map import map_labels, read_label_file
 from wsbcn_mm.segmentation.evaluation.predictions import save_predictions_only
 
-RECIPE = 'deeplabv3/deeplabv3_r50-d8_bcn-ws_8xb1-acc1-80k_cityscapes-512x1024.py'
+RECIPE = 'deeplabv3/deeplabv3_r50-d8_bcn-ws_1xb1-acc8-80k_cityscapes-512x1024.py'
 
 
 def metric(folder: Path, **meta):
@@ -55,15 +55,17 @@ def test_scores_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_two_images_of_one_name_and_values_that_are_no_class(tmp_path: Path) -> None:
+def test_two_images_of_one_name_and_values_that_are_not_classes(tmp_path: Path) -> None:
     saving = metric(tmp_path)
     with pytest.raises(ValueError, match=r'a.png has values outside the label map: 19 \(1 pixels\)'):
         saving.process({}, [sample(np.array([[0, 19]]), 'a.jpg')])
     for image in ('one/a.jpg', 'two/a.jpg'):
         saving.process({}, [sample(np.array([[0]]), image)])
-    with pytest.raises(ValueError, match=r'both became') as error:
+    with pytest.raises(ValueError, match=r'both written') as error:
         saving.evaluate(size=2)
-    assert str(error.value) == f'one/a.jpg and two/a.jpg both became {tmp_path}/a.png: give images own names'
+    assert str(error.value) == (
+        f'one/a.jpg and two/a.jpg were both written to {tmp_path}/a.png: give them different names'
+    )
 
 
 def test_a_recipe_that_only_writes_loads_no_labels(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Test-time augmentation and sliding windows against means that are written out here."""
+"""Test-time augmentation and sliding windows against means computed here."""
 
 import re
 from pathlib import Path
@@ -41,7 +41,7 @@ def recipe(data: Path) -> Config:
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory) -> Path:
-    """Two pictures of coloured blocks with labels, and a mirror image would not do."""
+    """Two images of coloured blocks with labels, which differ from their mirror images."""
     root = tmp_path_factory.mktemp('digits')
     rng = np.random.default_rng(0)
     for folder, suffix, shape in (
@@ -62,7 +62,7 @@ def model(data) -> torch.nn.Module:
 
 @torch.no_grad()
 def undecided(cfg: Config) -> torch.nn.Module:
-    """A random segmentor that finds every class somewhere in the first image."""
+    """A random segmentor that predicts every class somewhere in the first image."""
     init_default_scope('mmseg')
     torch.manual_seed(0)
     model = MODELS.build(cfg.model).eval()
@@ -88,7 +88,7 @@ def probabilities(model: torch.nn.Module, image: np.ndarray, scale: float, mirro
 
 
 def same_classes(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether `found` (1, H, W) are the classes of (K, H, W) scores, wherever rounding cannot decide."""
+    """Whether `found` (1, H, W) are the classes of (K, H, W) scores, wherever rounding cannot flip the class."""
     best = expected.topk(2, dim=0).values
     decided = best[0] - best[1] > 1e-5
     assert decided.float().mean() > 0.99
@@ -226,15 +226,15 @@ def test_recipes_are_augmented_around_their_own_test_size(name: str, sizes: list
 def test_what_cannot_be_augmented_or_covered_is_refused(data) -> None:
     steps = [dict(type='LoadImageFromFile'), dict(type='RandomCrop'), dict(type='PackSegInputs')]
     text = (
-        'test-time augmentation of the pipeline LoadImageFromFile, RandomCrop, PackSegInputs: it may have '
-        'LoadImage..., Resize (once), LoadStrictLabels, LoadAnnotations and, last, PackSegInputs'
+        'test-time augmentation of the pipeline LoadImageFromFile, RandomCrop, PackSegInputs: LoadImage..., at most '
+        'one Resize, LoadStrictLabels, LoadAnnotations and, last, PackSegInputs are expected'
     )
     with pytest.raises(ValueError, match=f'^{re.escape(text)}$'):
         tta_pipeline(steps, SCALES, flip=True)
     with pytest.raises(ValueError, match=r'^scales=\(0, 1\): one or more factors above 0 are expected$'):
         use_tta(recipe(data), [0, 1])
     text = (
-        'sliding window of (24, 32) in steps of (25, 20): (height, width) >= 1, and steps no longer than the window, '
+        'sliding window of (24, 32) in steps of (25, 20): (height, width) >= 1, and steps not larger than the window, '
         'are expected'
     )
     with pytest.raises(ValueError, match=f'^{re.escape(text)}$'):

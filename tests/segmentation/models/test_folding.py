@@ -1,4 +1,4 @@
-"""Folded segmentors run on mmseg alone: config, weights and, for BCN, one more file."""
+"""Folded segmentors run with mmseg only: config, weights and, for BCN, one more file."""
 
 import subprocess
 import sys
@@ -143,11 +143,11 @@ torch.save(inference_model(model, numpy.load('image.npy')).seg_logits.data, 'log
 
 def test_what_mmseg_cannot_express_is_refused(tmp_path):
     for arguments, name in (
-        (dict(bottleneck_kernel_size=1), 'bottleneck_kernel_size than 3'),
-        (dict(image_pool_norm=False), 'image_pool_norm than True'),
+        (dict(bottleneck_kernel_size=1), 'bottleneck_kernel_size other than 3'),
+        (dict(image_pool_norm=False), 'image_pool_norm other than True'),
     ):
         cfg = recipe('DeepLabV3Head', 'gn-ws', **arguments)
-        with pytest.raises(ValueError, match=rf'^mmseg has no ASPPHead with another {name}: use tools/export\.py$'):
+        with pytest.raises(ValueError, match=rf'^mmseg has no ASPPHead with a {name}: use tools/export\.py$'):
             fold_for_mmseg(cfg, trained(cfg), META, pixels(), tmp_path / 'folded')
     with pytest.raises(ValueError, match=r"^norm_cfg with channels_per_group has no counterpart in mmseg's GN: use "):
         group_norm_of(dict(type='BCN', channels_per_group=8))

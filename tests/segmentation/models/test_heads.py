@@ -75,7 +75,7 @@ def test_bottleneck_is_1x1_on_request_and_still_gives_the_same_map() -> None:
 
 
 def test_even_bottleneck_is_refused() -> None:
-    with pytest.raises(ValueError, match=r'bottleneck_kernel_size=2: an odd number, 1 or 3, is expected'):
+    with pytest.raises(ValueError, match=r'bottleneck_kernel_size=2: a positive odd number is expected'):
         build('v3', 'bn', bottleneck_kernel_size=2)
 
 

@@ -25,7 +25,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def prepare(root: Path, published: dict | None = None) -> tuple[list[str], str]:
-    """Problems and what was printed."""
+    """Return the problems and the printed text."""
     printed = StringIO()
     return prepare_cityscapes(root, Console(file=printed), published or PAIRS), printed.getvalue()
 
@@ -77,7 +77,7 @@ def test_missing_and_damaged_archives_are_named(tree: Path) -> None:
     assert str(error.value) == (
         f'missing: {tree}/gtFine/ or {tree}/gtFine_trainvaltest.zip; nearest existing name: {tree}/gtFine_trainval. '
         'Download leftImg8bit_trainvaltest.zip and '
-        f'gtFine_trainvaltest.zip from https://www.cityscapes-dataset.com/downloads and put them into {tree}'
+        f'gtFine_trainvaltest.zip from https://www.cityscapes-dataset.com/downloads into {tree}'
     )
     (tree / 'gtFine_trainvaltest.zip').write_bytes(b'<html>log in first</html>')
     with pytest.raises(ValueError, match=r'gtFine_trainvaltest.zip is neither a zip nor a tar archive: the d'):
@@ -102,7 +102,7 @@ def test_everything_wrong_is_listed_and_in_the_manifest(tree: Path) -> None:
     problems, printed = prepare(tree, PUBLISHED)
     assert problems[0] == 'train: 4 samples, 2975 are published'
     assert problems[1].startswith(f'label file {labels[0]} has values outside the label map: 77 (5 pixels). Classes')
-    assert problems[2].startswith(f'label file {labels[1]} is a picture of mode RGB')
+    assert problems[2].startswith(f'label file {labels[1]} is an image of mode RGB')
     image = 'leftImg8bit/train/bochum/bochum_000000_000019_leftImg8bit.png'
     assert problems[3] == f'image {image} is 24 x 12 pixels, its label file 24 x 6'
     assert problems[4].startswith(f'label file {labels[3]} cannot be read: ')

@@ -359,8 +359,8 @@ def test_plain_flips_of_classes_with_a_direction(tmp_path: Path, names: tuple[st
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is compared
         dataset(root, pipeline=[dict(type='FlipClip', prob=0.5)])
     assert str(error.value) == (
-        'FolderClipDataset with a plain FlipClip: its classes differ by direction and mirrored clips need mirrored '
-        f'labels; use FlipClip(swap_labels=True) or remove the flip{remark}'
+        'FolderClipDataset with FlipClip(swap_labels=False): some classes differ only by direction, so mirrored clips '
+        f'need mirrored labels; use FlipClip(swap_labels=True) or remove the flip{remark}'
     )
     mirrored = {item['label']: item['mirrored_label'] for item in dataset(root)}
     labels = {name: label for label, name in enumerate(sorted(names))}

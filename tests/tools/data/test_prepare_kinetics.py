@@ -28,7 +28,7 @@ PUBLISHED = {'train': 4, 'val': 2}
 
 
 def prepare(root: Path, num_classes: int = 3) -> tuple[list[str], str]:
-    """Problems and what was printed."""
+    """Return the problems and the printed text."""
     printed = StringIO()
     problems = prepare_kinetics(root, Console(file=printed), published=PUBLISHED, num_classes=num_classes)
     return problems, printed.getvalue()
@@ -36,7 +36,7 @@ def prepare(root: Path, num_classes: int = 3) -> tuple[list[str], str]:
 
 @pytest.fixture
 def probed(monkeypatch) -> list[str]:
-    """Names of the files that are decoded."""
+    """Names of the decoded files."""
     names: list[str] = []
     probe_many = inventory.probe_many
 
@@ -61,7 +61,7 @@ def lines_of(root: Path, split: str) -> list[str]:
 
 
 def recipe_data(root: Path) -> ClipDataset:
-    """The training data of the recipes in another folder, with fewer classes and nothing decoded."""
+    """The recipes' training data in another folder, with fewer classes and without decoding."""
     dataset = Config.fromfile(ROOT / 'configs/_base_/datasets/kinetics400.py').train_dataloader.dataset
     return DATASETS.build(dict(dataset, data_root=f'{root}/', num_classes=3, pipeline=[]))
 
@@ -77,7 +77,7 @@ def test_archives_become_a_set_that_the_recipes_read(tmp_path: Path, probed: lis
     assert '  1 without a file, the first: videos_train/DDDDDDDDDDD_000007_000017.mp4\n' in printed
     assert 'val: 2 clips are listed, 2 are published; 2 have a file, 2 can be used (100.00 % of the publ' in printed
     unlisted = f'{kinetics_name("CCCCCCCCCCC")}, {kinetics_name("XXXXXXXXXXX")}'
-    assert f'train: 2 videos are in no list and are not used: {unlisted}\n' in printed
+    assert f'train: 2 videos are not in any list and not used: {unlisted}\n' in printed
     assert (tmp_path / 'label_map_k400.txt').read_text() == 'air drumming\ntai chi\nzumba\n'
     assert lines_of(tmp_path, 'train') == [
         'AAAAAAAAAAA_000007_000017.mp4 2',
@@ -170,8 +170,8 @@ def test_lists_and_classes_of_others_are_taken_as_they_are(tmp_path: Path) -> No
     train = 'zumba/AAAAAAAAAAA_000007_000017.mp4 0\nair_drumming/BBBBBBBBBBB_000007_000017.mp4 2\n'
     (tmp_path / 'kinetics400_train_list_videos.txt').write_text(train)
     message = (
-        f'missing: {tmp_path}/label_map_k400.txt, the 3 class names in label order, which the labels of the lists '
-        f'mean; nearest existing name: '
+        f'missing: {tmp_path}/label_map_k400.txt, the 3 class names in the order of the labels in the lists; '
+        f'nearest existing name: '
     )
     with pytest.raises(FileNotFoundError, match=f'^{re.escape(message)}'):
         prepare(tmp_path)
@@ -179,7 +179,7 @@ def test_lists_and_classes_of_others_are_taken_as_they_are(tmp_path: Path) -> No
     problems, printed = prepare(tmp_path)
     assert problems == []
     assert (tmp_path / 'kinetics400_train_list_videos.txt').read_text() == train
-    assert 'train: 2 videos are in no list and are not used: tai_chi/DDDDDDDDDDD_000007_000017.mp4, zumba/CC' in printed
+    assert 'train: 2 videos are not in any list and not used: tai_chi/DDDDDDDDDDD_000007_000017.mp4, zumba/C' in printed
     rows = load_manifest(tmp_path / 'manifest.csv')
     assert [(row.label, row.class_name) for row in rows] == [
         (0, 'zumba'),
@@ -194,7 +194,7 @@ def test_a_class_list_in_another_order_than_the_manifests_is_refused(tmp_path: P
     prepare(tmp_path)
     (tmp_path / 'label_map_k400.txt').write_text('tai chi\nair drumming\nzumba\n')
     message = (
-        f"label 0 is 'tai chi' in {tmp_path}/label_map_k400.txt, and 'air drumming' in {tmp_path}/manifest.csv: "
+        f"label 0 is 'tai chi' in {tmp_path}/label_map_k400.txt, but 'air drumming' in {tmp_path}/manifest.csv: "
         'prepare the data again'
     )
     with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
@@ -214,14 +214,14 @@ def test_missing_videos_and_annotations_are_named_with_their_places(tmp_path: Pa
         write_files(tmp_path / split, {kinetics_name(name): clip_bytes() for name in clips})
     message = (
         f'missing: {tmp_path}/annotations/train.csv, from https://github.com/cvdfoundation/kinetics-dataset, or '
-        f'{tmp_path}/kinetics400_train_list_videos.txt, or folders of classes: none of the 4 videos in '
+        f'{tmp_path}/kinetics400_train_list_videos.txt, or class folders: none of the 4 videos in '
         f'{tmp_path}/videos_train has a class'
     )
     with pytest.raises(FileNotFoundError, match=f'^{re.escape(message)}$'):
         prepare(tmp_path)
 
 
-def test_unknown_classes_and_clips_that_are_there_twice_are_errors(tmp_path: Path) -> None:
+def test_unknown_classes_and_duplicate_clips_are_errors(tmp_path: Path) -> None:
     class_folders(tmp_path)
     (tmp_path / 'label_map_k400.txt').write_text('air drumming\ntai chi\nyoga\n')
     with pytest.raises(ValueError, match=rf"^{tmp_path}/videos_train/zumba: class 'zumba' is not in {tmp_path}/label_"):
@@ -232,16 +232,16 @@ def test_unknown_classes_and_clips_that_are_there_twice_are_errors(tmp_path: Pat
     (tmp_path / 'label_map_k400.txt').unlink()
     copy = tmp_path / 'train/tai_chi' / kinetics_name('AAAAAAAAAAA')
     shutil.copy(tmp_path / 'train/zumba' / kinetics_name('AAAAAAAAAAA'), copy)
-    with pytest.raises(ValueError, match=r'train.csv:2: 2 videos are AAAAAAAAAAA_000007_000017: tai_chi/AAAAAAAAAAA_0'):
+    with pytest.raises(ValueError, match=r'train.csv:2: 2 videos match AAAAAAAAAAA_000007_000017: tai_chi/AAAAAAAAAAA'):
         prepare(tmp_path)
     copy.unlink()
     with (tmp_path / 'train.csv').open('a') as file:
         file.write('zumba,BBBBBBBBBBB,7,17,train,0\n')
-    with pytest.raises(ValueError, match=r'train.csv:6: BBBBBBBBBBB_000007_000017 is in line 3 already$'):
+    with pytest.raises(ValueError, match=r'train.csv:6: BBBBBBBBBBB_000007_000017 is already in line 3$'):
         prepare(tmp_path)
 
 
-def test_two_clips_of_one_video_are_told_apart_by_their_times(tmp_path: Path) -> None:
+def test_two_clips_of_one_video_differ_by_their_times(tmp_path: Path) -> None:
     class_folders(tmp_path)
     write_kinetics_annotations(tmp_path)
     with (tmp_path / 'train.csv').open('a') as file:
@@ -262,7 +262,7 @@ def test_videos_of_two_splits_are_wrong(tmp_path: Path) -> None:
     assert prepare(tmp_path)[0] == ['1 videos are in two splits: AAAAAAAAAAA (train and val)']
 
 
-def test_the_tool_says_what_is_wrong_and_exits_with_1(tmp_path: Path, capsys) -> None:
+def test_the_tool_lists_problems_and_exits_with_1(tmp_path: Path, capsys) -> None:
     class_folders(tmp_path)
     (tmp_path / 'val/tai_chi' / kinetics_name('-_FFFFFFFF_')).write_bytes(b'<html>gone</html>')
     with pytest.raises(SystemExit, match=r'^1$'):

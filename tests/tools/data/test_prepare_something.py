@@ -25,14 +25,14 @@ from wsbcn_mm.video.data.prepare_something import NUM_CLASSES, VERSIONS, prepare
 
 
 def prepare(root: Path, version: str) -> tuple[list[str], str]:
-    """Problems and what was printed."""
+    """Return the problems and the printed text."""
     printed = StringIO()
     problems = prepare_something(root, Console(file=printed), version, published=COUNTS, num_classes=len(CLASSES))
     return problems, printed.getvalue()
 
 
 def unpacked(root: Path) -> None:
-    """v2 as its archive and its former lists are."""
+    """Write v2 with the contents of its archive and its former list names."""
     write_something_lists(root, 'v2', 'something-something-v2-{}.json')
     clips = [clip for listed in SOMETHING.values() for clip in listed]
     write_files(root / '20bn-something-something-v2', {f'{clip}.webm': clip_bytes('.webm') for clip in clips})
@@ -105,8 +105,8 @@ def test_everything_wrong_is_listed(tmp_path: Path) -> None:
     assert problems[:4] == [
         'something-something-v2-labels.json: 4 classes, 3 are published',
         'something-something-v2-train.json: 4 clips, 3 are published',
-        'train: 20bn-something-something-v2/12.webm is listed and has no file',
-        'train: 20bn-something-something-v2/17.webm is listed and has no file',
+        'train: 20bn-something-something-v2/12.webm is listed but has no file',
+        'train: 20bn-something-something-v2/17.webm is listed but has no file',
     ]
     assert len(problems) == 5
     assert problems[4].startswith('val: 20bn-something-something-v2/15.webm ')
@@ -127,11 +127,11 @@ def test_lists_with_a_clip_in_two_splits_or_an_unknown_class_are_errors(tmp_path
     lists[1].write_text(json.dumps(entries[1], indent=1))
     with pytest.raises(ValueError, match=r"validation.json:7: class 'Opening something twice' of clip 15 is not in th"):
         prepare(tmp_path, 'v2')
-    with pytest.raises(ValueError, match=r"^version='v3': accepted are v1 and v2$"):
+    with pytest.raises(ValueError, match=r"^version='v3': v1 or v2 is expected$"):
         prepare(tmp_path, 'v3')
 
 
-def test_the_tool_says_what_is_wrong_and_exits_with_1(tmp_path: Path, capsys) -> None:
+def test_the_tool_lists_problems_and_exits_with_1(tmp_path: Path, capsys) -> None:
     unpacked(tmp_path)
     for clip in (tmp_path / '20bn-something-something-v2').iterdir():
         clip.with_suffix('.mp4').write_bytes(clip_bytes('.mp4'))

@@ -31,7 +31,7 @@ def voc(tree: Path) -> Path:
 
 
 def prepare(root: Path, published: dict | None = None) -> tuple[list[str], str]:
-    """Problems and what was printed."""
+    """Return the problems and the printed text."""
     printed = StringIO()
     return prepare_voc(root, Console(file=printed), published or PAIRS), printed.getvalue()
 
@@ -94,12 +94,12 @@ def test_missing_pieces_are_named_with_their_places(tree: Path) -> None:
         prepare(tree)
     assert str(error.value) == (
         f'missing: {tree}/benchmark_RELEASE/dataset/ or {tree}/benchmark.tgz, '
-        'from http://home.bharathh.info/pubs/codes/SBD/download.html, or what is made of it: '
+        'from http://home.bharathh.info/pubs/codes/SBD/download.html, or the files made from it: '
         f'{voc(tree)}/ImageSets/Segmentation/aug.txt and {voc(tree)}/SegmentationClassAug; '
         f'nearest existing name: {tree}/benchmark'
     )
     (voc(tree) / 'SegmentationClassAug').mkdir()
-    with pytest.raises(FileNotFoundError, match=r'what is made of it: [^ ]*/aug.txt; nearest existing name: '):
+    with pytest.raises(FileNotFoundError, match=r'the files made from it: [^ ]*/aug.txt; nearest existing name: '):
         prepare(tree)
     shutil.move(tree / 'benchmark/elsewhere', tree / 'benchmark_RELEASE')
     labels = tree / 'benchmark_RELEASE' / 'dataset' / 'cls'
@@ -107,7 +107,7 @@ def test_missing_pieces_are_named_with_their_places(tree: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"^SBD's lists name 2 label files; missing: .*/2008_000002.mat; "):
         prepare(tree)
     (labels / '2008_000002.mat').write_bytes(b'no matlab')
-    with pytest.raises(ValueError, match=r'2008_000002.mat is not a label file of SBD with GTcls.Segmentation'):
+    with pytest.raises(ValueError, match=r'2008_000002.mat is not an SBD label file with GTcls.Segmentation'):
         prepare(tree)
     (voc(tree) / 'ImageSets/Segmentation/val.txt').rename(voc(tree) / 'ImageSets/Segmentation/valid.txt')
     with pytest.raises(FileNotFoundError, match=r'/val.txt does not exist; nearest existing name: .*/valid.txt$'):
@@ -147,4 +147,4 @@ def test_rgb_masks_are_listed_by_the_tool(tree: Path, capsys) -> None:
         run_tool('data/prepare_voc.py', tree)
     printed = capsys.readouterr().out
     assert 'wrong: train: 1 samples, 1464 are published\n' in printed
-    assert f'wrong: label file {label} is a picture of mode RGB: one 8-bit label per pixel is needed' in printed
+    assert f'wrong: label file {label} is an image of mode RGB: one 8-bit label per pixel is expected' in printed

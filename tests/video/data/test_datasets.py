@@ -95,7 +95,7 @@ def test_kinetics_class_names(tmp_path):
     dataset = kinetics(tmp_path, class_file='names.txt')
     assert dataset.metainfo['classes'] == ['abseiling', 'air drumming']
     assert dataset.get_data_info(1)['mirrored_label'] == 1
-    with pytest.raises(ValueError, match=r'num_classes=3, but .*names\.txt has 2 names'):
+    with pytest.raises(ValueError, match=r'^num_classes=3: 2, the number of names in .*names\.txt, is expected$'):
         kinetics(tmp_path, num_classes=3, class_file='names.txt')
     with pytest.raises(ValueError, match='KineticsDataset needs num_classes or class_file'):
         DATASETS.build({'type': 'KineticsDataset', 'ann_file': str(tmp_path / 'train.txt')})
@@ -116,7 +116,7 @@ def test_missing_files_are_counted_and_named(tmp_path, log):
 def test_no_file_at_all_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'2 of 2 clips in .*train\.txt have no file: '):
         kinetics(tmp_path, num_clips=2, absent=(0, 1))
-    with pytest.raises(ValueError, match="missing='ignore': accepted are 'skip' and 'error'"):
+    with pytest.raises(ValueError, match="missing='ignore': 'skip' or 'error' is expected"):
         kinetics(tmp_path, missing='ignore')
 
 
@@ -135,7 +135,7 @@ def test_a_bad_clip_is_replaced_by_its_class_counted_once_and_logged(tmp_path, l
 
 
 def test_a_replacement_does_not_depend_on_which_clips_were_known_to_be_bad(tmp_path):
-    """So that a resumed run, which knows of none, and any number of loader workers train on the same samples."""
+    """A resumed run, which knows no bad clips, and any number of loader workers train on the same samples."""
     knowing = kinetics(tmp_path, num_clips=16, bad=(0, 2, 4, 6, 8), max_bad=1.0)
     for index in range(0, 16, 2):
         knowing[index]
@@ -160,7 +160,7 @@ def test_too_many_bad_clips_stop_training(tmp_path):
 
 def test_a_class_without_a_good_clip_is_an_error(tmp_path):
     dataset = kinetics(tmp_path, bad=(0, 2, 4, 6), max_bad=1.0)
-    with pytest.raises(DecodeError, match=r'no clip of class 0 can be decoded; the last one tried is '):
+    with pytest.raises(DecodeError, match=r'no clip of class 0 can be decoded; the last one tried was '):
         dataset[0]
     assert int(dataset[1]['data_samples'].gt_label) == 1
 
@@ -210,8 +210,8 @@ def test_the_manifest_decides_which_clips_and_frames_are_used(tmp_path, log):
     assert [dataset.get_data_info(index)['path'] for index in range(5)] == [names[clip] for clip in (0, 1, 4, 5, 6)]
     assert log == [
         f'1 of 8 clips in {tmp_path}/train.txt have no file: {names[2]!r}; the other 7 are used',
-        f'2 of 8 clips in {tmp_path}/train.txt are unusable for {tmp_path}/manifest.csv: '
-        f'{names[3]!r} (not a video), {names[7]!r} (not in it); the other 5 are used',
+        f'2 of 8 clips in {tmp_path}/train.txt are unusable according to {tmp_path}/manifest.csv: '
+        f'{names[3]!r} (not a video), {names[7]!r} (not listed); the other 5 are used',
     ]
     for _ in range(20):  # the file has 5
         sample = dataset[0]['data_samples']
@@ -222,24 +222,24 @@ def test_the_manifest_decides_which_clips_and_frames_are_used(tmp_path, log):
 def test_a_manifest_that_does_not_fit(tmp_path, log):
     dataset = kinetics(tmp_path, manifest='manifest.csv')
     assert len(dataset) == 8
-    assert log == [f'no manifest {tmp_path}/manifest.csv: numbers of frames are taken from the files, unverified']
+    assert log == [f'no manifest {tmp_path}/manifest.csv: frame counts are read from the files, unverified']
     with pytest.raises(FileNotFoundError, match=r'^no manifest .*manifest\.csv$'):
         kinetics(tmp_path, manifest='manifest.csv', missing='error')
     manifest_of(tmp_path, ['ok'] * 8, frames=9)
     dataset = kinetics(tmp_path, manifest='manifest.csv', test_mode=True)
-    reason = '5 frames, 9 in the manifest: the file has changed, prepare the data again'
+    reason = '5 frames, 9 in the manifest: the file changed, prepare the data again'
     with pytest.raises(DecodeError, match=f'^cannot decode .* with decord: {reason}$'):
         dataset[0]
     manifest_of(tmp_path, ['ok'] * 8, label=1)
-    with pytest.raises(ValueError, match=r"0 a\.mp4' has label 0 in .*train\.txt, and 1 \(''\) in .*manifest\.csv"):
+    with pytest.raises(ValueError, match=r"0 a\.mp4' has label 0 in .*train\.txt, but 1 \(''\) in .*manifest\.csv"):
         kinetics(tmp_path, manifest='manifest.csv')
     manifest_of(tmp_path, ['not a video'] * 8)
-    with pytest.raises(ValueError, match=r'^8 of 8 clips in .* are unusable for .*, \.\.\.$'):
+    with pytest.raises(ValueError, match=r'^8 of 8 clips in .* are unusable according to .*, \.\.\.$'):
         kinetics(tmp_path, manifest='manifest.csv')
 
 
 def test_unreadable_clips_of_a_test_are_counted_not_scored(tmp_path, log, monkeypatch):
-    with pytest.raises(ValueError, match=r"^on_bad='skip': accepted are 'error' and 'count'$"):
+    with pytest.raises(ValueError, match=r"^on_bad='skip': 'error' or 'count' is expected$"):
         kinetics(tmp_path, on_bad='skip')
     manifest_of(tmp_path, ['ok'] * 8)
     dataset = kinetics(tmp_path, bad=(2, 5), manifest='manifest.csv', test_mode=True, on_bad='count')
@@ -252,12 +252,12 @@ def test_unreadable_clips_of_a_test_are_counted_not_scored(tmp_path, log, monkey
         for sample in batch['data_samples']:
             sample.pred_score = torch.nn.functional.one_hot(sample.gt_label, 2).float()
         metric.process(batch, [sample.to_dict() for sample in batch['data_samples']])
-    said = []
+    lines = []
     monkeypatch.setattr(
-        'wsbcn_mm.engine.evaluation.streaming_metric.print_log', lambda text, *args, **kwargs: said.append(text)
+        'wsbcn_mm.engine.evaluation.streaming_metric.print_log', lambda text, *args, **kwargs: lines.append(text)
     )
     assert metric.evaluate(8)['acc/num_clips'] == 5
-    assert said[0] == '5 of 8 annotated clips scored, each once; 3 unreadable: the result is over those scored'
+    assert lines[0] == '5 of 8 annotated clips scored, each once; 3 unreadable: the result is over those scored'
     assert [line.rsplit('; ', 1)[1] for line in log] == [f'not scored ({bad} bad so far)' for bad in (1, 2, 3)]
     assert [path[-7:] for path in dataset.bad_clips()] == ['2 a.mp4', '5 a.mp4', '6 a.mp4']
 
@@ -276,7 +276,7 @@ def test_bad_clips_are_listed_beside_the_log(tmp_path, log, monkeypatch):
     assert all('\tcannot decode ' in line for line in lines)
 
 
-def test_clips_whose_damage_is_concealed_are_used_and_said_once(tmp_path, log):
+def test_clips_whose_damage_is_concealed_are_used_and_logged_once(tmp_path, log):
     dataset = kinetics(tmp_path, num_clips=2)
     whole = write_clip(tmp_path / 'whole.mp4', 20, height=96, width=128, faststart=True, make_frame=noisy_frame)
     path = flip_bits(whole, tmp_path / 'videos' / 'class 1' / '1 a.mp4', 3)
@@ -284,7 +284,7 @@ def test_clips_whose_damage_is_concealed_are_used_and_said_once(tmp_path, log):
         assert dataset[0]['data_samples'].sample_idx == 0
         assert dataset[1]['data_samples'].sample_idx == 1
     (line,) = log
-    assert line.startswith(f'{str(path)!r} is damaged and used as its decoder patched it up: [h264] ')
+    assert line.startswith(f'{str(path)!r} is damaged; the decoder concealed the errors and the clip is used: [h264] ')
     assert line.endswith(' (1 damaged clips so far)')
 
 
@@ -322,7 +322,7 @@ def test_something_v2(tmp_path, suffix):
 
 def test_something_refuses_a_plain_flip(tmp_path):
     text = (
-        'SomethingV2Dataset with a plain FlipClip: its classes differ by direction and mirrored clips '
+        'SomethingV2Dataset with FlipClip(swap_labels=False): some classes differ only by direction, so mirrored clips '
         'need mirrored labels; use FlipClip(swap_labels=True) or remove the flip'
     )
     with pytest.raises(ValueError, match=f'^{re.escape(text)}$'):
@@ -333,14 +333,14 @@ def test_something_refuses_a_plain_flip(tmp_path):
 
 def test_a_flip_inside_another_transform_or_of_mmaction2s_list_is_refused_too(tmp_path):
     nested = {'type': 'RandomApply', 'transforms': [FLIP], 'prob': 0.5}
-    with pytest.raises(ValueError, match=r'^SomethingV2Dataset with a plain FlipClip'):
+    with pytest.raises(ValueError, match=r'^SomethingV2Dataset with FlipClip\(swap_labels=False\)'):
         something_v2(tmp_path, [TRAIN[0], nested, *TRAIN[1:]])
     (tmp_path / 'names.txt').write_text('\n'.join(LEFT_RIGHT))
     options = {'num_clips': 3, 'num_classes': 3, 'class_file': 'names.txt'}
-    with pytest.raises(ValueError, match=r'^KineticsDataset with a plain FlipClip'):
+    with pytest.raises(ValueError, match=r'^KineticsDataset with FlipClip\(swap_labels=False\)'):
         kinetics(tmp_path, pipeline=[TRAIN[0], FLIP, *TRAIN[1:]], **options)
     (tmp_path / 'names.txt').write_text('dancing\nleft-handed writing\nrunning')
-    with pytest.raises(ValueError, match=r'^KineticsDataset with a plain FlipClip'):
+    with pytest.raises(ValueError, match=r'^KineticsDataset with FlipClip\(swap_labels=False\)'):
         kinetics(tmp_path, pipeline=[TRAIN[0], FLIP, *TRAIN[1:]], **options)
     (tmp_path / 'names.txt').write_text('dancing\nbrightly leftover\nrunning')
     assert len(kinetics(tmp_path, pipeline=[TRAIN[0], FLIP, *TRAIN[1:]], **options)) == 3

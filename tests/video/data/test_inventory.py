@@ -1,4 +1,4 @@
-"""What is probed again, and what an interruption leaves."""
+"""Which clips are probed again, and the state after an interruption."""
 
 from io import StringIO
 from pathlib import Path
@@ -23,7 +23,7 @@ def root(tmp_path):
 
 @pytest.fixture
 def probed(monkeypatch):
-    """Names of the files that are decoded, and one before which the run is interrupted."""
+    """Names of the decoded files, and the name before which the run is interrupted."""
     names: list[str] = []
     until: list[str] = []
     probe_many = inventory.probe_many
@@ -64,7 +64,7 @@ def test_only_what_changed_or_could_not_be_used_is_probed_again(root, probed):
     assert names == ['a', 'b', 'd']
 
 
-def test_an_interrupted_run_goes_on_where_it_was(root, probed):
+def test_an_interrupted_run_continues_where_it_stopped(root, probed):
     names, until = probed
     for stop, seen in (('b', ['a']), ('d', ['b', 'c'])):
         until[:] = [stop]

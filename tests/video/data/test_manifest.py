@@ -31,18 +31,21 @@ def test_file_names_that_are_not_utf8_come_back(tmp_path):
 @pytest.mark.parametrize(
     ('content', 'text'),
     [
-        ('', f"manifest.csv:1: the header is '', not '{HEADER.strip()}'"),
-        ('a.mp4 0\n', f"manifest.csv:1: the header is 'a.mp4 0', not '{HEADER.strip()}'"),
-        (HEADER + 'a,3,25,4,4,9,0,x,train,ok,1\nb,3\n', 'manifest.csv:3: 2 fields, 11 are needed'),
-        (HEADER + 'a,many,25,4,4,9,0,x,train,ok,1\n', "manifest.csv:2: frames='many' is not a number from 0"),
-        (HEADER + 'a,3,nan,4,4,9,0,x,train,ok,1\n', "manifest.csv:2: fps='nan' is not a number from 0"),
-        (HEADER + 'a,3,25,4,4,9,-1,x,train,ok,1\n', "manifest.csv:2: label='-1' is not a number from 0"),
-        (HEADER + 'a,0,25,4,4,9,0,x,train,ok,1\n', "manifest.csv:2: frames=0 of a clip with status 'ok'"),
+        ('', f"manifest.csv:1: header '': '{HEADER.strip()}' is expected"),
+        ('a.mp4 0\n', f"manifest.csv:1: header 'a.mp4 0': '{HEADER.strip()}' is expected"),
+        (HEADER + 'a,3,25,4,4,9,0,x,train,ok,1\nb,3\n', 'manifest.csv:3: 2 fields: 11 are expected'),
+        (HEADER + 'a,many,25,4,4,9,0,x,train,ok,1\n', "manifest.csv:2: frames='many': a number >= 0 is expected"),
+        (HEADER + 'a,3,nan,4,4,9,0,x,train,ok,1\n', "manifest.csv:2: fps='nan': a number >= 0 is expected"),
+        (HEADER + 'a,3,25,4,4,9,-1,x,train,ok,1\n', "manifest.csv:2: label='-1': a number >= 0 is expected"),
+        (
+            HEADER + 'a,0,25,4,4,9,0,x,train,ok,1\n',
+            "manifest.csv:2: frames=0 with status 'ok': at least 1 is expected",
+        ),
         (HEADER + 'a,3,25,4,4,9,0,x,,ok,1\n', 'manifest.csv:2: split is empty'),
-        (HEADER + 2 * 'a,3,25,4,4,9,0,x,val,ok,1\n', "manifest.csv:3: 'a' is in line 2 already"),
+        (HEADER + 2 * 'a,3,25,4,4,9,0,x,val,ok,1\n', "manifest.csv:3: 'a' is already in line 2"),
         (
             HEADER + 'a,3,25,4,4,9,0,x,val,ok,1\nb,3,25,4,4,9,0,y,val,ok,1\n',
-            "manifest.csv:3: label 0 is 'y', and 'x' further up",
+            "manifest.csv:3: label 0 is 'y', but 'x' in an earlier line",
         ),
         (HEADER + 'a,3,25,4,4,9,0,"x', 'manifest.csv:2: unexpected end of data'),
     ],
@@ -53,6 +56,6 @@ def test_bad_manifests_are_refused_with_the_line(tmp_path, content, text):
         load_manifest(tmp_path / 'manifest.csv')
 
 
-def test_a_manifest_that_is_not_there_is_named(tmp_path):
+def test_a_manifest_that_does_not_exist_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'manifest.csv'):
         load_manifest(tmp_path / 'manifest.csv')

@@ -71,11 +71,11 @@ def test_a_generator_makes_it_repeatable():
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match='clip_len=0: at least 1 is needed'):
+    with pytest.raises(ValueError, match='clip_len=0: at least 1 is expected'):
         dense_indices(10, 0, 1, random=False)
-    with pytest.raises(ValueError, match="short='mirror': accepted are 'loop' and 'clamp'"):
+    with pytest.raises(ValueError, match="short='mirror': 'loop' or 'clamp' is expected"):
         dense_indices(10, 4, 1, random=False, short='mirror')
-    with pytest.raises(ValueError, match="sampler type 'uniform': accepted are \\['dense', 'segments'\\]"):
+    with pytest.raises(ValueError, match="sampler type='uniform': one of dense, segments is expected"):
         get_sampler({'type': 'uniform'})
     with pytest.raises(ValueError, match='clip_length'):
         get_sampler({'type': 'dense', 'clip_length': 8, 'interval': 8})

@@ -32,7 +32,7 @@ SOMETHING_V2_NAMES = [
 
 
 def make_results(views=1, frames=4, height=40, width=60, **extra):
-    """Clips in the decoder's memory order; pixel values tell frame, row and column."""
+    """Clips in the decoder's memory order; pixel values encode frame, row and column."""
     shape = (views, frames, height, width, 3)
     clips = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return {'clips': clips.permute(0, 1, 4, 2, 3), 'label': 3, 'path': 'a.mp4', **extra}
@@ -173,7 +173,7 @@ def test_mirror_labels_from_names():
 
 
 def official_names(labels: dict[int, str]) -> list[str]:
-    """A list of 174 classes with some at their official places."""
+    """A list of 174 classes, some of them at their official positions."""
     return [labels.get(label, f'Doing something {label} upright') for label in range(174)]
 
 
@@ -262,7 +262,7 @@ def test_pack():
         (lambda: RandomResizedCropClip(8, scale=(0.5, 2.0)), r'scale=\(0.5, 2.0\): 0 < smallest'),
         (lambda: RandomResizedCropClip(8, ratio=(2.0, 0.5)), r'ratio=\(2.0, 0.5\)'),
         (lambda: MultiScaleCropClip(8, scales=(1.2,)), r'scales=\(1.2,\): factors in \(0, 1\]'),
-        (lambda: FlipClip(1.5), r'prob=1.5: a probability in \[0, 1\] is needed'),
+        (lambda: FlipClip(1.5), r'prob=1.5: a probability in \[0, 1\] is expected'),
         (lambda: DecodeClip({'type': 'dense'}, random=True), 'sampler'),
         (lambda: DecodeClip({'type': 'segments', 'num_segments': 8}, random=True, backend='cv2'), "backend='cv2'"),
     ],

@@ -1,4 +1,4 @@
-"""Files as they are found in the wild: each gives the frames that it shows, or an error that says why not."""
+"""Files as found in the wild: each gives its displayed frames, or an error with the reason."""
 
 import re
 
@@ -97,8 +97,8 @@ def test_every_backend_gives_the_same_frames_with_and_without_a_deadline(folder,
 
 
 @pytest.mark.parametrize(('name', 'make'), [('decord_gop.mp4', open_gop), ('decord_claimed.mp4', more_claimed)])
-def test_decord_alone_gives_other_frames_of_these_files(folder, name, make):
-    """Once this fails decord is right, and files need no longer be looked at before it reads them."""
+def test_decord_by_itself_gives_wrong_frames_of_these_files(folder, name, make):
+    """If this fails, decord is fixed, and files need not be checked before it reads them."""
     import decord
 
     reader = decord.VideoReader(str(make(folder / name)), num_threads=1)
@@ -119,7 +119,7 @@ REASONS = {
 
 @pytest.mark.parametrize('backend', BACKENDS)
 @pytest.mark.parametrize('kind', REASONS)
-def test_what_is_no_video_is_an_error_that_says_why(broken, kind, backend):
+def test_files_that_are_not_videos_are_errors_with_the_reason(broken, kind, backend):
     path = broken[kind]
     for deadline in (DEADLINE, None):
         with pytest.raises(DecodeError) as caught:
@@ -143,7 +143,7 @@ def test_a_cut_off_webm_has_the_frames_before_the_cut_and_is_unusable_for_the_ma
     assert re.fullmatch(r'(\d+) of \1 frames can be decoded: \[matroska,webm\] File ended prematurely', status)
 
 
-def test_damage_that_the_decoder_conceals_is_told(folder):
+def test_damage_that_the_decoder_conceals_is_reported(folder):
     whole = write_clip(folder / 'noise.mp4', 60, height=96, width=128, faststart=True, make_frame=noisy_frame)
     path = flip_bits(whole, folder / 'flipped.mp4', 3)
     for backend in BACKENDS:
@@ -191,8 +191,8 @@ def test_a_lost_frame_is_an_error_and_moves_no_other(folder):
         assert str(caught.value) == f'cannot decode {str(path)!r} with {backend}: {reason}'
 
 
-def test_decord_alone_moves_the_frames_behind_a_damaged_one(folder):
-    """Once this fails decord is right, and recipes for H.264 may decode with either."""
+def test_decord_by_itself_shifts_the_frames_after_a_damaged_one(folder):
+    """If this fails, decord is fixed, and recipes for H.264 may decode with either."""
     path = damage_a_packet(write_clip(folder / 'moved.mp4', 12, codec_options={'bf': '2'}), 3, byte=6, bit=3)
     decord, pyav = (open_video(path, backend, deadline=DEADLINE) for backend in BACKENDS)
     assert read_numbers(pyav.get_frames([0, 3, 9, 10])) == [0, 3, 9, 10]
@@ -200,7 +200,7 @@ def test_decord_alone_moves_the_frames_behind_a_damaged_one(folder):
     assert decord.complaints == []
 
 
-def test_a_frame_that_the_decoder_marks_as_damaged_without_a_word_is_told(folder):
+def test_a_frame_that_the_decoder_silently_marks_as_damaged_is_reported(folder):
     path = write_clip(folder / 'marked.mp4', 12, codec='mpeg4', gop=12, make_frame=noisy_frame)
     damage_a_packet(path, 5, byte=51, bit=6)
     reader = open_video(path, 'pyav', deadline=DEADLINE)

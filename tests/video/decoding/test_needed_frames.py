@@ -1,4 +1,4 @@
-"""Decoding only what the wanted frames need gives the frames of decoding everything, bit by bit."""
+"""Decoding only what the wanted frames need gives the same frames as decoding everything, bit for bit."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ NUM_FRAMES = 70
 
 
 def moving_clip(path: Path, codec: str, options: dict[str, str]) -> Path:
-    """Noise that drifts over a texture: frames refer to each other in every way that the encoder knows."""
+    """Noise that drifts over a texture: frames refer to each other in every way that the encoder supports."""
     rng = np.random.default_rng(0)
     texture = rng.integers(0, 256, (64, 96, 3), dtype=np.uint8).repeat(2, 0).repeat(2, 1)
     with av.open(str(path), 'w') as container:

@@ -25,7 +25,7 @@ def clip(tmp_path_factory):
 
 @pytest.fixture
 def misbehaving(tmp_path, monkeypatch):
-    """The real program with a decord that never returns, or crashes, for files of such names; folder with the files."""
+    """The real program with a decord that hangs or crashes for files of such names; returns the files' folder."""
     program = tmp_path / 'program'
     program.mkdir()
     (program / '__main__.py').write_text(
@@ -37,7 +37,7 @@ def misbehaving(tmp_path, monkeypatch):
         def odd(real):
             def call(path):
                 if 'hang' in path:
-                    re.match('(a+)+b', 'a' * 99)  # for ever, and holding the interpreter's lock
+                    re.match('(a+)+b', 'a' * 99)  # never returns, and holds the interpreter's lock
                 if 'crash' in path:
                     ctypes.string_at(0)
                 return real(path)
@@ -77,7 +77,7 @@ def test_a_file_that_never_returns_is_given_up_and_the_next_one_is_read(misbehav
     with pytest.raises(DecodeError) as caught:
         open_video(path, deadline=0.5)
     assert time.monotonic() - start < 10
-    reason = 'not done within 0.5 s, its process was killed'
+    reason = 'not decoded within 0.5 s, the decoding process was killed'
     assert str(caught.value) == f'cannot decode {path!r} with decord: {reason}'
     assert not is_alive(before)
     assert read_numbers(open_video(clip, deadline=20).get_frames([3, 29])) == [3, 29]
@@ -87,7 +87,7 @@ def test_a_file_that_crashes_the_decoder_is_an_error_of_this_file(misbehaving, c
     path = str(write_clip(misbehaving / 'crash.mp4', 3))
     with pytest.raises(DecodeError) as caught:
         open_video(path, deadline=20)
-    assert str(caught.value) == f'cannot decode {path!r} with decord: its process died of SIGSEGV'
+    assert str(caught.value) == f'cannot decode {path!r} with decord: the decoding process died of SIGSEGV'
     assert len(open_video(clip, deadline=20)) == 30
 
 
@@ -109,7 +109,7 @@ def test_a_decoder_dies_with_its_parent_in_the_middle_of_a_file(misbehaving):
 
 @pytest.fixture
 def interruptible():
-    """Ctrl-C raises, also in a process that was started in the background, where SIGINT is ignored."""
+    """Ctrl-C raises, even in a process started in the background, where SIGINT is ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -127,7 +127,7 @@ def test_an_interrupted_request_leaves_no_answer_for_the_next_one(misbehaving, c
     assert process.open('decord', clip, 20) == (30, 12.0)
 
 
-def test_one_that_was_killed_from_outside_is_started_again(clip):
+def test_a_process_killed_from_outside_is_restarted(clip):
     process = DecoderProcess()
     process.open('decord', clip, 20)
     os.kill(process.pid, signal.SIGKILL)
@@ -136,7 +136,7 @@ def test_one_that_was_killed_from_outside_is_started_again(clip):
     process.stop()
 
 
-def test_a_fork_gets_a_decoder_of_its_own_and_leaves_the_parents_alone(clip):
+def test_a_fork_gets_its_own_decoder_and_does_not_touch_its_parents(clip):
     mine = decoder_process()
     mine.open('decord', clip, 20)
     pids, tell = os.pipe()
@@ -153,7 +153,7 @@ def test_a_fork_gets_a_decoder_of_its_own_and_leaves_the_parents_alone(clip):
     assert mine.read('decord', clip, [7], 20).shape == (1, 48, 72, 3)
 
 
-def test_it_is_renewed_and_its_memory_stays(clip, monkeypatch):
+def test_it_is_restarted_and_its_memory_is_bounded(clip, monkeypatch):
     monkeypatch.setattr(module, 'FILES_PER_PROCESS', 1500)
     process = DecoderProcess()
     pids, memory = set(), []
@@ -181,7 +181,7 @@ def test_frames_stay_when_others_are_read(clip):
     process.stop()
 
 
-def test_a_decoder_that_does_not_start_is_no_files_fault(tmp_path, clip, monkeypatch):
+def test_a_decoder_that_does_not_start_is_not_a_decode_error(tmp_path, clip, monkeypatch):
     (tmp_path / '__main__.py').write_text("raise ImportError('no numpy here')")
     monkeypatch.setattr(module, 'PROGRAM', tmp_path)
     decoder_process().stop()
@@ -191,9 +191,9 @@ def test_a_decoder_that_does_not_start_is_no_files_fault(tmp_path, clip, monkeyp
 
 
 def test_a_deadline_must_be_positive():
-    with pytest.raises(ValueError, match=r'^deadline=0: seconds above 0, or None to decode without one$'):
+    with pytest.raises(ValueError, match=r'^deadline=0: seconds above 0, or None for no deadline, are expected$'):
         open_video('a.mp4', deadline=0)
-    with pytest.raises(ValueError, match=r'^processes=0: at least 1 is needed$'):
+    with pytest.raises(ValueError, match=r'^processes=0: at least 1 is expected$'):
         list(probe_many(['a.mp4'], processes=0))
 
 
@@ -201,6 +201,6 @@ def test_many_files_are_probed_in_order_and_one_that_hangs_does_not_stop_the_oth
     paths = [clip, str(write_clip(misbehaving / 'hang.mp4', 3)), str(misbehaving / 'none.mp4'), clip]
     found = list(probe_many(paths, processes=2, deadline=2))
     assert [path for path, _ in found] == paths
-    reason = 'not done within 2 s, its process was killed'
+    reason = 'not decoded within 2 s, the decoding process was killed'
     assert [facts.status for _, facts in found] == ['ok', reason, 'no such file or folder', 'ok']
     assert [facts.frames for _, facts in found] == [30, 0, 0, 30]

@@ -1,4 +1,4 @@
-"""PyAV's own conversion, where it is taken, gives what decord's filters give."""
+"""PyAV's own conversion, where it is used, equals that of decord's filters."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from wsbcn_mm.video.decoding.child import readers
 
 
 def frames_of(path: Path, height: int, width: int, pix_fmt: str, **tags: Any) -> list[av.VideoFrame]:
-    """Decoded frames of a new clip in colours."""
+    """Decoded frames of a new coloured clip."""
     rng = np.random.default_rng(0)
     with av.open(str(path), 'w') as container:
         stream = container.add_stream('libx264', rate=12)

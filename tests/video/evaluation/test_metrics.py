@@ -54,7 +54,7 @@ def test_equals_scikit_learn(log):
     assert log[0] == '203 of 203 annotated clips scored, each once'
 
 
-def test_clips_that_the_dataset_left_out_or_could_not_read_are_said(log):
+def test_clips_that_the_dataset_left_out_or_could_not_read_are_reported(log):
     samples = make_samples(6, 7)
     metric = TopKAccuracy()
     metric.dataset_meta = {'num_annotated': 10}
@@ -135,10 +135,10 @@ def test_per_class(log):
 @pytest.mark.parametrize(
     ('change', 'text'),
     [
-        ({'sample_idx': None}, "clip '0.mp4' has no 'sample_idx', by which it is counted once"),
+        ({'sample_idx': None}, "clip '0.mp4' has no 'sample_idx', which makes it count once"),
         ({'pred_score': None}, "pred_score of clip '0.mp4' is missing or not finite"),
         ({'pred_score': torch.tensor([0.5, float('nan')])}, "pred_score of clip '0.mp4' is missing or not finite"),
-        ({'gt_label': torch.tensor(9)}, "gt_label=9 of clip '0.mp4': the model has 6 classes"),
+        ({'gt_label': torch.tensor(9)}, "gt_label=9 of clip '0.mp4': 0 to 5 is expected"),
     ],
 )
 def test_bad_predictions(change, text):

@@ -1,4 +1,4 @@
-"""Clip strips: the frames in their order and colours, a caption that tells, and as many files as were asked for."""
+"""Clip strips: frames in order and in their colours, a caption, and the requested number of files."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""What is deployed of a recognizer: normalisation inside, every 3D ResNet foldable, the recipe's test around it."""
+"""The deployed part of a recognizer: it normalises its input, folds with every 3D ResNet, and runs in the test."""
 
 import pytest
 import torch

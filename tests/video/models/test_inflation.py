@@ -1,4 +1,4 @@
-"""A still video must be answered as the 2D network answers the picture."""
+"""On a still video, the inflated network must give the 2D network's output."""
 
 import re
 from math import sqrt
@@ -18,7 +18,7 @@ from wsbcn_mm.ops import weight_standardize
 from wsbcn_mm.video.models.inflation import inflate_2d_, ws_response
 from wsbcn_mm.video.models.resnet3d import ResNet3d
 
-# Circular padding: zeros before the first and after the last frame would be no part of a still video.
+# Circular padding: zeros before the first and after the last frame would not be part of a still video.
 CONV = {'type': 'Conv3d', 'padding_mode': 'circular'}
 WS = {'type': 'WSConv3d', 'padding_mode': 'circular'}
 NORMS = {
@@ -53,7 +53,7 @@ def build(norm: str, depth: int = 50, **kwargs) -> ResNet3d:
 
 
 def trained_2d_network(norm: str, depth: int = 50) -> ResNet3d:
-    """A ResNet without temporal kernels, with weights off their start and the statistics of a batch."""
+    """A ResNet without temporal kernels, with randomised weights and the statistics of a batch."""
     torch.manual_seed(0)
     net = build(norm, depth, **FLAT).double()
     with torch.no_grad():
@@ -66,7 +66,7 @@ def trained_2d_network(norm: str, depth: int = 50) -> ResNet3d:
 
 
 def as_2d_state(net: ResNet3d) -> dict[str, Tensor]:
-    """The state by the names, and with the shapes, of a 2D ResNet."""
+    """The state with the names and shapes of a 2D ResNet."""
     state = {}
     for name, tensor in net.state_dict().items():
         name = re.sub(r'downsample\.conv\.', 'downsample.0.', name)
@@ -95,7 +95,7 @@ def test_a_still_video_is_answered_as_the_picture(norm, shape):
     with torch.no_grad():
         expected = flat(picture)
         out = inflated(picture.expand(-1, -1, 6, -1, -1))
-    # What GN's eps leaves; running statistics take it in.
+    # GN's eps leaves a difference; running statistics account for it.
     tolerance = 1e-4 if norm.startswith('gn') else 1e-9
     torch.testing.assert_close(
         out, expected.expand_as(out), rtol=tolerance, atol=tolerance * float(expected.abs().max())
@@ -103,7 +103,7 @@ def test_a_still_video_is_answered_as_the_picture(norm, shape):
 
 
 def see_the_still_beyond_the_ends_(net: ResNet3d) -> None:
-    """Make every convolution see the first frame before it and the last one after it, in place of zeros."""
+    """Pad every convolution in time with copies of the first and the last frame, not with zeros."""
     for conv in net.modules():
         if isinstance(conv, nn.Conv3d) and conv.padding[0]:
             frames = conv.padding[0]
@@ -115,8 +115,8 @@ def see_the_still_beyond_the_ends_(net: ResNet3d) -> None:
 
 @pytest.mark.parametrize('norm', ['bn', 'gn', 'gn-ws', 'bcn-ws'])
 @pytest.mark.parametrize('depth', [18, 50])
-def test_mmsegs_2d_resnet_is_answered_for_by_its_inflation(norm, depth):
-    """The host's own 2D definition, in single precision, with zeros around the picture and strides in space."""
+def test_the_inflation_of_mmsegs_2d_resnet_gives_its_output(norm, depth):
+    """mmseg's own 2D definition, in single precision, with zero padding and strides in space."""
     conv, norm_cfg = ({k: v for k, v in cfg.items() if k != 'padding_mode'} for cfg in NORMS[norm])
     conv_2d = {'type': conv['type'].replace('3d', '2d')}
     norm_2d = {**norm_cfg, 'type': norm_cfg['type'].replace('3d', '')}
@@ -150,7 +150,7 @@ def test_mmsegs_2d_resnet_is_answered_for_by_its_inflation(norm, depth):
 @pytest.mark.parametrize('variant', ['jhu', 'bcn', 'paper', 'timm', 'bit'])
 @pytest.mark.parametrize('std', [1.0, 1e-3, 1e-5])
 def test_every_channel_answers_a_still_by_the_same_factor_however_small_its_filter(variant, std):
-    """At a filter's scale near eps, repeating it alone would raise each channel by a factor of its own."""
+    """With filters near the scale of eps, only repeating them would scale each channel by a different factor."""
     torch.manual_seed(0)
     conv = WSConv3d(3, 6, (3, 2, 2), bias=False, variant=variant, dtype=torch.float64)
     flat = std * torch.logspace(-1, 1, 6, dtype=torch.float64).view(-1, 1, 1, 1) * torch.randn(6, 3, 2, 2)

@@ -49,7 +49,7 @@ def test_refuses_what_it_cannot_stack():
     )
     with pytest.raises(ValueError, match=f'^{re.escape(text)}$'):
         preprocessor({'inputs': sizes})
-    with pytest.raises(ValueError, match=r'uint8 \(N, V, C, T, H, W\) with C=3 is needed'):
+    with pytest.raises(ValueError, match=r'uint8 \(N, V, C, T, H, W\) with C=3 is expected'):
         preprocessor({'inputs': [torch.zeros(3, 2, 4, 4, dtype=torch.uint8)]})
     with pytest.raises(ValueError, match=r'torch.float32: uint8'):
         preprocessor({'inputs': [torch.zeros(1, 3, 2, 4, 4)]})

@@ -120,7 +120,7 @@ def test_thirty_views_never_run_more_clips_at_once_than_training_does():
 
 @torch.no_grad()
 def test_thirty_views_are_averaged_in_the_memory_of_one():
-    """Ten clips of three crops of a real pipeline: beside the view that runs, the others are bytes."""
+    """Ten clips of three crops from a real pipeline: except for the view that runs, all are bytes."""
     model = build(data_preprocessor={'type': 'ClipDataPreprocessor'}).eval()
     clips = torch.randint(256, (30, 3, 4, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     peaks, scores = {}, {}
@@ -196,10 +196,10 @@ def test_classifier_is_a_plain_linear_layer():
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [
-        ({'average_views': 'max'}, "average_views is 'max', must be one of ('prob', 'score')"),
-        ({'max_test_views': 0}, 'max_test_views is 0, must be at least 1, or None for all views at once'),
-        ({'head': {'in_channels': 512}}, 'head.in_channels is 512, must be the 64 channels of the backbone'),
-        ({'head': {'dropout_ratio': 1.0}}, 'dropout_ratio is 1.0, must be in [0, 1)'),
+        ({'average_views': 'max'}, "average_views='max': one of prob, score is expected"),
+        ({'max_test_views': 0}, 'max_test_views=0: at least 1, or None for all views, is expected'),
+        ({'head': {'in_channels': 512}}, 'head.in_channels=512: 64, the channels of the backbone, is expected'),
+        ({'head': {'dropout_ratio': 1.0}}, 'dropout_ratio=1.0: a number in [0, 1) is expected'),
     ],
 )
 def test_bad_arguments_are_named(kwargs, message):
@@ -209,9 +209,10 @@ def test_bad_arguments_are_named(kwargs, message):
 
 def test_bad_inputs_are_named():
     model = build()
-    with pytest.raises(ValueError, match=re.escape('inputs have shape (2, 3, 4, 24, 24), must be (N, V, C, T, H, W)')):
+    text = 'inputs of shape (2, 3, 4, 24, 24): (N, V, C, T, H, W) is expected'
+    with pytest.raises(ValueError, match=re.escape(text)):
         model(videos(2)[:, 0], mode='tensor')
-    with pytest.raises(ValueError, match=re.escape("mode is 'train', must be one of ('loss', 'predict', 'tensor')")):
+    with pytest.raises(ValueError, match="mode='train': one of loss, predict, tensor is expected"):
         model(videos(1), mode='train')
-    with pytest.raises(ValueError, match="mode 'loss' needs 2 data_samples with a gt_label"):
+    with pytest.raises(ValueError, match="mode='loss' needs 2 data_samples with a gt_label"):
         model(videos(2), [ClipDataSample(), ClipDataSample()], mode='loss')

@@ -116,7 +116,7 @@ def test_conv_cfg_and_norm_cfg_reach_every_layer(variant, norm):
 
 
 def torchvision_key(name: str) -> str:
-    """Our parameter name -> VideoResNet's."""
+    """Map our parameter name to VideoResNet's."""
     name = re.sub(r'^conv1\.conv\.conv_s', 'stem.0', name)
     name = re.sub(r'^conv1\.conv\.bn_s', 'stem.1', name)
     name = re.sub(r'^conv1\.conv\.conv_t', 'stem.3', name)
@@ -337,22 +337,25 @@ def test_checkpointing_saves_fewer_activations():
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [
-        ({'depth': 20}, 'depth is 20, must be one of [18, 34, 50, 101, 152]'),
-        ({'num_stages': 5}, 'num_stages is 5, must be 1 to 4'),
-        ({'inflate_style': '3x3'}, "inflate_style is '3x3', must be one of ('3x3x3', '3x1x1')"),
-        ({'frozen_stages': 5}, 'frozen_stages is 5, must be -1 (nothing) to 4 (every stage)'),
-        ({'conv1_kernel': (4, 7, 7)}, 'conv1_kernel is (4, 7, 7), must be three odd sizes (T, H, W)'),
-        ({'spatial_strides': (1, 2)}, 'spatial_strides is (1, 2), must have a value for each of the 4 stages'),
-        ({'inflate': ((1, 0, 1), 1, 1, 1)}, 'inflate[0] is (1, 0, 1), must be one value or one for each of 2 blocks'),
-        ({'out_indices': (4,)}, 'out_indices is (4,), must name stages 0 to 3'),
+        ({'depth': 20}, 'depth=20: one of 18, 34, 50, 101, 152 is expected'),
+        ({'num_stages': 5}, 'num_stages=5: 1 to 4 is expected'),
+        ({'inflate_style': '3x3'}, "inflate_style='3x3': one of 3x3x3, 3x1x1 is expected"),
+        ({'frozen_stages': 5}, 'frozen_stages=5: -1 (nothing) to 4 (every stage) is expected'),
+        ({'conv1_kernel': (4, 7, 7)}, 'conv1_kernel=(4, 7, 7): three odd sizes (T, H, W) are expected'),
+        ({'spatial_strides': (1, 2)}, 'spatial_strides=(1, 2): a value for each of the 4 stages is expected'),
+        (
+            {'inflate': ((1, 0, 1), 1, 1, 1)},
+            'inflate[0]=(1, 0, 1): one value, or one for each of the 2 blocks, is expected',
+        ),
+        ({'out_indices': (4,)}, 'out_indices=(4,): stages from 0 to 3 are expected'),
         (
             {'conv_cfg': {'type': 'WSConv2d'}},
-            "conv_cfg {'type': 'WSConv2d'} builds WSConv2d, must build a 3D convolution such as Conv3d or WSConv3d",
+            "conv_cfg={'type': 'WSConv2d'} builds WSConv2d: a 3D convolution such as Conv3d or WSConv3d is expected",
         ),
         (
             {'norm_cfg': {'type': 'BN'}},
-            "norm_cfg {'type': 'BN'} builds BatchNorm2d, "
-            'must build a norm of 5D inputs such as BN3d, SyncBN, GN or BCN',
+            "norm_cfg={'type': 'BN'} builds BatchNorm2d: a norm of 5D inputs such as BN3d, SyncBN, GN or BCN is "
+            'expected',
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Runs that repeat themselves to the last bit: what mmengine's `randomness.deterministic` leaves open."""
+"""Bit-equal repeated runs: what mmengine's `randomness.deterministic` does not cover."""
 
 import os
 from typing import Any
@@ -18,10 +18,10 @@ from ..runner import unwrapped_model
 class DeterministicHook(Hook):
     """Under `randomness=dict(deterministic=True)`, interpolate with `bilinear_upsample` inside the model's forward.
 
-    mmengine asks torch and cuDNN for deterministic algorithms, which takes an environment variable for cuBLAS that is
-    set here. The heads of mmseg call `F.interpolate` in many places that no config reaches: every bilinear one with a
-    given size is exchanged while the model runs, and nothing outside of it. Any other operation without a
-    deterministic form raises torch's own RuntimeError.
+    mmengine asks torch and cuDNN for deterministic algorithms. cuBLAS also needs an environment variable, which this
+    hook sets. mmseg's heads call `F.interpolate` in many places that no config reaches: every bilinear call with a
+    given size is replaced while the model runs, and only then. Other operations without a deterministic form raise
+    torch's own RuntimeError.
     """
 
     priority = 'VERY_HIGH'
@@ -40,7 +40,7 @@ class DeterministicHook(Hook):
 
 
 class DeterministicInterpolation(TorchFunctionMode):
-    """Inside, `F.interpolate` of maps to a given size in mode 'bilinear' is `bilinear_upsample`."""
+    """Replace `F.interpolate` of maps to a given size in mode 'bilinear' by `bilinear_upsample`."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

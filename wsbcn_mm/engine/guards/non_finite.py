@@ -1,4 +1,4 @@
-"""Stop at the first loss that is no number, and say where it comes from."""
+"""Stop at the first NaN or infinite loss, and report where it comes from."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,48 +24,46 @@ from ...layers.ws_conv import _WSConv
 from ..runner import unwrapped_model
 
 NAMES = ('img_path', 'path', 'filename')
-"""Where the samples of the tasks have the name of their file."""
+"""Fields of a sample that may hold the name of its file."""
 
 
 class NonFiniteError(RuntimeError):
-    """A loss, or a weight that was to be saved, is infinite or nan."""
+    """A loss, or a weight to be saved, is infinite or NaN."""
 
 
 @HOOKS.register_module()
 class NonFiniteHook(Hook):
-    """Stop a training at the first loss that is infinite or nan, before it reaches a gradient.
+    """Stop training at the first infinite or NaN loss, before its backward pass.
 
-    The loss is looked at between the forward and the backward pass, so that weights, optimizer and last checkpoint are
-    those of the step before. The error names the iteration, the batch's files, and the first module that goes wrong
-    when the batch is run again. A compiled model is looked at after the step, whose weights then are lost.
+    The check runs between the forward and the backward pass, so weights, optimizer and last checkpoint are those of the
+    step before. The error names the iteration, the files of the batch, and the first module that fails when the batch
+    is run again. A compiled model is checked after the step, so its weights are lost.
 
-    Where a gradient scaler is on, as in float16, an overflow of the forward pass is passed over, `tolerance` times in a
-    row: its gradients are not finite either, so that the scaler leaves the step out, and running statistics are put
-    back. Gradients alone that overflow are the scaler's daily business, and nothing is said of them until it left out
-    `skipped_steps` in a row: by then it has scaled the loss down a millionfold, and would go on for ever. (A fused
-    optimizer hides what the scaler left out.)
+    With a gradient scaler, as in float16, an overflow of the forward pass is tolerated `tolerance` times in a row: its
+    gradients are not finite either, so the scaler skips the step, and the running statistics are restored. Overflowing
+    gradients after a finite loss are normal for a scaler. They stop the run only after `skipped_steps` skipped steps in
+    a row: by then the scale has dropped a millionfold and would keep dropping. (A fused optimizer hides skipped steps.)
 
-    No checkpoint is written with weights or statistics that are not finite.
+    A checkpoint with weights or statistics that are not finite is not written.
 
-    The check waits for the forward pass on the device once per iteration; mmengine waits for its end in any case, to
-    log the loss.
+    The check waits for the device once per iteration; mmengine waits anyway, to log the loss.
 
     Args:
-        tolerance: Losses in a row that a gradient scaler may pass over.
-        skipped_steps: Optimizer steps in a row that it may leave out.
+        tolerance: Non-finite losses in a row that are tolerated with a gradient scaler.
+        skipped_steps: Skipped optimizer steps in a row that are tolerated.
 
     Raises:
-        NonFiniteError: At such a loss, after so many steps, and instead of such a checkpoint.
+        NonFiniteError: For such a loss, too many skipped steps, or such a checkpoint.
         ValueError: For a negative number.
     """
 
     priority = 'HIGH'
-    """Above StepStatisticsHook, so that what an overflow measured is put back before it is shared."""
+    """Above StepStatisticsHook: statistics of an overflow are restored before they are shared."""
 
     def __init__(self, tolerance: int = 3, skipped_steps: int = 20) -> None:
         for name, value, of in (('tolerance', tolerance, 'iterations'), ('skipped_steps', skipped_steps, 'steps')):
             if value < 0:
-                raise ValueError(f'{name}={value}: a number of {of}, 0 or more, is expected')
+                raise ValueError(f'{name}={value}: 0 or more {of} are expected')
         self.tolerance = tolerance
         self.skipped_steps = skipped_steps
         self._in_a_row = 0
@@ -127,9 +125,9 @@ class NonFiniteHook(Hook):
         self._skipped += 1
         if self._skipped > self.skipped_steps:
             message = (
-                f'iteration {runner.iter + 1}: the gradient scaler has left out {self._skipped} optimizer steps in a '
+                f'iteration {runner.iter + 1}: the gradient scaler skipped {self._skipped} optimizer steps in a '
                 f'row ({self.skipped_steps} are tolerated), the last at a scale of '
-                f'{runner.optim_wrapper.loss_scaler.get_scale():.3g}: there are gradients that are not finite at any. '
+                f'{runner.optim_wrapper.loss_scaler.get_scale():.3g}: some gradients are not finite at any scale. '
                 f'--amp bf16 needs no scaler. {last_checkpoint(runner)}'
             )
             runner.logger.error(message)
@@ -143,7 +141,7 @@ class NonFiniteHook(Hook):
         if self._before is not None and self._in_a_row <= self.tolerance:
             self._overflowed = True
             runner.logger.warning(
-                f'iteration {runner.iter + 1}: {told(losses)}; the gradient scaler leaves the step out '
+                f'iteration {runner.iter + 1}: {told(losses)}; the gradient scaler skips the step '
                 f'({self._in_a_row} in a row, {self.tolerance} are tolerated)'
             )
             return
@@ -157,13 +155,13 @@ class NonFiniteHook(Hook):
         row = f', {self._in_a_row} in a row' if self._in_a_row > 1 else ''
         yield f'iteration {runner.iter + 1}{rank}: {told(losses)}{row}'
         yield f'samples: {", ".join(sample_names(self._batch)) or "unknown"}'
-        # Whole parameters of a sharded model would have to come from ranks that know nothing of this.
+        # Whole parameters of a sharded model would need the other ranks, which do not run this.
         bad = [] if is_sharded(model) else state_that_is_not_finite(model)
         weights = [name for name in bad if name in dict(model.named_parameters())]
         if weights:
             yield (
-                f'{len(weights)} weights were not finite before this iteration (the first: {weights[0]}): the step '
-                'before had gradients that were not'
+                f'{len(weights)} weights were not finite before this iteration (the first: {weights[0]}): the '
+                'gradients of the step before were not'
             )
         inputs = tensors_in(self._batch)
         if not all_finite(inputs):
@@ -174,19 +172,19 @@ class NonFiniteHook(Hook):
 
     def _first_bad_module(self, model: nn.Module, run: Any) -> Iterator[str]:
         if run is None:
-            yield 'the model is compiled: run it without compile to see which module is the first'
+            yield 'the model is compiled: run it without compile to find the first such module'
             return
         if is_sharded(model):
-            yield 'not run again: its shards would wait for the other ranks; one process shows the first module'
+            yield 'not run again: its shards would wait for the other ranks; a run on one process finds the module'
             return
         if get_world_size() > 1 and any(waits_for_ranks(module) for module in model.modules()):
-            yield 'not run again: its norms would wait for the other ranks; one process shows the first module'
+            yield 'not run again: its norms would wait for the other ranks; a run on one process finds the module'
             return
         if self._before is not None:
             self._before.put_back()
         found = first_non_finite(model, run)
         if found is None:
-            yield 'the batch gives finite values when it is run again: a part that draws random numbers, or the loss'
+            yield 'the batch gives finite values when it is run again: the cause is a random part, or the loss'
             return
         yield str(found)
         layer = model.get_submodule(found.name)
@@ -196,25 +194,25 @@ class NonFiniteHook(Hook):
 
 
 def losses_in(outputs: dict[str, Any]) -> dict[str, Tensor]:
-    """The entries of a model's output, or of its log, that mmengine adds to the loss."""
+    """Return the entries of a model's output, or of its log, that mmengine adds to the loss."""
     found = {name: tensors_in(value) for name, value in outputs.items() if 'loss' in name}
     return {f'{name}.{i}' if i else name: t for name, tensors in found.items() for i, t in enumerate(tensors)}
 
 
 def told(losses: dict[str, Tensor]) -> str:
-    """'loss_ce is nan'."""
+    """Return the losses that are not finite, such as 'loss_ce is nan'."""
     bad = [f'{name} is {float(t.detach().float().mean())}' for name, t in losses.items() if not all_finite([t])]
     return ', '.join(bad)
 
 
 def scales_gradients(runner: Runner) -> bool:
-    """Whether a gradient scaler leaves steps out whose gradients are not finite."""
+    """Whether a gradient scaler skips steps whose gradients are not finite."""
     scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
     return scaler is not None and scaler.is_enabled()
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether the ranks have shares of this model's parameters."""
+    """Whether this model's parameters are sharded over the ranks."""
     return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
@@ -226,7 +224,7 @@ def waits_for_ranks(module: nn.Module) -> bool:
 
 
 def sample_names(batch: Any) -> list[str]:
-    """Files of a batch, with the sample's number where it has one."""
+    """Return the files of a batch, each with its sample number if it has one."""
     samples = (batch.get('data_samples') if isinstance(batch, dict) else None) or []
     names = []
     for sample in samples:
@@ -238,7 +236,7 @@ def sample_names(batch: Any) -> list[str]:
 
 
 def last_checkpoint(runner: Runner) -> str:
-    """One sentence on where to go on from."""
+    """Return one sentence that names the checkpoint to continue from."""
     pointer = Path(runner.work_dir) / 'last_checkpoint'
     if not pointer.is_file():
         return 'There is no checkpoint in its work_dir yet'

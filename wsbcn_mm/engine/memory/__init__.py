@@ -1,1 +1,1 @@
-"""Memory: planning it, explaining its exhaustion, and keeping fewer activations."""
+"""Plan memory, check that loaders fit into it, explain out-of-memory errors, and keep fewer activations."""

@@ -1,4 +1,4 @@
-"""The recipe's `activation_memory`: which activations its blocks keep for the backward pass."""
+"""The config's `activation_memory`: which activations the blocks keep for the backward pass."""
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -11,13 +11,13 @@ from ..runner import unwrapped_model
 
 @HOOKS.register_module()
 class ActivationMemoryHook(Hook):
-    """Apply the config's `activation_memory` before training and log to which blocks.
+    """Apply the config's `activation_memory` before training, and log the blocks that it applies to.
 
-    `activation_memory` is a mode of `wsbcn_mm.microbatch.activation_memory.set_activation_memory`, or a dict of its
-    `mode` and `modules` for blocks of one's own choice; `all` where the config has none.
+    `activation_memory` is a mode of `wsbcn_mm.microbatch.activation_memory.set_activation_memory`, or a dict of
+    `mode` and `modules` to choose the blocks. The default is `all`.
 
     Raises:
-        ValueError: As `set_activation_memory`, and together with the Runner's own ways to recompute or compile.
+        ValueError: As `set_activation_memory`; also together with mmengine's `activation_checkpointing` or `compile`.
     """
 
     priority = 'VERY_HIGH'

@@ -1,4 +1,4 @@
-"""When memory runs out, say in which stage, and what would fit."""
+"""Explain out-of-memory errors: the stage that raised them, and the settings that would fit."""
 
 import traceback
 from collections.abc import Callable, Iterator
@@ -18,11 +18,11 @@ from torch.optim import Optimizer
 from ...microbatch.memory_plan import Choice, by_speed
 from ..recipe.task import TASKS
 from ..recipe.tree import hooks_in
-from .loaders import available_memory, gibibytes
+from .host_memory import available_memory, gibibytes
 from .plan import RecipeMemory, plan_recipe
 
 RESERVE = 2**29
-"""Bytes left to convolutions inside themselves and to fragmentation, which no plan knows."""
+"""Bytes kept free for the workspace of convolutions and for fragmentation, which the plan does not include."""
 OPTIONS = 3
 OF_HOST = "can't allocate memory"
 SIGNS = (OF_HOST, 'out of memory', 'CUBLAS_STATUS_ALLOC_FAILED')
@@ -33,17 +33,17 @@ KINDS = (torch.OutOfMemoryError, MemoryError, RuntimeError)
 def explaining_out_of_memory(
     cfg: Config, recipe: str, *, available: Callable[[], int | None] | None = None
 ) -> Iterator[None]:
-    """Add to an error for want of memory the stage it was raised in, and the fastest ways to train that would fit.
+    """Add to an out-of-memory error the stage that raised it, and the fastest ways to train that would fit.
 
-    They are planned anew on tensors without memory (`plan_recipe`), which takes up to two minutes.
+    `plan_recipe` plans them on fake tensors, which takes up to two minutes.
 
     Args:
         cfg: The recipe as it runs.
-        recipe: Its file, for the commands in the message.
-        available: Bytes that a process of this run can have; by default what the device says.
+        recipe: File of the recipe, for the commands in the message.
+        available: Returns the bytes that a process of this run can use; by default `device_memory`.
 
     Raises:
-        torch.OutOfMemoryError, MemoryError, RuntimeError: The one of these that the error was, with the longer text.
+        torch.OutOfMemoryError, MemoryError, RuntimeError: The kind of the original error, with the longer text.
     """
     try:
         yield
@@ -55,27 +55,27 @@ def explaining_out_of_memory(
         lines = [f'{error}', '', f'Out of memory in {where}.']
         if torch.cuda.is_available() and of_host(error):
             lines.append(
-                "It is the host's memory and not the GPU's: fewer workers, or fewer batches of each (num_workers and "
-                'prefetch_factor of the loaders)'
+                "The host's memory is exhausted, not the GPU's: reduce num_workers or prefetch_factor of the loaders."
             )
         else:
             lines += advice(cfg, recipe, where, available or device_memory)
-        kind = next(kind for kind in KINDS if isinstance(error, kind))  # numpy's own takes no text
+        # Not type(error): numpy's subclass of MemoryError does not accept a text.
+        kind = next(kind for kind in KINDS if isinstance(error, kind))
         raise kind('\n'.join(lines)).with_traceback(error.__traceback__) from None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or on the host."""
+    """Return whether an allocation failed, on a GPU or on the host."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(sign in str(error) for sign in SIGNS)
 
 
 def of_host(error: BaseException) -> bool:
-    """Whether an allocation failed on the host, given that one failed."""
+    """Return whether a failed allocation was on the host."""
     return isinstance(error, MemoryError) or OF_HOST in str(error)
 
 
 def stage_of(trace: TracebackType | None) -> str:
-    """'training, forward pass of decode_head.conv_seg': read from the frames that an error passed through."""
+    """Return the stage that raised an error, read from its stack frames: 'training, forward pass of conv_seg'."""
     loop, part, model, module = 'the start, before the first iteration', '', None, None
     for frame, _ in traceback.walk_tb(trace):
         this, function = frame.f_locals.get('self'), frame.f_code.co_name
@@ -97,7 +97,7 @@ def stage_of(trace: TracebackType | None) -> str:
 
 
 def device_memory() -> int | None:
-    """Bytes that this process has or could get: of its GPU, or of the host; None where that is unknown."""
+    """Return the bytes that this process holds or could allocate on its GPU, else on the host; None if unknown."""
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
     room = available_memory()
@@ -105,33 +105,33 @@ def device_memory() -> int | None:
 
 
 def advice(cfg: Config, recipe: str, where: str, available: Callable[[], int | None]) -> Iterator[str]:
-    """Lines: what to change, the best first."""
+    """Yield lines on what to change, best first."""
     if not where.startswith('training'):
         yield from advice_for_evaluation(cfg, recipe, where)
         return
     has = available()
-    print_log('planning what would fit takes up to two minutes', logger='current')
+    print_log('planning settings that would fit: this takes up to two minutes', logger='current')
     try:
         plan = plan_recipe(cfg, on_gpu=torch.cuda.is_available(), most_samples=cfg.train_dataloader.batch_size)
-    except Exception as error:  # the failure to be explained is another one
-        yield f'What would fit could not be planned: {error}'
+    except Exception as error:  # must not hide the out-of-memory error
+        yield f'Planning settings that would fit failed: {error}'
         return
     needs = plan.training.peak().total
-    yield (
-        f'Planned for this run: {gibibytes(needs)}' + (f'; this process can have {gibibytes(has)}' if has else '') + '.'
-    )
+    available_here = f'; available to this process: {gibibytes(has)}' if has else ''
+    yield f'Planned for this run: {gibibytes(needs)}{available_here}.'
     options = options_that_fit(plan, has)
     if options:
-        yield 'These would fit, the fastest first:' if has else 'These need less, the fastest first:'
+        yield 'These settings would fit, fastest first:' if has else 'These settings need less, fastest first:'
         for number, (choice, bytes_) in enumerate(options, 1):
             yield f'  {number}. {flags(plan.own, choice)}: {gibibytes(bytes_)}'
     else:
-        yield 'No other precision, activation_memory or batch would fit: train on smaller inputs.'
-    yield f'All of them: python tools/plan_memory.py {recipe}' + (f' --device-memory {has >> 20}MB' if has else '')
+        yield 'No precision, activation_memory or batch size would fit: train on smaller inputs.'
+    limit = f' --device-memory {has >> 20}MB' if has else ''
+    yield f'List all settings: python tools/plan_memory.py {recipe}{limit}'
 
 
 def options_that_fit(plan: RecipeMemory, available: int | None) -> list[tuple[Choice, int]]:
-    """The fastest choices of not more samples that need less than the recipe and fit, with their bytes."""
+    """Return the fastest choices that fit, need less than the recipe and have no more samples, with their bytes."""
     own = plan.training.peak().total
     bound = own if available is None else min(own, available - RESERVE + 1)
     peaks = {choice: memory.peak().total for choice, memory in plan.choices.items()}
@@ -140,25 +140,25 @@ def options_that_fit(plan: RecipeMemory, available: int | None) -> list[tuple[Ch
 
 
 def flags(own: Choice, choice: Choice) -> str:
-    """Arguments of tools/train.py that make one choice of another."""
-    said = []
+    """Return the arguments of tools/train.py that turn the choice `own` into `choice`."""
+    arguments = []
     if choice.precision != own.precision:
-        said.append('without --amp' if choice.precision == 'fp32' else f'--amp {amp()}')
+        arguments.append('without --amp' if choice.precision == 'fp32' else f'--amp {amp()}')
     if choice.samples != own.samples:
-        said.append(f'--per-device {choice.samples}')
+        arguments.append(f'--per-device {choice.samples}')
     if choice.activation_memory != own.activation_memory:
-        said.append(f'--cfg-options activation_memory={choice.activation_memory}')
-    return ' '.join(said)
+        arguments.append(f'--cfg-options activation_memory={choice.activation_memory}')
+    return ' '.join(arguments)
 
 
 def amp() -> str:
-    """The 16-bit type of this device."""
+    """Return the 16-bit type that this device supports, for --amp."""
     on_gpu = torch.cuda.is_available()
     return 'bf16' if not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False) else 'fp16'
 
 
 def advice_for_evaluation(cfg: Config, recipe: str, where: str) -> Iterator[str]:
-    """What makes a validation or a test smaller; its model and its inputs are given."""
+    """Yield lines on how a validation or a test with the given model and inputs needs less memory."""
     if not where.startswith(('validation', 'the test')):
         return
     part = 'val' if where.startswith('validation') else 'test'
@@ -167,7 +167,7 @@ def advice_for_evaluation(cfg: Config, recipe: str, where: str) -> Iterator[str]
     if loader.get('batch_size', 1) > 1:
         options.append(f'--cfg-options {part}_dataloader.batch_size=1: one sample at a time')
     if part == 'test' and any(hook.get('type') == 'PrepareTTAHook' for hook in hooks_in(cfg)):
-        options.append('--tta with smaller scales, of which the largest counts')
+        options.append('--tta with smaller scales: the largest one determines the memory')
     if (
         TASKS.get(cfg.get('default_scope')) == 'segmentation'
         and (cfg.model.get('test_cfg') or {}).get('mode') != 'slide'
@@ -176,16 +176,16 @@ def advice_for_evaluation(cfg: Config, recipe: str, where: str) -> Iterator[str]
         window = (
             f'model.test_cfg.crop_size=({height},{width}) model.test_cfg.stride=({height * 2 // 3},{width * 2 // 3})'
         )
-        options.append(f'--cfg-options model.test_cfg.mode=slide {window}: by windows, which other results come from')
+        options.append(f'--cfg-options model.test_cfg.mode=slide {window}: sliding windows; the results differ')
     if cfg.model.get('max_test_views', 1) != 1:
         options.append('--cfg-options model.max_test_views=1: one view at a time')
     if part == 'val':
         options.append(
             f'--cfg-options train_cfg.val_interval={cfg.train_cfg.get("max_iters", cfg.train_cfg.get("max_epochs"))}: '
-            f'at the end alone; python tools/test.py {recipe} CHECKPOINT evaluates without the optimizer beside it'
+            f'only at the end; python tools/test.py {recipe} CHECKPOINT evaluates without an optimizer in memory'
         )
     if not options:
-        yield 'It runs one sample at a time already: evaluate smaller inputs.'
+        yield 'The evaluation already runs one sample at a time: use smaller inputs.'
         return
-    yield 'An evaluation needs less with, in this order:'
+    yield 'To reduce the memory of an evaluation, try in this order:'
     yield from (f'  {number}. {option}' for number, option in enumerate(options[:OPTIONS], 1))

@@ -1,4 +1,4 @@
-"""What a recipe's training, validation and test need in memory, without a device and without its data."""
+"""Plan the memory of a recipe's training, validation and test, without a device and without data."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,7 +28,7 @@ STANDARDIZED_WEIGHT_HOOK = 'StandardizedWeightHook'
 
 
 class RecipeMemory(NamedTuple):
-    """Memory of a recipe as it is, and of its training step as it could be."""
+    """Memory of a recipe, and of its training step under other choices."""
 
     own: Choice
     training: StepMemory
@@ -36,30 +36,34 @@ class RecipeMemory(NamedTuple):
     test: StepMemory
     choices: dict[Choice, StepMemory]
     shapes: dict[str, tuple[int, ...]]
-    """Of the inputs, by stage."""
+    """Shapes of the inputs, by stage."""
 
 
 def plan_recipe(
     cfg: Config, *, on_gpu: bool = True, with_alternatives: bool = True, most_samples: int = 2
 ) -> RecipeMemory:
-    """Run a recipe's training, validation and test step on tensors without memory, and every alternative's training.
+    """Run a recipe's training, validation and test step on fake tensors, and the training step of every alternative.
 
     The alternatives are 1 and 2 samples per device, every `activation_memory`, float32 and bfloat16. Gradient
     accumulation is planned with two micro-batches, which need as much as more do.
 
-    Departures from a GPU's step: autocast is the CPU's, in which norms and interpolations run in float32 as in CUDA's,
-    and 3D pooling too, but where activations are recomputed group norms stay in 16 bits; Weight Standardization keeps
-    its filters in float32 beside those in 16 bits; dropout keeps its mask in the precision of its input; one process,
-    without the buckets of DistributedDataParallel; no moving averages of weights that hooks keep.
+    Departures from a GPU's step:
+
+    * Autocast is the CPU's. Norms and interpolations run in float32 as under CUDA's, and so does 3D pooling. Where
+      activations are recomputed, group norms stay in 16 bits.
+    * Weight Standardization keeps its filters in float32 and in 16 bits.
+    * Dropout keeps its mask in the precision of its input.
+    * The plan is for one process, without the buckets of DistributedDataParallel.
+    * Moving averages of weights, which hooks keep, are not included.
 
     Args:
         cfg: A recipe of segmentation or video.
         on_gpu: Plan for a GPU's choices (one call for all parameters in the optimizer, CUDA's autocast) or a CPU's.
-        with_alternatives: Whether to plan them; they take most of the time.
-        most_samples: Per device, of the alternatives.
+        with_alternatives: Whether to plan the alternatives, which take most of the time.
+        most_samples: Most samples per device of an alternative.
 
     Raises:
-        ValueError: If the recipe does not say the size of its inputs, or steps several optimizers.
+        ValueError: If the recipe does not specify the size of its inputs, or has several optimizers.
     """
     own = own_choice(cfg)
     shapes = dict(
@@ -79,7 +83,7 @@ def plan_recipe(
 
 
 def own_choice(cfg: Config) -> Choice:
-    """What the recipe itself sets."""
+    """Return the choice that the recipe itself makes."""
     wrapper = cfg.optim_wrapper
     precision = 'bf16' if wrapper.get('type') == 'Bf16OptimWrapper' else 'fp32'
     if wrapper.get('type') == 'AmpOptimWrapper':
@@ -88,13 +92,13 @@ def own_choice(cfg: Config) -> Choice:
 
 
 def alternatives(own: Choice) -> list[Choice]:
-    """Every other choice of 1 or 2 samples, what is kept, and the precision."""
+    """Return every other choice of 1 or 2 samples, activation memory and precision."""
     every = [Choice(samples, mode, precision) for precision in ('fp32', 'bf16') for samples in (1, 2) for mode in MODES]
     return [choice for choice in every if choice != own]
 
 
 def step_of_test(cfg: Config, model: BaseModel) -> Callable[[], object]:
-    """One batch of a recipe's test with its model: with test-time augmentation the average over the copies."""
+    """Return a function that tests one batch; with test-time augmentation it averages over the copies."""
     shape, copies = evaluation_shape(cfg, 'test'), copies_of_test(cfg)
     if copies is None:
         return partial(model.test_step, batch_of(shape))
@@ -106,7 +110,7 @@ def step_of_test(cfg: Config, model: BaseModel) -> Callable[[], object]:
 
 
 class _FakeRecipe:
-    """A recipe's model without memory, and steps of it."""
+    """A recipe's model on fake tensors, and its steps."""
 
     def __init__(self, cfg: Config, on_gpu: bool) -> None:
         self.cfg = cfg
@@ -118,7 +122,7 @@ class _FakeRecipe:
         self.wrappers: dict[torch.dtype | None, _Autocast] = {}
 
     def wrapper(self, dtype: torch.dtype | None) -> '_Autocast':
-        """The recipe's optimizer, in which a forward runs under autocast to `dtype`; its state is there."""
+        """Return the recipe's optimizer, with its state allocated and its forward passes under autocast to `dtype`."""
         if dtype not in self.wrappers:
             settings = dict(self.cfg.optim_wrapper)
             for key in ('loss_scale', 'dtype', 'use_fsdp'):
@@ -126,7 +130,7 @@ class _FakeRecipe:
             settings |= dict(type=_Autocast, accumulative_counts=self.accumulation)
             wrapper = build_optim_wrapper(self.model, settings)
             if not isinstance(wrapper, _Autocast):
-                raise ValueError('a recipe with several optimizers has no single step to plan')
+                raise ValueError('the recipe has several optimizers: a plan needs a recipe with one')
             wrapper.dtype = dtype
             for group in wrapper.optimizer.param_groups:
                 if self.on_gpu and group.get('foreach', False) is None and not group.get('fused'):
@@ -142,10 +146,10 @@ class _FakeRecipe:
         return self.wrappers[dtype]
 
     def training(self, choice: Choice, shape: tuple[int, ...]) -> StepMemory:
-        """One optimizer step."""
+        """Return the memory of one optimizer step."""
         set_activation_memory(self.model, choice.activation_memory, self.modules)
         wrapper = self.wrapper(PRECISIONS[choice.precision])
-        # Recomputation restores autocast, but no function mode.
+        # Recomputation restores autocast, but not function modes.
         wrapper.as_cuda = self.on_gpu and choice.activation_memory == 'all'
         self.model.train()
 
@@ -157,20 +161,20 @@ class _FakeRecipe:
         return step_memory(step, self.model, wrapper.optimizer, present=kept)
 
     def evaluation(self, step: Callable[[], object], stage: str, optimizer: torch.optim.Optimizer | None) -> StepMemory:
-        """One batch of validation, beside which the optimizer stays, or of a test, which has none."""
+        """Return the memory of one batch: of validation, with the optimizer in memory, or of a test, without one."""
         self.model.eval()
         with torch.no_grad():
             return step_memory(step, self.model, optimizer, stage=stage, present=self._kept_filters())
 
     def _kept_filters(self) -> list[Tensor]:
-        """Standardised filters that are kept between forward passes, as large as the raw ones."""
+        """Return tensors of the size of the standardised filters that are kept between forward passes."""
         if not self.standardizes_once:
             return []
         return [torch.empty_like(conv.weight) for conv in self.model.modules() if conv_kind(conv) == 'WS']
 
 
 class _Autocast(OptimWrapper):
-    """mmengine's AmpOptimWrapper without its GPU, and without the scaler, which holds one number."""
+    """mmengine's AmpOptimWrapper on a CPU, without the gradient scaler, which holds only one number."""
 
     dtype: torch.dtype | None = None
     as_cuda = True
@@ -187,7 +191,7 @@ class _Autocast(OptimWrapper):
 
 
 class _Float32AsOnCuda(TorchFunctionMode):
-    """Run in float32 what autocast runs in float32 on CUDA and in 16 bits on a CPU."""
+    """Run in float32 the functions that autocast runs in float32 on CUDA, but in 16 bits on a CPU."""
 
     FUNCTIONS = frozenset([functional.group_norm, functional.layer_norm, functional.interpolate])
 
@@ -198,11 +202,11 @@ class _Float32AsOnCuda(TorchFunctionMode):
 
 
 def batch_of(shape: tuple[int, ...], original: tuple[int, ...] | None = None) -> dict[str, Any]:
-    """A batch as the loader gives it, for inputs of this shape: images with label maps, or clips with labels.
+    """Return a batch as the loader gives it, for inputs of this shape: images with label maps, or clips with labels.
 
     Args:
-        shape: As of `evaluation_shape`.
-        original: (H, W) that images had in their files, by default the same.
+        shape: As returned by `evaluation_shape`.
+        original: (H, W) of the images in their files; by default that of `shape`.
     """
     samples = [BaseDataElement() for _ in range(shape[0])]
     for sample in samples:

@@ -1,5 +1,6 @@
 """A recipe's model without weights, the shapes of its inputs, and its census, before anything is loaded."""
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from itertools import product
@@ -25,7 +26,7 @@ SIDE = 112
 def build_model(cfg: Config, device: str = 'meta') -> nn.Module:
     """Build the model of a recipe; on the meta device, the default, it takes no memory and little time."""
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')), torch.device(device):
-        return MODELS.build(cfg.model)
+        return MODELS.build(copy.deepcopy(cfg.model))  # hosts write into the config that they are built from
 
 
 def input_shape(cfg: Config, batch_size: int | None = None) -> tuple[int, ...]:

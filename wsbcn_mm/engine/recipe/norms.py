@@ -102,7 +102,7 @@ def switch_norm(cfg: Config, norm: str, fragments: Path = FRAGMENTS, *, num_grou
     fragment = Config.fromfile(fragments / f'{norm.removesuffix(BACKBONE_SUFFIX)}.py')
     before = build_model(cfg)
 
-    rewritten, dropped = [], []
+    rewritten, dropped, kept = [], [], []
     for path, part in parts_with_norm(cfg.model):
         old_norm, old_conv = part['norm_cfg'], part.get('conv_cfg')
         axes = '_3d' if any(str((old or {}).get('type')).endswith('3d') for old in (old_norm, old_conv)) else ''
@@ -113,6 +113,9 @@ def switch_norm(cfg: Config, norm: str, fragments: Path = FRAGMENTS, *, num_grou
         elif old_conv is not None:
             part['conv_cfg'] = dict(type='Conv3d' if axes else 'Conv2d')
         rewritten.append(path)
+        if new_norm['type'] == 'BCN' and zeroes_last_norms(cfg, part):
+            part['zero_init_residual'] = False
+            kept.append(f'{path}.zero_init_residual=False')
     if not rewritten:
         raise ValueError('the model of this recipe has no norm_cfg: there is no norm to switch')
     for key in fragment:
@@ -130,6 +133,7 @@ def switch_norm(cfg: Config, norm: str, fragments: Path = FRAGMENTS, *, num_grou
         f'convolutions: {_counts(count_convs(before))} -> {_counts(count_convs(model))}',
         f'rewritten: {", ".join(rewritten)}',
         *([f'dropped, as the new norm does not have them: {", ".join(dict.fromkeys(dropped))}'] if dropped else []),
+        *([f'{", ".join(kept)}: the host would zero the weight of BCN, which is not its output scale'] if kept else []),
         *(f'pretrained weights: {old} -> {new}' for old, new in files.items()),
     ]
 
@@ -138,10 +142,28 @@ def norm_config(old: Mapping[str, Any], wanted: Mapping[str, Any], num_groups: i
     """The wanted norm_cfg with what the old one says of any norm, of groups, or of the same type of norm."""
     new = dict(wanted)
     if old['type'] == new['type']:
-        new |= {key: value for key, value in old.items() if key != 'statistics'}
+        same = old.get('statistics') == new.get('statistics')
+        # `warmup` is for estimated statistics: the fragment of another kind leaves it out.
+        stays = [key for key in old if key != 'statistics' and (same or key != 'warmup')]
+        new |= {key: old[key] for key in stays}
     if 'num_groups' in new:
         new['num_groups'] = num_groups or old.get('num_groups') or new['num_groups']
     return new | {key: old[key] for key in OF_ANY_NORM if key in old}
+
+
+def zeroes_last_norms(cfg: Config, part: Mapping[str, Any]) -> bool:
+    """Whether a host's backbone starts the last norm of each block with weight 0; ours zero BCN's output scale."""
+    with (
+        DefaultScope.overwrite_default_scope(cfg.get('default_scope')),
+        MODELS.switch_scope_and_registry(None) as known,
+    ):
+        layer = known.get(str(part.get('type')))
+    if layer is None or layer.__module__.startswith('wsbcn_mm.'):
+        return False
+    if 'zero_init_residual' in part:
+        return bool(part['zero_init_residual'])
+    signatures = (inspect.signature(vars(base).get('__init__', object)).parameters for base in layer.__mro__)
+    return any(found['zero_init_residual'].default is True for found in signatures if 'zero_init_residual' in found)
 
 
 def exchange_pretrained(cfg: Config, norm: str) -> dict[str, str]:

@@ -47,6 +47,8 @@ def pretrained_parts(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, An
 def drop_pretrained(cfg: Any) -> None:
     """Remove every pretrained file from a model's config, so that the model starts from random weights."""
     for node in dicts_in(cfg.model):
+        if isinstance(node.get('pretrained'), str):  # the older form, which mmsegmentation's own configs have
+            node['pretrained'] = None
         init = node.get('init_cfg')
         if isinstance(init, dict) and init.get('type') in PRETRAINED:
             node['init_cfg'] = None

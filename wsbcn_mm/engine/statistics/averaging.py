@@ -1,4 +1,4 @@
-"""Evaluate and save a moving average of the weights."""
+"""Moving averages of weights, with the running statistics that belong to them."""
 
 from typing import Any
 
@@ -10,22 +10,21 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ...diagnostics.running_statistics import norms_with_statistics
-from . import averaging as _averaging  # noqa: F401 - registers the average
 
 
 @HOOKS.register_module()
 class EMAPerStepHook(EMAHook):
-    """mmengine's EMAHook, with the same arguments, that averages running statistics and moves once per optimizer step.
+    """mmengine's EMAHook that also averages running statistics, and moves once per optimizer step.
 
-    mmengine's own moves after every forward pass, also where accumulation has left the weights as they were: the
-    average then spans fewer steps the more is accumulated. `momentum` here is that of a step.
+    mmengine's own hook moves after every forward pass, even if accumulation left the weights unchanged: with more
+    accumulation its average spans fewer steps. Here `momentum` is the momentum of an optimizer step.
 
-    Evaluation has the average; a checkpoint has it as `state_dict`, and the weights that training goes on with as
-    `ema_state_dict`. `--resume` puts both back.
+    Evaluation uses the average. A checkpoint holds the average as `state_dict` and the training weights as
+    `ema_state_dict`; `--resume` restores both.
 
     Args:
-        ema_type: A registered average.
-        **kwargs: See mmengine's EMAHook.
+        ema_type: Registered name of the average.
+        **kwargs: Arguments of mmengine's EMAHook.
     """
 
     def __init__(self, ema_type: str = 'EMAWithStatistics', **kwargs: Any) -> None:
@@ -43,18 +42,18 @@ class EMAPerStepHook(EMAHook):
 
 @MODELS.register_module()
 class EMAWithStatistics(ExponentialMovingAverage):
-    """Exponential moving average of the weights, and of the running means and variances that belong to them.
+    """Exponential moving average of weights, and of the running means and variances that belong to them.
 
-    Averaged weights need statistics of their own. What a convolution hands on is linear in its weights, so to first
-    order the mean under averaged weights is the average of the means. The variance is averaged likewise: that of BCN is
-    taken around the running mean, which has the spread between images in it, and adding the spread of the means over
-    time would count it twice. `PreciseStatisticsHook` has the exact ones.
+    Averaged weights need their own statistics. A convolution's output is linear in its weights, so to first order the
+    mean under averaged weights is the average of the means. The variance is averaged in the same way. BCN's variance is
+    taken around the running mean and already contains the spread between images; adding the spread of the means over
+    time would count it twice. `PreciseStatisticsHook` measures the exact statistics.
 
-    Every other buffer, counters and flags included, is the model's own at any time. (mmengine's own average leaves the
-    statistics at those of the raw weights, or with update_buffers=True lets counters stand at their first value.)
+    All other buffers, such as counters and flags, equal the model's at any time. (mmengine's average keeps the
+    statistics of the raw weights, or with update_buffers=True leaves counters at their first value.)
 
     Args:
-        model, momentum, interval, device: As of mmengine's ExponentialMovingAverage.
+        model, momentum, interval, device: Arguments of mmengine's ExponentialMovingAverage.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Say in training where evaluation will not do what training does."""
+"""Warn during training if evaluation will normalise differently."""
 
 from collections import deque
 from functools import partial
@@ -16,26 +16,26 @@ from ..runner import effective_batch, unwrapped_model
 
 @HOOKS.register_module()
 class StatisticsGapHook(Hook):
-    """Compare the norms' running statistics with what they receive in evaluation, on the last training samples.
+    """Compare running statistics with what the norms receive in evaluation, on the last training samples.
 
-        custom_hooks = [..., dict(type='StatisticsGapHook', interval=1000)]
+        custom_hooks = [dict(type='StatisticsGapHook', interval=1000)]
 
-    The largest gap is logged as `statistics_gap`, the factor by which a running variance is off, and is a warning
-    beyond the limits. Training is not changed by a bit. It costs a forward pass over `samples` per interval, in
-    evaluation mode, and the memory of as many samples.
+    `statistics_gap` in the log is the largest factor between a running variance and the measured one. A gap beyond the
+    limits is a warning. Training stays bit-equal. Each comparison costs a forward pass over `samples` in evaluation
+    mode, and the memory of these samples.
 
     Args:
-        interval: Iterations between two comparisons; there is one at the end too.
-        samples: The last ones of this device; ranks add theirs up.
-        max_factor: By which a running variance may be off the measured one without a warning.
-        max_shift: By how many standard deviations a running mean may be off.
+        interval: Iterations between two comparisons; one more follows at the end.
+        samples: Number of last samples of this device; ranks pool theirs.
+        max_factor: Largest factor between the two variances without a warning.
+        max_shift: Largest difference of the means without a warning, in standard deviations.
     """
 
     def __init__(
         self, interval: int = 1000, samples: int = 16, max_factor: float = 2.0, max_shift: float = 0.5
     ) -> None:
         if interval < 1 or samples < 1:
-            raise ValueError(f'interval={interval}, samples={samples}: 1 or more are expected')
+            raise ValueError(f'interval={interval}, samples={samples}: 1 or more is expected')
         self.interval = interval
         self.samples = samples
         self.max_factor = max_factor

@@ -1,4 +1,4 @@
-"""Say at the start of training what the config made of the model, and stop where it cannot be meant."""
+"""Report at the start of training which norms the config built, and reject models that would train wrongly."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -19,15 +19,14 @@ from ..runner import effective_batch, unwrapped_model
 
 @HOOKS.register_module()
 class NormReportHook(Hook):
-    """Log convs, norms and the effective batch before training, and the census of the first iteration's forward.
+    """Log convolutions, norms and the effective batch before training, and the census of the first forward pass.
 
-    The census says which norms follow convolutions, what stands behind their statistics, and what is left out and why;
-    `tools/census.py` has it layer by layer. A model with compiled parts is not traced.
+    The census lists which norms follow convolutions, how many values their statistics rest on, and what was left out
+    and why; `tools/census.py` shows it layer by layer. Models with compiled parts are not traced.
 
     Raises:
-        ValueError: If a module keeps running statistics that no rule of this package covers, if a BatchChannelNorm
-            starts with a zero `weight`, if a host's `norm_eval` does not freeze one, or if one is validated
-            without ever having seen a batch.
+        ValueError: If a module keeps running statistics that no rule of this package covers; if a BatchChannelNorm
+            starts with a zero `weight`, is not frozen by a host's `norm_eval`, or is evaluated before its first batch.
     """
 
     priority = 'VERY_HIGH'
@@ -38,7 +37,7 @@ class NormReportHook(Hook):
         runner.logger.info(describe_batch(runner))
         reverted = sum(isinstance(module, _BatchNormXd) for module in model.modules())
         if reverted:
-            runner.logger.info(f'{reverted} SyncBN layers became BN: a single process has no batch but its own')
+            runner.logger.info(f'{reverted} SyncBN layers became BN: a single process has only its own batch')
         check_model(model)
         if not (runner.cfg.get('compile') or has_compiled_parts(model)):
             trace_next_forward(model, partial(log_census, runner))
@@ -64,17 +63,17 @@ class NormReportHook(Hook):
 
 
 def at_start(norm: BatchChannelNorm) -> bool:
-    """Whether its running statistics are still 0 and 1; a loaded checkpoint may have them without their count."""
+    """Whether the running statistics are still 0 and 1; a loaded checkpoint may lack `num_batches_tracked`."""
     return not (int(norm.num_batches_tracked) or norm.running_mean.any() or (norm.running_var != 1).any())
 
 
 def has_compiled_parts(model: nn.Module) -> bool:
-    """Whether a module of the model is compiled, which hooks on its layers would compile anew."""
+    """Whether a module of the model is compiled; hooks on its layers would trigger a recompilation."""
     return any(module._compiled_call_impl is not None or hasattr(module, '_orig_mod') for module in model.modules())
 
 
 def describe_layers(model: nn.Module) -> str:
-    """One line: convs and norms by kind, and the parameters that train."""
+    """Return one line: convolutions and norms by kind, and the number of trainable parameters."""
     convs, norms = count_convs(model), count_norms(model)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return (
@@ -85,7 +84,7 @@ def describe_layers(model: nn.Module) -> str:
 
 
 def describe_batch(runner: Runner) -> str:
-    """One line: how many samples an optimizer step sees."""
+    """Return one line: how many samples an optimizer step sees."""
     return f'effective batch {effective_batch(runner)}'
 
 
@@ -104,12 +103,12 @@ def log_census(runner: Runner, seen: Trace) -> None:
 
 
 def check_model(model: nn.Module) -> None:
-    """Raise ValueError for layers whose training would go wrong without a word."""
+    """Raise ValueError for layers that would silently train wrongly."""
     unknown = unknown_statistics(model)
     if unknown:
         raise ValueError(
-            f'{len(unknown)} modules keep running statistics but are no known norm (the first: {unknown[0]}): '
-            'weight decay, freezing and synchronisation would miss them'
+            f'{len(unknown)} modules keep running statistics and are of no known kind of norm (the first: '
+            f'{unknown[0]}): weight decay, freezing and synchronisation would miss them'
         )
     zeroed = [name for name, module in model.named_modules() if has_zeroed_batch_half(module)]
     if zeroed:
@@ -122,12 +121,12 @@ def check_model(model: nn.Module) -> None:
     if missed:
         raise ValueError(
             f'norm_eval=True does not reach {len(missed)} BCN layers (the first: {missed[0]}), whose statistics would '
-            'go on moving: set rate=0 in their norm_cfg to freeze them'
+            'keep moving: set rate=0 in their norm_cfg to freeze them'
         )
 
 
 def unfrozen_by_norm_eval(model: nn.Module) -> Iterator[str]:
-    """Names of BCN layers that a host module with `norm_eval`, which knows BatchNorm alone, leaves in training mode."""
+    """Yield names of BCN layers that a host with `norm_eval`, which only knows BatchNorm, leaves in training mode."""
     for prefix, host in model.named_modules():
         if getattr(host, 'norm_eval', False) and host.training:
             host.train()

@@ -1,4 +1,4 @@
-"""Give a checkpoint the statistics that its weights should evaluate with."""
+"""Measure running statistics on training samples: for a checkpoint, or before each evaluation of a run."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -18,16 +18,15 @@ from ...surgery.calibration import Calibration, calibrate, precise_statistics
 from ..checkpoint.reading import refuse_existing, write_checkpoint
 from ..data.training_batches import losses, training_batches
 from ..runner import averaged_model, unwrapped_model
-from .start_from_bn import KEY as UNFINISHED_START
 
 
 class Recalibration(NamedTuple):
     """What `recalibrate` did.
 
     Attributes:
-        gaps: Between the checkpoint's statistics and the measured ones, the largest first.
-        calibration: The measured ones.
-        left_out: Entries of the checkpoint that the new file has not.
+        gaps: Gaps between the checkpoint's statistics and the measured ones, the largest first.
+        calibration: The measured statistics.
+        left_out: Entries of the checkpoint that the new file does not have.
     """
 
     gaps: list[StatisticsGap]
@@ -38,31 +37,26 @@ class Recalibration(NamedTuple):
 def recalibrate(
     cfg: Config, checkpoint: str | Path, out: str | Path, *, samples: int = 200, sweeps: int = 3
 ) -> Recalibration:
-    """Write a checkpoint with the running statistics that its weights have on training samples, measured anew.
+    """Write a checkpoint with running statistics measured on training samples.
 
-    The new file has the weights and the meta of the old one, and says in `meta['recalibrated']` what was done. The old
-    statistics have no part in the new ones, and the samples are the same every time: recalibrating the new file gives
-    that file again, bit for bit, on the same kind of machine.
+    The new file has the weights and the meta of the old one, and `meta['recalibrated']` records what was done. The old
+    statistics do not enter, and the samples are the same every time: recalibrating the new file gives the same file
+    again, bit for bit, on the same kind of machine.
 
     Args:
-        cfg: Recipe of the checkpoint, as `wsbcn_mm.engine.recipe.load.load_checkpoint_into` left it.
-        checkpoint: What to read.
-        out: What to write, .pth or .safetensors.
-        samples: Of the training data, spread evenly, with the recipe's augmentation.
+        cfg: Recipe of the checkpoint, prepared by `wsbcn_mm.engine.recipe.load.load_checkpoint_into`.
+        checkpoint: File to read.
+        out: File to write, .pth or .safetensors.
+        samples: Number of training samples, spread evenly, with the recipe's augmentation.
         sweeps: See `wsbcn_mm.surgery.calibration.precise_statistics`.
 
     Raises:
         FileExistsError: If `out` exists.
-        ValueError: If the checkpoint is not the recipe's, was written while `BNStartHook` was at work, or as
-            `precise_statistics`.
+        ValueError: If the checkpoint is not the recipe's, or as `precise_statistics`.
     """
     refuse_existing(out)
     runner = Runner.from_cfg(cfg)
     loaded = runner.load_checkpoint(str(checkpoint), strict=True)
-    if UNFINISHED_START in loaded:
-        raise ValueError(
-            f'{checkpoint} is from the way from BN to WS and BCN: its layers are not yet what they will be'
-        )
     model: Any = runner.model
     norms = norms_with_statistics(model)
     before = statistics_of(norms)
@@ -79,27 +73,27 @@ def recalibrate(
 
 
 KEY = 'training_statistics'
-"""Entry of a checkpoint: the running statistics that training goes on with, in place of the measured ones."""
+"""Entry of a checkpoint: the running statistics that training continues with, in place of the measured ones."""
 
 FIELDS = dict(mean='running_mean', var='running_var', num_batches_tracked='num_batches_tracked')
 
 
 @HOOKS.register_module()
 class PreciseStatisticsHook(Hook):
-    """Before each validation and each checkpoint, measure the statistics of the weights that it has.
+    """Measure the statistics of the present weights before each validation and each checkpoint.
 
-        custom_hooks = [..., dict(type='PreciseStatisticsHook')]
+        custom_hooks = [dict(type='PreciseStatisticsHook')]
 
-    For BatchNorm at one or two samples, whose running variance misses how samples differ, for moving averages of
-    weights, and wherever the running statistics are too noisy. Validation sees the measured statistics and the
-    checkpoint's `state_dict` has them; training does not notice: its own are put back, and `--resume` finds them in the
-    checkpoint. With EMAHook it is the averaged weights that are measured.
+    For BatchNorm at one or two samples, whose running variance misses how samples differ; for moving averages of
+    weights; and wherever running statistics are too noisy. Validation and the checkpoint's `state_dict` use the
+    measured statistics. Training keeps its own: they are restored afterwards, and `--resume` finds them in the
+    checkpoint. With EMAHook, the averaged weights are measured.
 
-    Its priority is below that of EMAHook and above that of CheckpointHook. Ranks share the samples. It costs
-    `sweeps * samples` forward passes for each validation, and for each checkpoint that comes without one.
+    The priority is below that of EMAHook and above that of CheckpointHook. Ranks share the samples. A validation, or a
+    checkpoint without one, costs `sweeps * samples` forward passes.
 
     Args:
-        samples: Training samples, of all ranks together, with their augmentation; the same ones every time.
+        samples: Number of training samples over all ranks, with augmentation; the same ones every time.
         sweeps: See `wsbcn_mm.surgery.calibration.precise_statistics`.
     """
 
@@ -107,14 +101,14 @@ class PreciseStatisticsHook(Hook):
 
     def __init__(self, samples: int = 200, sweeps: int = 3) -> None:
         if samples < 1 or sweeps < 1:
-            raise ValueError(f'samples={samples}, sweeps={sweeps}: 1 or more are expected')
+            raise ValueError(f'samples={samples}, sweeps={sweeps}: 1 or more is expected')
         self.samples = samples
         self.sweeps = sweeps
         self._training = False
         self._measured: Mapping[str, NormStatistics] | None = None
-        """Of the present weights."""
+        """Statistics of the present weights."""
         self._own: dict[str, NormStatistics] = {}
-        """The model's, while it validates with the measured ones."""
+        """The model's own statistics, while it validates with the measured ones."""
 
     def before_train(self, runner: Runner) -> None:
         self._training = bool(norms_with_statistics(unwrapped_model(runner)))
@@ -151,8 +145,8 @@ class PreciseStatisticsHook(Hook):
             return
         if self._measured is None and runner.world_size > 1:
             runner.logger.warning(
-                'this checkpoint has the running statistics of training, not those that PreciseStatisticsHook '
-                'measures: with several ranks that needs SafeCheckpointHook'
+                'this checkpoint has the running statistics of training, not the measured ones of '
+                'PreciseStatisticsHook: with several ranks it needs SafeCheckpointHook'
             )
             return
         self.gather_for_checkpoint(runner)

@@ -1,4 +1,4 @@
-"""Move BCN's estimates once per optimizer step."""
+"""Running statistics of all ranks: BCN's move once per optimizer step, BatchNorm's merge before evaluation."""
 
 from typing import Any
 
@@ -15,27 +15,27 @@ from ..resume.accumulation import State, accumulating, gather_states
 from ..runner import averaged_model, effective_batch, unwrapped_model
 
 KEY = 'step_statistics'
-"""Entry of a checkpoint, there only if it was written in the middle of an accumulation: what is pending, by rank."""
+"""Entry of a checkpoint from the middle of an accumulation: pending statistics, one entry per rank."""
 
 
 @HOOKS.register_module()
 class StepStatisticsHook(Hook):
-    """Commit `wsbcn_mm.microbatch.StepStatistics` after every optimizer step, as the optimizer wrapper tells of it.
+    """Commit `wsbcn_mm.microbatch.StepStatistics` after every optimizer step.
 
-    Its priority is above that of EMAHook, of the loggers and of CheckpointHook, so that they see the buffers of after
-    the step. A checkpoint from the middle of an accumulation carries what is pending on every rank, and a resumed run
-    goes on from there. (mmengine's own CheckpointHook saves rank 0's share alone; the resumed run says so.)
+    The priority is above that of EMAHook, loggers and CheckpointHook, so that they see the buffers after the step. A
+    checkpoint from the middle of an accumulation holds the pending statistics of every rank, and a resumed run
+    continues from them. (mmengine's own CheckpointHook saves only those of rank 0; the resumed run warns.)
 
     mmengine's wrapper leaves `broadcast_buffers` off, which is right here: all ranks hold identical buffers.
 
-    Models without BatchChannelNorm layers of estimated statistics are left alone.
+    Models without BatchChannelNorm layers of estimated statistics are left unchanged.
 
     Args:
-        match_batch: Set the layers' rate, but for frozen ones, to that at which their estimates are as noisy as
-            statistics of this many samples (`wsbcn_mm.microbatch.matched_rate`), given the recipe's batch.
+        match_batch: Set the rate of all layers that are not frozen so that their estimates are as noisy as statistics
+            of this many samples, given the recipe's batch (`wsbcn_mm.microbatch.matched_rate`).
 
     Raises:
-        ValueError: For an OptimWrapperDict, whose model steps as it likes.
+        ValueError: For an OptimWrapperDict, which does not report its steps.
     """
 
     priority = 'ABOVE_NORMAL'
@@ -47,8 +47,7 @@ class StepStatisticsHook(Hook):
         self._loaded: list[State] = []
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        loaded = checkpoint.get(KEY, [])
-        self._loaded = [loaded] if isinstance(loaded, dict) else loaded  # rank 0's alone, until 0.1
+        self._loaded = checkpoint.get(KEY, [])
 
     def before_train(self, runner: Runner) -> None:
         statistics = StepStatistics(unwrapped_model(runner))
@@ -75,8 +74,8 @@ class StepStatisticsHook(Hook):
         if runner.iter > 0 and self._loaded:
             if len(self._loaded) < runner.world_size:
                 runner.logger.warning(
-                    'the checkpoint was written in the middle of an accumulation and has the pending BCN statistics of '
-                    f'rank 0 alone: the next step misses those of {runner.world_size - 1} other rank(s)'
+                    'the checkpoint was written in the middle of an accumulation and has only the pending BCN '
+                    f'statistics of rank 0: the next step misses those of {runner.world_size - 1} other rank(s)'
                 )
             if get_rank() < len(self._loaded):
                 statistics.load_state_dict(self._loaded[get_rank()])
@@ -110,10 +109,10 @@ class StepStatisticsHook(Hook):
 class StatisticsMergeHook(Hook):
     """Merge the ranks' running statistics before each validation and each checkpoint (`merge_statistics`).
 
-    For BatchNorm that is not synchronised: every rank has statistics of its own data, evaluates with them, and rank 0's
-    are saved. BCN under StepStatisticsHook, and synchronised norms, have the same ones on every rank already and stay
-    as they are, bit for bit; so does everything on a single device. A moving average of EMAHook is merged too, before
-    that hook (of lower priority) hands it to the model.
+    For BatchNorm that is not synchronised: without this hook, every rank evaluates with statistics of its own data, and
+    only those of rank 0 are saved. Statistics that are equal on all ranks stay bit-equal: those of synchronised norms,
+    of BCN under StepStatisticsHook, and of a single device. The moving average of EMAHook is merged too, before that
+    hook, which has a lower priority, passes it to the model.
     """
 
     priority = 'ABOVE_NORMAL'

@@ -12,13 +12,13 @@ from ...layers import standardize_once
 
 @HOOKS.register_module()
 class StandardizedWeightHook(Hook):
-    """Hold `wsbcn_mm.layers.standardize_once` open from each optimizer step to the next, and while evaluating.
+    """Hold `wsbcn_mm.layers.standardize_once` open from each optimizer step to the next, and during evaluation.
 
-    In training it opens under accumulation only: with one forward per step there is nothing to save, and keeping the
-    standardised weights until the step would cost memory.
+    In training it opens only under accumulation: one forward pass per step has nothing to save, and keeping the
+    standardised weights until the step costs memory.
 
-    mmengine's EMAHook exchanges the weights before and after each evaluation through `weight.data`, which nothing
-    counts. The context is therefore closed before an evaluation, opens at its first batch, after every hook that
+    mmengine's EMAHook exchanges the weights before and after each evaluation through `weight.data`, which leaves no
+    trace. The context is therefore closed before an evaluation. It opens at the first batch, after every hook that
     prepares the epoch, and closes before the hooks of lower priority that end it.
     """
 

@@ -1,1 +1,1 @@
-"""Segmentation data: data sets, strict labels, transforms and preparation."""
+"""Segmentation data: datasets, strict labels, transforms and preparation."""

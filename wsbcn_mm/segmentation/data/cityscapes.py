@@ -1,4 +1,4 @@
-"""Cityscapes as it is downloaded: `labelIds` files are read directly, 34 values for 19 classes."""
+"""Cityscapes as downloaded: its `labelIds` files are read directly and their 34 values mapped to 19 classes."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ IMAGE_SUFFIX = '_leftImg8bit.png'
 LABEL_SUFFIX = '_gtFine_labelIds.png'
 
 LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
-"""`labelId` of each class, 'road' to 'bicycle'. Source: `cityscapesscripts/helpers/labels.py`."""
+"""`labelId` of each class, from 'road' to 'bicycle'. Source: `cityscapesscripts/helpers/labels.py`."""
 
 LABEL_MAPS = {
     'labelIds': with_ignored(
@@ -30,61 +30,61 @@ LABEL_MAPS = {
 """Label maps of the two encodings that Cityscapes' tools write."""
 
 SCANNED = 200
-"""Label files that a dataset looks at to tell the encoding; all others are checked as they are loaded."""
+"""Largest number of label files that a dataset reads to detect the encoding. Each file is checked when it is loaded."""
 
 
 def encoding_of(values: Mapping[str, set[int]]) -> str:
-    """'labelIds' or 'labelTrainIds', from the raw values of some label files of one folder.
+    """Return 'labelIds' or 'labelTrainIds', detected from the raw values of some label files of one folder.
 
-    Only `labelIds` have 19 to 33, only `labelTrainIds` have 255; a file with neither fits both.
+    Only `labelIds` use 19 to 33, and only `labelTrainIds` use 255. A file with none of these values fits both.
 
     Args:
-        values: The raw values of each file, by its name.
+        values: Raw values of each file, by file name.
 
     Raises:
-        ValueError: For files of both encodings, a value of neither, or files that all fit both.
+        ValueError: If the files mix both encodings, a value belongs to neither, or every file fits both.
     """
     telling: dict[str, tuple[str, int]] = {}
     for file, present in values.items():
         for value in sorted(present):
             if not 0 <= value < 34 and value != IGNORED:
                 raise ValueError(
-                    f'label file {file} has the value {value}, which is in neither Cityscapes encoding: '
-                    'labelIds are 0 to 33, labelTrainIds 0 to 18 and 255'
+                    f'label file {file} has the value {value}, which belongs to neither Cityscapes encoding: '
+                    'labelIds are 0 to 33, labelTrainIds are 0 to 18 and 255'
                 )
             if value >= len(LABEL_IDS):
                 telling.setdefault('labelTrainIds' if value == IGNORED else 'labelIds', (file, value))
     if len(telling) == 2:
         (first, one), (second, other) = telling['labelIds'], telling['labelTrainIds']
         raise ValueError(
-            f'mixed label files: {first} has {one}, as labelIds do, and {second} has {other}, as labelTrainIds do. '
-            'All label files of a folder must have one encoding'
+            f'label files of both encodings in one folder: {first} has {one}, which only labelIds have, and {second} '
+            f'has {other}, which only labelTrainIds have. Keep one encoding per folder'
         )
     if not telling:
         raise ValueError(
-            f'no value of the {len(values)} label files looked at tells labelIds (with 19 to 33) from labelTrainIds '
-            "(with 255); say encoding='labelIds' or encoding='labelTrainIds'"
+            f"encoding='auto': the {len(values)} label files read fit both labelIds and labelTrainIds, as none has a "
+            "value from 19 to 33 or 255. Set encoding='labelIds' or encoding='labelTrainIds'"
         )
     return next(iter(telling))
 
 
 @DATASETS.register_module()
 class StrictCityscapesDataset(WatchedItems, CityscapesDataset):
-    """Cityscapes' fine annotations, with every label value spoken for; its pipeline reads them by `LoadStrictLabels`.
+    """Cityscapes' fine annotations with a label map that covers every raw value. The pipeline needs `LoadStrictLabels`.
 
-    Its metainfo has `label_ids`, the raw value of each class, which predictions are written in.
+    Its metainfo has `label_ids`, the raw value of each class; predictions are written in these values.
 
     Args:
-        split: 'train', 'val' or 'test'. The last one has no public ground truth (its label files are dummies).
-        data_root: Folder that has `leftImg8bit/` and `gtFine/`.
-        encoding: 'labelIds', 'labelTrainIds', or 'auto' to tell by the values of up to 200 files.
-        seg_map_suffix: `_gtFine_labelTrainIds.png` for those who have only these.
-        **kwargs: Those of mmseg's dataset.
+        split: 'train', 'val' or 'test'. 'test' has no public ground truth: its label files are dummies.
+        data_root: Folder with `leftImg8bit/` and `gtFine/`.
+        encoding: 'labelIds', 'labelTrainIds', or 'auto' to detect it from the values of up to 200 files.
+        seg_map_suffix: `_gtFine_labelTrainIds.png` where only these files exist.
+        **kwargs: Arguments of mmseg's dataset.
 
     Raises:
-        FileNotFoundError: For folders, images or labels that are missing, naming the nearest that exist.
-        ValueError: For an unknown split or encoding, a folder of both encodings or neither, labels without images,
-            images of one name, or a test split whose pipeline loads labels.
+        FileNotFoundError: If folders, images or labels are missing. The error names the nearest existing path.
+        ValueError: For an unknown split or encoding, a folder with both encodings or neither, labels without images,
+            two images of the same name, or a test split whose pipeline loads labels.
     """
 
     def __init__(
@@ -97,12 +97,12 @@ class StrictCityscapesDataset(WatchedItems, CityscapesDataset):
         **kwargs: Any,
     ) -> None:
         if split not in SPLITS:
-            raise ValueError(f'split={split!r} is unknown: Cityscapes has {", ".join(SPLITS)}')
+            raise ValueError(f'split={split!r}: one of {", ".join(SPLITS)} is expected')
         if encoding not in ('auto', *LABEL_MAPS):
-            raise ValueError(f'encoding={encoding!r} is unknown: choose auto, {", ".join(LABEL_MAPS)}')
+            raise ValueError(f'encoding={encoding!r}: one of auto, {", ".join(LABEL_MAPS)} is expected')
         if split == 'test' and any(_loads_labels(step) for step in pipeline):
             raise ValueError(
-                "split='test' has no public ground truth, so it cannot be evaluated: take split='val', or write its "
+                "split='test' has no public ground truth, so it cannot be evaluated. Use split='val', or write "
                 'predictions for the Cityscapes server with tools/test.py --format-only'
             )
         self.split = split
@@ -130,14 +130,14 @@ class StrictCityscapesDataset(WatchedItems, CityscapesDataset):
         return sample
 
     def _label_map(self, pairs: Sequence[Pair]) -> dict[int, int]:
-        """{raw value: class}, with the classes that `metainfo` chose."""
+        """Return {raw value: class} for the classes selected by `metainfo`."""
         encoding = self.encoding
         if encoding == 'auto':
             step = -(-len(pairs) // SCANNED)
             looked_at = [os.fspath(pair.label) for pair in pairs[::step] if pair.label]
             encoding = encoding_of({file: set(np.unique(read_label_file(file)).tolist()) for file in looked_at})
             print_log(
-                f'{self.data_prefix["seg_map_path"]}: {len(pairs)} label files, {encoding} by the values of '
+                f'{self.data_prefix["seg_map_path"]}: {len(pairs)} label files, encoding {encoding} detected from '
                 f'{len(looked_at)} of them',
                 logger='current',
             )

@@ -1,4 +1,4 @@
-"""Images from files, PNGs by the decoder of FFmpeg."""
+"""Read images from files; PNGs are decoded by FFmpeg."""
 
 from pathlib import Path
 
@@ -13,14 +13,14 @@ PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
 
 @TRANSFORMS.register_module()
 class LoadImage(BaseTransform):
-    """mmcv's `LoadImageFromFile`, where most of a sample's time goes if the images are large PNGs.
+    """A faster `LoadImageFromFile` of mmcv: with large PNGs, most of a sample's time goes there.
 
-    libpng, which OpenCV has, undoes a PNG's row filters byte by byte; FFmpeg's decoder in PyAV does so with vector
-    instructions. The pixels are the same.
+    OpenCV's libpng undoes a PNG's row filters byte by byte; FFmpeg's decoder in PyAV uses vector instructions. The
+    pixels are the same.
 
     Raises:
-        FileNotFoundError: For a file that is missing.
-        OSError: For a file that is damaged, naming it.
+        FileNotFoundError: If the file does not exist.
+        OSError: If the file is damaged. The error names it.
     """
 
     def transform(self, results: dict) -> dict:
@@ -33,29 +33,29 @@ class LoadImage(BaseTransform):
 
 
 def read_image(file: str | Path) -> np.ndarray:
-    """An image as OpenCV reads it, (H, W, 3), uint8, BGR.
+    """Return an image as OpenCV reads it, (H, W, 3) uint8 BGR.
 
     Raises:
-        FileNotFoundError: For a file that is missing.
-        OSError: For a file that is damaged, naming it.
+        FileNotFoundError: If the file does not exist.
+        OSError: If the file is damaged. The error names it.
     """
     content = Path(file).read_bytes()
     if _is_plain_png(content):
         return mmcv.rgb2bgr(_decode_png(content, file))
     image = mmcv.imfrombytes(content) if content else None
     if image is None:
-        raise OSError(f'image {file} is damaged, or of a format that OpenCV does not read')
+        raise OSError(f'image {file} is damaged or has a format that OpenCV cannot read')
     return image
 
 
 def _is_plain_png(content: bytes) -> bool:
-    """8 bits each of red, green and blue, without transparency or an orientation."""
+    """Return whether this is a PNG with 8 bits each of red, green and blue, without transparency or orientation."""
     colours = content.startswith(PNG_SIGNATURE) and content[24:26] == b'\x08\x02'
     return colours and not {b'tRNS', b'eXIf'} & _chunk_kinds(content)
 
 
 def _chunk_kinds(content: bytes) -> set[bytes]:
-    """Kinds of the parts of a PNG: each is a length, a kind, its content and a check sum."""
+    """Return the types of a PNG's chunks; a chunk is a length, a type, its content and a checksum."""
     kinds, at = set(), len(PNG_SIGNATURE)
     while at < len(content):
         kinds.add(content[at + 4 : at + 8])
@@ -66,7 +66,7 @@ def _chunk_kinds(content: bytes) -> set[bytes]:
 def _decode_png(content: bytes, file: str | Path) -> np.ndarray:
     decoder = av.CodecContext.create('png', 'r')
     decoder.thread_count = 1
-    # check the sums that every part of a PNG has, as libpng does
+    # libpng verifies the checksum of every chunk too
     decoder.options = {'err_detect': 'crccheck+explode'}
     try:
         (frame,) = decoder.decode(av.Packet(content)) + decoder.decode(None)

@@ -1,7 +1,7 @@
-"""What a segmentation data set on disk is: every file with its sizes, every label value with its pixels, every count.
+"""Inventory of a segmentation dataset on disk: every file with its sizes, and the pixels of every label value.
 
-The manifest is a plain dict, written as JSON beside the data; what was read once, to its end, is read again only if its
-size or its time of change differ.
+The manifest is a plain dict, written as JSON beside the data. A file that was read completely is read again only if its
+size or modification time differs.
 """
 
 import json
@@ -22,10 +22,10 @@ MANIFEST = 'manifest.json'
 
 
 def read_manifest(root: Path) -> dict:
-    """The manifest of the folder, empty if there is none yet.
+    """Return the manifest of a folder, empty if there is none yet.
 
     Raises:
-        ValueError: For a file of that name that is not one.
+        ValueError: If the file is not a manifest.
     """
     file = root / MANIFEST
     if not file.is_file():
@@ -33,9 +33,9 @@ def read_manifest(root: Path) -> dict:
     try:
         manifest = json.loads(file.read_text())
     except ValueError as error:
-        raise ValueError(f'{file} is not JSON ({error}): remove it, it is written anew') from error
+        raise ValueError(f'{file} is not JSON ({error}): remove it; the next run writes it again') from error
     if not isinstance(manifest, dict) or 'splits' not in manifest:
-        raise ValueError(f'{file} is no manifest of a data set (no "splits"): remove it, or give the right folder')
+        raise ValueError(f'{file} is not a dataset manifest (no "splits"): remove it, or give the right folder')
     return manifest
 
 
@@ -46,17 +46,17 @@ def write_manifest(
     published: Mapping[str, int],
     console: Console,
 ) -> list[str]:
-    """Look at every file of every split and write `manifest.json`.
+    """Check every file of every split and write `manifest.json`.
 
     Args:
-        root: Folder of the data set; files of the manifest are relative to it.
+        root: Folder of the dataset; paths in the manifest are relative to it.
         pairs: Samples of each split.
         label_map: Label map of each split that has labels.
-        published: Number of samples of each split, as published.
-        console: Where progress goes.
+        published: Published number of samples of each split.
+        console: Shows the progress.
 
     Returns:
-        What is wrong, one line each; the manifest has these lines too.
+        Problems, one line each; they are in the manifest too.
     """
     known = {
         sample['image']: sample for split in read_manifest(root).get('splits', {}).values() for sample in split['files']
@@ -78,7 +78,7 @@ def write_manifest(
 
 
 def report(console: Console, root: Path, problems: Sequence[str]) -> None:
-    """Print the counts and the label histogram of each split, and the first of the problems."""
+    """Print the counts and the label histogram of each split, and the first problems."""
     lines = []
     for split, found in read_manifest(root)['splits'].items():
         lines.append(f'{split}: {found["samples"]} of {found["published"]} samples, {found["bytes"] / 1e9:.2f} GB')
@@ -90,7 +90,7 @@ def report(console: Console, root: Path, problems: Sequence[str]) -> None:
 
 
 def _entry(root: Path, pair: Pair, known: Mapping[str, dict]) -> dict:
-    """One sample: names, bytes, times of change, sizes (width, height), and the pixels of each raw label value."""
+    """Return one sample: names, bytes, modification times, sizes (width, height), pixels of each raw label value."""
     stamps = [[path.stat().st_size, path.stat().st_mtime_ns] if path else None for path in pair]
     image = str(pair.image.relative_to(root))
     before = known.get(image)

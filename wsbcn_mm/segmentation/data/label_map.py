@@ -1,6 +1,6 @@
-"""Label files by an explicit map: a value that nobody has spoken for is an error, never a class by accident.
+"""Label files read through an explicit map: a value outside the map is an error, never a class by accident.
 
-A label map is a plain dict `{raw value: class}`; a raw value that is to be ignored has the class `IGNORED`.
+A label map is a plain dict `{raw value: class}`. Ignored raw values have the class `IGNORED`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,49 +17,49 @@ IGNORED = 255
 UNKNOWN = 254
 
 LABEL_LOADERS = ('LoadStrictLabels', 'LoadAnnotations')
-"""Types of the pipeline steps that read labels."""
+"""Types of pipeline steps that load labels."""
 
 
 def with_ignored(classes: Mapping[int, int], ignore: Iterable[int]) -> dict[int, int]:
-    """The label map of `{raw value: class}` and the raw values to ignore.
+    """Return the label map of `{raw value: class}` and the raw values to ignore.
 
     Raises:
-        ValueError: For a raw value that has a class and is ignored, or a number that no label file can hold.
+        ValueError: If a raw value both has a class and is ignored, or a number does not fit into a label file.
     """
     ignored = set(ignore)
     both = sorted(ignored & set(classes))
     if both:
-        raise ValueError(f'label map: the values {both} have a class and are ignored')
+        raise ValueError(f'label map: the values {both} both have a class and are ignored')
     label_map = dict(classes) | dict.fromkeys(ignored, IGNORED)
     for raw, index in label_map.items():
         if not 0 <= raw <= 255 or not (0 <= index < UNKNOWN or index == IGNORED):
             raise ValueError(
-                f'label map: {raw} -> {index}; raw values are 0 to 255, classes 0 to {UNKNOWN - 1} '
-                f'or {IGNORED} (ignored)'
+                f'label map {{{raw}: {index}}}: raw values from 0 to 255 and classes from 0 to {UNKNOWN - 1}, or '
+                f'{IGNORED} (ignored), are expected'
             )
     return label_map
 
 
 def read_label_file(file: str | Path) -> np.ndarray:
-    """Raw values of a label file, (H, W) uint8: grey levels, or the indices of a palette picture.
+    """Return the raw values of a label file, (H, W) uint8: grey levels, or the indices of a palette image.
 
     Raises:
-        ValueError: For a picture of colours, which has no label per pixel, or of more than 8 bits.
+        ValueError: For a colour image, which has no label per pixel, or an image of more than 8 bits.
     """
     with Image.open(file) as picture:
         if picture.mode not in ('L', 'P'):
             raise ValueError(
-                f'label file {file} is a picture of mode {picture.mode}: one 8-bit label per pixel is needed, '
-                'a grey (L) or palette (P) PNG; colours and instance numbers do not do'
+                f'label file {file} is an image of mode {picture.mode}: one 8-bit label per pixel is expected, '
+                'a grey (L) or palette (P) PNG, not colours or instance numbers'
             )
         return np.asarray(picture)
 
 
 def map_labels(raw: np.ndarray, label_map: Mapping[int, int], file: str | Path) -> np.ndarray:
-    """Classes of the raw values, (H, W) uint8, with `IGNORED` where they are ignored.
+    """Return the classes of the raw values, (H, W) uint8, with `IGNORED` for ignored pixels.
 
     Raises:
-        ValueError: For a value outside the map, naming `file`, every such value and its number of pixels.
+        ValueError: If values are outside the map. The error names `file`, every such value and its number of pixels.
     """
     table = np.full(256, UNKNOWN, np.uint8)
     for value, index in label_map.items():
@@ -72,7 +72,7 @@ def map_labels(raw: np.ndarray, label_map: Mapping[int, int], file: str | Path) 
 
 
 def outside(values: Mapping[int, int], label_map: Mapping[int, int], file: str | Path) -> str:
-    """What is wrong with a file of these `{raw value: pixels}`; empty if nothing is."""
+    """Describe the values outside the map in a file with these `{raw value: pixels}`; empty if there are none."""
     strange = {value: pixels for value, pixels in values.items() if value not in label_map}
     if not strange:
         return ''
@@ -86,7 +86,7 @@ def outside(values: Mapping[int, int], label_map: Mapping[int, int], file: str |
 
 
 def ranges(values: Iterable[int]) -> str:
-    """[0, 1, 2, 5] -> '0-2, 5'; 'none' without values."""
+    """Format [0, 1, 2, 5] as '0-2, 5', and no values as 'none'."""
     runs: list[list[int]] = []
     for value in sorted(values):
         if runs and value == runs[-1][1] + 1:
@@ -98,25 +98,24 @@ def ranges(values: Iterable[int]) -> str:
 
 @TRANSFORMS.register_module()
 class LoadStrictLabels(BaseTransform):
-    """Read `seg_map_path` into `gt_seg_map`, (H, W) uint8, by a label map; other values are an error.
+    """Load `seg_map_path` into `gt_seg_map`, (H, W) uint8, through a label map; a value outside the map is an error.
 
-    It stands where mmseg's `LoadAnnotations` stands, which lets any value pass, and has a map in place of its
-    `reduce_zero_label`. A sample without `seg_map_path` passes as it is: inference has images alone, and the losses and
-    metrics cannot do without labels.
+    It replaces mmseg's `LoadAnnotations`, which accepts any value; the map replaces `reduce_zero_label`. A sample
+    without `seg_map_path` passes unchanged: inference has only images, and losses and metrics fail without labels.
 
     Args:
-        label_map: `{raw value: class}`; if None, the dataset's, complete with what is ignored. Keys may be strings of
-            digits, as they are in a config that was written to a file.
-        ignore: Raw values that do not count.
+        label_map: `{raw value: class}`. If None, the dataset's map is used, which includes the ignored values. Keys may
+            be strings of digits, as in a config that was written to a file.
+        ignore: Raw values to ignore.
 
     Raises:
-        ValueError: For a map that contradicts itself, and while loading for a value outside it, a picture of colours,
-            labels of another size than the image's file, a dataset with `reduce_zero_label`, or none of the two maps.
+        ValueError: For a contradictory map. While loading: for a value outside the map, a colour image, labels of
+            another size than the image file, a dataset with `reduce_zero_label`, or if neither map is given.
     """
 
     def __init__(self, label_map: Mapping[int | str, int] | None = None, ignore: Iterable[int] = ()) -> None:
         if label_map is None and ignore:
-            raise ValueError(f'LoadStrictLabels: ignore={list(ignore)} goes with a label_map')
+            raise ValueError(f'LoadStrictLabels: ignore={list(ignore)} needs a label_map')
         self.label_map = None
         if label_map is not None:
             self.label_map = with_ignored({int(raw): index for raw, index in label_map.items()}, ignore)
@@ -127,7 +126,7 @@ class LoadStrictLabels(BaseTransform):
         file = results['seg_map_path']
         if results.get('reduce_zero_label'):
             raise ValueError(
-                'reduce_zero_label=True with LoadStrictLabels: say it as label_map={1: 0, 2: 1, ...} and ignore=[0]'
+                'reduce_zero_label=True: LoadStrictLabels expects label_map={1: 0, 2: 1, ...} and ignore=[0] instead'
             )
         reader = None if self.label_map else results.get('mask_reader')
         label_map: Any = self.label_map or results.get('label_map')
@@ -136,7 +135,7 @@ class LoadStrictLabels(BaseTransform):
         raw = reader.read(file) if reader else read_label_file(file)
         size = results.get('ori_shape', raw.shape)
         if raw.shape != size:
-            # A later Resize would stretch the labels over the image.
+            # A later Resize would silently stretch the labels over the image.
             raise ValueError(
                 f'image {results["img_path"]} is {size[1]} x {size[0]} pixels, '
                 f'its label file {file} {raw.shape[1]} x {raw.shape[0]}'

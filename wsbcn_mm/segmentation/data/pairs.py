@@ -1,4 +1,4 @@
-"""Images and their label files: every one has the other, or the error says what there is instead."""
+"""Pair images with their label files; if one is missing, the error names the nearest existing file."""
 
 import os
 from collections import Counter, defaultdict
@@ -9,7 +9,7 @@ from ...engine.files import missing, require, some
 
 
 class Pair(NamedTuple):
-    """One sample: its image and its label file, None where there are no labels."""
+    """Image and label file of one sample; the label is None where there are no labels."""
 
     image: Path
     label: Path | None
@@ -18,18 +18,18 @@ class Pair(NamedTuple):
 def pair_by_stem(
     image_dir: Path, image_suffix: str, label_dir: Path | None = None, label_suffix: str = '.png'
 ) -> list[Pair]:
-    """Images below a folder and the labels at the same place below another, sorted by path.
+    """Return the images below one folder with the labels at the same relative path below another, sorted by path.
 
     Args:
-        image_dir: Folder of the images, searched to any depth.
+        image_dir: Folder of the images, searched recursively.
         image_suffix: End of an image's name, such as `_leftImg8bit.png`.
-        label_dir: Folder of the labels; without it the pairs have none.
-        label_suffix: What stands in a label's name in place of `image_suffix`.
+        label_dir: Folder of the labels; if None, the pairs have no label.
+        label_suffix: End of a label's name, in place of `image_suffix`.
 
     Raises:
-        FileNotFoundError: For a folder that is not there, no image, or an image without label, naming the nearest
-            thing that exists.
-        ValueError: For a label without image, or two images of one name.
+        FileNotFoundError: If a folder does not exist, there are no images, or an image has no label. The error names
+            the nearest existing path.
+        ValueError: For a label without an image, or two images of the same name.
     """
     images = _by_stem(image_dir, image_suffix)
     found = f'found {len(images)} images with suffix {image_suffix} under {image_dir}'
@@ -50,11 +50,11 @@ def pair_by_stem(
 
 
 def pair_by_list(list_file: Path, image_dir: Path, image_suffix: str, label_dir: Path, label_suffix: str) -> list[Pair]:
-    """Images and labels named in a file, one stem per line, in its order.
+    """Return the images and labels that a file lists, one stem per line, in its order.
 
     Raises:
-        FileNotFoundError: For a file that is not there, naming the nearest thing that exists.
-        ValueError: For an empty list, or a name that it has twice.
+        FileNotFoundError: If a file does not exist. The error names the nearest existing path.
+        ValueError: For an empty list or a duplicate name.
     """
     require(list_file)
     stems = [line.strip() for line in list_file.read_text().splitlines() if line.strip()]
@@ -69,21 +69,21 @@ def pair_by_list(list_file: Path, image_dir: Path, image_suffix: str, label_dir:
         gone = [file for file in files if file.name not in there]
         if gone:
             raise FileNotFoundError(
-                f'{list_file} has {len(stems)} names, {len(stems) - len(gone)} of them are files under {folder}; '
+                f'{list_file} has {len(stems)} names, {folder} has files for {len(stems) - len(gone)} of them; '
                 f'{missing(gone)}'
             )
     return pairs
 
 
 def _by_stem(folder: Path, suffix: str) -> dict[str, Path]:
-    """Files by their path below `folder` without the suffix."""
+    """Return files by their path below `folder`, without the suffix."""
     require(folder)
     files = [file for file in _files(folder) if file.name.endswith(suffix)]
     return {str(file.relative_to(folder))[: -len(suffix)]: file for file in files}
 
 
 def _files(folder: Path) -> list[Path]:
-    """All files below a folder, also where links lead, but hidden ones: macOS has a `._` file beside each."""
+    """Return all files below a folder, following links, except hidden ones: macOS puts a `._` file beside each."""
     found = (Path(at, name) for at, _, names in os.walk(folder, followlinks=True) for name in names)
     return sorted(file for file in found if not file.name.startswith('.'))
 

@@ -1,4 +1,4 @@
-"""From the two downloaded Cityscapes archives, or their folders, to a checked data set with a manifest."""
+"""Prepare Cityscapes: from the two downloaded archives, or their folders, to a checked dataset with a manifest."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,25 +16,25 @@ PUBLISHED = {'train': 2975, 'val': 500, 'test': 1525}
 """Images of each split. Source: Cordts et al., The Cityscapes Dataset, CVPR 2016."""
 
 ARCHIVES = {'leftImg8bit': 'leftImg8bit_trainvaltest.zip', 'gtFine': 'gtFine_trainvaltest.zip'}
-"""Folder and the archive that it comes in, from https://www.cityscapes-dataset.com (with a log-in)."""
+"""Folders and the archives they come in, from https://www.cityscapes-dataset.com (needs a login)."""
 
 
 def prepare_cityscapes(root: Path, console: Console, published: Mapping[str, int] = PUBLISHED) -> list[str]:
-    """Unpack what is packed, pair images with labels, count, and write `root/manifest.json`; a second time is quick.
+    """Unpack the archives, pair images with labels, count them, and write `root/manifest.json`.
 
-    Test images are counted, their dummy labels are not looked at.
+    A second run is quick. Test images are counted; their dummy labels are not read.
 
     Args:
         root: Folder of the downloads.
-        console: Where progress and the report go.
-        published: Number of images of each split.
+        console: Shows the progress and the report.
+        published: Published number of images of each split.
 
     Returns:
-        What is wrong, one line each: empty for a complete data set.
+        Problems, one line each; empty for a complete dataset.
 
     Raises:
-        FileNotFoundError: If neither a folder nor its archive is there, or images have no labels.
-        ValueError: For labels without images, images of one name, or an archive that is none.
+        FileNotFoundError: If neither a folder nor its archive exists, or images have no labels.
+        ValueError: For labels without images, two images of the same name, or a file that is not an archive.
     """
     absent = {
         root / folder: f'{root / folder}/ or {root / archive}'
@@ -44,8 +44,7 @@ def prepare_cityscapes(root: Path, console: Console, published: Mapping[str, int
     if absent:
         raise FileNotFoundError(
             f'missing: {"; ".join(absent.values())}; {nearest(next(iter(absent)))}. Download '
-            f'{" and ".join(ARCHIVES.values())} from https://www.cityscapes-dataset.com/downloads and put them into '
-            f'{root}'
+            f'{" and ".join(ARCHIVES.values())} from https://www.cityscapes-dataset.com/downloads into {root}'
         )
     with progress_bar(console) as progress:
         for folder, archive in ARCHIVES.items():

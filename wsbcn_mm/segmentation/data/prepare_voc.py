@@ -1,4 +1,4 @@
-"""From the downloaded archives of Pascal VOC 2012 and SBD, or their folders, to a checked data set with a manifest."""
+"""Prepare Pascal VOC 2012 with SBD: from the archives, or their folders, to a checked dataset with a manifest."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,9 +18,12 @@ from .pairs import pair_by_list
 from .voc import LABEL_MAP
 
 PUBLISHED = {'train': 1464, 'val': 1449, 'aug': 9118}
-"""Images of each split: 1464 + 1449 = 2913 of VOC 2012 (Everingham et al., The PASCAL VOC Challenge 2012 Development
-Kit, segmentation), and the 9118 of SBD that, with VOC's 1464, make the 10582 of train_aug (Chen et al., Rethinking
-Atrous Convolution for Semantic Image Segmentation, section 4)."""
+"""Images of each split.
+
+VOC 2012 has 1464 + 1449 = 2913 (Everingham et al., The PASCAL VOC Challenge 2012 Development Kit, segmentation). SBD
+adds 9118; with VOC's 1464 they are the 10582 of train_aug (Chen et al., Rethinking Atrous Convolution for Semantic
+Image Segmentation, section 4).
+"""
 
 LABEL_FOLDERS = {'train': 'SegmentationClass', 'val': 'SegmentationClass', 'aug': 'SegmentationClassAug'}
 VOC_PARTS = tuple(
@@ -30,26 +33,26 @@ SBD_PARTS = tuple(f'benchmark_RELEASE/dataset/{part}' for part in ('cls/', 'trai
 VOC_ARCHIVE = 'VOCtrainval_11-May-2012.tar'
 SBD_ARCHIVE = 'benchmark.tgz'
 SBD_FOLDERS = ('benchmark_RELEASE/dataset', 'VOCdevkit/VOCaug/dataset')
-"""What the archive unpacks to, and where mmsegmentation's guide puts it."""
+"""The folder in SBD's archive, and the one that mmsegmentation's guide names."""
 BORDER_COLOUR = (224, 224, 192)
 
 
 def prepare_voc(root: Path, console: Console, published: Mapping[str, int] = PUBLISHED) -> list[str]:
-    """Unpack what is packed, convert SBD's labels, count, and write `manifest.json`; a second time is quick.
+    """Unpack the archives, convert SBD's labels, count the images, and write `manifest.json`.
 
-    Writes `SegmentationClassAug/` and `ImageSets/Segmentation/aug.txt`: the images of SBD that are in neither VOC's
-    train nor its val. With these two there, SBD itself is needed no more.
+    `SegmentationClassAug/` and `ImageSets/Segmentation/aug.txt` receive the images of SBD that are in neither VOC's
+    train nor its val. Once both exist, SBD itself is no longer needed. A second run is quick.
 
     Args:
-        root: Folder of the downloads; the data set is `VOCdevkit/VOC2012` in it.
-        console: Where progress and the report go.
-        published: Number of images of each split.
+        root: Folder of the downloads; the dataset is `VOCdevkit/VOC2012` in it.
+        console: Shows the progress and the report.
+        published: Published number of images of each split.
 
     Returns:
-        What is wrong, one line each: empty for a complete data set.
+        Problems, one line each; empty for a complete dataset.
 
     Raises:
-        FileNotFoundError: If VOC, SBD or files of them are missing, saying where they belong.
+        FileNotFoundError: If VOC, SBD or some of their files are missing. The error says where they belong.
         ValueError: For a damaged list, `.mat` file or archive.
     """
     voc = root / 'VOCdevkit' / 'VOC2012'
@@ -63,7 +66,7 @@ def prepare_voc(root: Path, console: Console, published: Mapping[str, int] = PUB
         lacking = [str(made) for made in (aug_list, aug_labels) if not made.exists()]
         absent[sbd] = (
             f'{sbd}/ or {root / SBD_ARCHIVE}, from http://home.bharathh.info/pubs/codes/SBD/download.html, '
-            f'or what is made of it: {" and ".join(lacking)}'
+            f'or the files made from it: {" and ".join(lacking)}'
         )
     if absent:
         raise FileNotFoundError(f'missing: {"; ".join(absent.values())}; {nearest(next(iter(absent)))}')
@@ -92,36 +95,36 @@ def prepare_voc(root: Path, console: Console, published: Mapping[str, int] = PUB
 
 
 def read_names(file: Path) -> list[str]:
-    """The names in a list of VOC or SBD, one per line.
+    """Return the names in a list of VOC or SBD, one per line.
 
     Raises:
-        FileNotFoundError: Naming the nearest thing that exists.
+        FileNotFoundError: If the list does not exist. The error names the nearest existing path.
     """
     require(file)
     return file.read_text().split()
 
 
 def read_sbd_labels(file: Path) -> np.ndarray:
-    """Classes in a `.mat` file of SBD's `cls/`, (H, W) uint8.
+    """Return the classes in a `.mat` file of SBD's `cls/`, (H, W) uint8.
 
     Raises:
-        ValueError: For a file that is not one of these.
+        ValueError: If the file is damaged or not a label file of SBD.
     """
     from scipy.io import loadmat
 
     try:
         labels = loadmat(file, squeeze_me=True, struct_as_record=False)['GTcls'].Segmentation
-    except Exception as error:  # scipy's reader has no error of its own for a damaged file
-        raise ValueError(f'{file} is not a label file of SBD with GTcls.Segmentation ({error!r})') from error
+    except Exception as error:  # scipy has no error class for a damaged file
+        raise ValueError(f'{file} is not an SBD label file with GTcls.Segmentation ({error!r})') from error
     return np.asarray(labels, np.uint8)
 
 
 def convert_sbd_labels(folder: Path, names: Sequence[str], out_dir: Path, progress: Progress) -> None:
-    """Write `<name>.mat` of a folder as palette PNG, where there is none yet or it is older.
+    """Convert `<name>.mat` files of a folder to palette PNGs, unless the PNG exists and is not older.
 
     Raises:
-        FileNotFoundError: For `.mat` files that are not there.
-        ValueError: For one that is damaged.
+        FileNotFoundError: If `.mat` files are missing.
+        ValueError: If one is damaged.
     """
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     gone = [folder / f'{name}.mat' for name in names if f'{name}.mat' not in there]

@@ -1,4 +1,8 @@
-"""Training transforms of the BCN authors' DeepLabV3 recipe that mmcv and mmseg lack."""
+"""Training transforms: the log-uniform scale of the BCN authors, and faster versions of stock transforms.
+
+`PhotoMetricDistortionByTable` gives the pixels of mmseg's transform. `RandomScaledCrop` gives the crops of mmcv's
+`RandomResize` followed by mmseg's `RandomCrop`.
+"""
 
 import math
 
@@ -18,13 +22,13 @@ from .label_map import IGNORED
 class RandomLogScale(BaseTransform):
     """Resize image (H, W, 3) and label map (H, W) by one factor whose logarithm is uniform.
 
-    Halving is then as likely as doubling; mmcv's `RandomResize` draws the factor itself uniformly, which shrinks an
-    image a third of the time for 0.5 to 2. Labels are resized by nearest neighbour. Source: `utils.py` of
+    Halving is then as likely as doubling. mmcv's `RandomResize` draws the factor itself uniformly: from 0.5 to 2, it
+    shrinks only a third of the images. Labels are resized by nearest neighbour. Source: `utils.py` of
     chenxi116/DeepLabv3.pytorch, which the BCN authors use; their filter is Pillow's Lanczos.
 
     Args:
         scale_range: Smallest and largest factor.
-        interpolation: Filter for the image, a name of `backend`.
+        interpolation: Filter for the image, named as `backend` names it.
         backend: `cv2` or `pillow`.
 
     Raises:
@@ -62,9 +66,9 @@ class RandomLogScale(BaseTransform):
 
 @TRANSFORMS.register_module()
 class PhotoMetricDistortionByTable(PhotoMetricDistortion):
-    """mmseg's `PhotoMetricDistortion`, bit for bit: the result for each of the 256 values is looked up.
+    """mmseg's `PhotoMetricDistortion`, bit for bit, with one lookup table of 256 values per step.
 
-    The original computes on every pixel in float32, and for the hue in int64.
+    The original computes every pixel in float32, and the hue in int64.
     """
 
     def convert(self, img: np.ndarray, alpha: float = 1, beta: float = 0) -> np.ndarray:
@@ -82,21 +86,21 @@ class PhotoMetricDistortionByTable(PhotoMetricDistortion):
 
 @TRANSFORMS.register_module()
 class RandomScaledCrop(BaseTransform):
-    """A random crop of the randomly resized image and its labels.
+    """Crop a random window of the randomly resized image and its labels.
 
-    It does what mmcv's `RandomResize(keep_ratio=True)` and mmseg's `RandomCrop` do one after the other, from the same
-    random numbers: the same window, equal labels, and pixels that differ by 1 at most, by rounding. The window is
-    chosen on the labels; of the image, that window alone is resized.
+    It is equivalent to mmcv's `RandomResize(keep_ratio=True)` followed by mmseg's `RandomCrop`, from the same random
+    numbers: the window and the labels are equal, pixels differ by at most 1 through rounding. The window is chosen on
+    the labels. Only this window of the image is resized.
 
     Args:
-        scale: (width, height) into which an image fits at ratio 1, its aspect ratio kept.
-        ratio_range: Smallest and largest factor of `scale`; drawn uniformly.
-        crop_size: (height, width) of the crop; less where the resized image is smaller.
-        cat_max_ratio: A window is drawn anew, up to 10 times, while one class has this share of its labelled pixels or
-            more.
+        scale: (width, height) that an image fits into at ratio 1, with its aspect ratio kept.
+        ratio_range: Smallest and largest factor of `scale`, drawn uniformly.
+        crop_size: (height, width) of the crop; smaller where the resized image is smaller.
+        cat_max_ratio: The window is redrawn, up to 10 times, while one class has at least this share of its labelled
+            pixels.
 
     Raises:
-        ValueError: For sizes, ratios or shares out of range, and when called on a sample without labels, or with labels
+        ValueError: For sizes, ratios or shares out of range. When called: for a sample without labels, or with labels
             of another size than the image.
     """
 
@@ -108,7 +112,7 @@ class RandomScaledCrop(BaseTransform):
         cat_max_ratio: float = 1.0,
     ) -> None:
         if min(scale) < 1 or min(crop_size) < 1:
-            raise ValueError(f'scale={scale}, crop_size={crop_size}: positive numbers of pixels are expected')
+            raise ValueError(f'scale={scale}, crop_size={crop_size}: two positive numbers of pixels each are expected')
         if not 0 < ratio_range[0] <= ratio_range[1]:
             raise ValueError(f'ratio_range={ratio_range}: 0 < smallest <= largest is expected')
         if not 0 < cat_max_ratio <= 1:
@@ -121,7 +125,7 @@ class RandomScaledCrop(BaseTransform):
     def transform(self, results: dict) -> dict:
         image, labels = results['img'], results.get('gt_seg_map')
         if labels is None:
-            raise ValueError(f'{results.get("img_path")} has no labels, on which RandomScaledCrop chooses the window')
+            raise ValueError(f'{results.get("img_path")} has no labels: RandomScaledCrop chooses the window on them')
         size = image.shape[:2]
         if labels.shape != size:
             raise ValueError(
@@ -141,13 +145,13 @@ class RandomScaledCrop(BaseTransform):
         return results
 
     def random_scale(self) -> tuple[int, int]:
-        """(width, height) for the whole image to fit into."""
+        """Draw the (width, height) that the whole image fits into."""
         low, high = self.ratio_range
         ratio = np.random.random_sample() * (high - low) + low
         return int(self.scale[0] * ratio), int(self.scale[1] * ratio)
 
     def random_window(self, labels: np.ndarray) -> tuple[slice, slice]:
-        """Rows and columns of the crop, in the resized image with these labels (H, W)."""
+        """Draw the rows and columns of the crop in the resized image with these labels (H, W)."""
         window = self._draw_window(*labels.shape)
         if self.cat_max_ratio < 1:
             for _ in range(10):
@@ -170,17 +174,17 @@ class RandomScaledCrop(BaseTransform):
 
 
 def largest_share(labels: np.ndarray) -> float:
-    """Share of the most frequent class among the labelled pixels of (H, W) uint8; 1 without any."""
+    """Return the share of the most frequent class among the labelled pixels of (H, W) uint8; 1 if none is labelled."""
     counts = cv2.calcHist([labels], [0], None, [256], [0, 256]).ravel().astype(np.int64)
     counts[IGNORED] = 0
     return float(counts.max() / counts.sum()) if counts.any() else 1.0
 
 
 def resized_window(image: np.ndarray, size: tuple[int, int], rows: slice, columns: slice) -> np.ndarray:
-    """The window `rows` x `columns` of the image resized to `size`, (height, width), without the rest of it.
+    """Return the window `rows` x `columns` of the image resized to `size` (height, width), without computing the rest.
 
-    Pixel x of the result lies at (x + 1/2) * step - 1/2 of the image, step being the ratio of the two sizes, and is
-    interpolated between its two neighbours; at the borders the last pixel is repeated.
+    Pixel x of the result samples the image at (x + 1/2) * step - 1/2, where step is the ratio of the two sizes. It is
+    interpolated between its two neighbours. At the borders the last pixel is repeated.
     """
     step_y, step_x = image.shape[0] / size[0], image.shape[1] / size[1]
     y, x = (rows.start + 0.5) * step_y - 0.5, (columns.start + 0.5) * step_x - 0.5

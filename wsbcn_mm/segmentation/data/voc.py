@@ -1,4 +1,4 @@
-"""Pascal VOC 2012 and the labels of SBD, with every label value spoken for."""
+"""Pascal VOC 2012 and the labels of SBD, with a label map that covers every raw value."""
 
 from pathlib import Path
 
@@ -10,18 +10,18 @@ from .label_map import IGNORED, with_ignored
 from .pairs import pair_by_list
 
 LABEL_MAP = with_ignored({index: index for index in range(21)}, [IGNORED])
-"""VOC's label files hold the classes themselves, 0 is 'background', and 255 around objects and on difficult ones."""
+"""VOC's label files hold the class indices; 0 is 'background', and 255 marks borders and difficult objects."""
 
 
 @DATASETS.register_module()
 class StrictVOCDataset(WatchedItems, PascalVOCDataset):
-    """The images that a list names, with their palette label files; its pipeline reads them by `LoadStrictLabels`.
+    """The images that a list names, with their palette label files. The pipeline needs `LoadStrictLabels`.
 
-    Arguments are those of mmseg's dataset.
+    It takes the arguments of mmseg's dataset.
 
     Raises:
-        FileNotFoundError: For a list, images or labels that are not there, naming the nearest that exist.
-        ValueError: For an empty list, or a name that it has twice.
+        FileNotFoundError: If the list, images or labels are missing. The error names the nearest existing path.
+        ValueError: For an empty list or a duplicate name.
     """
 
     def load_data_list(self) -> list[dict]:

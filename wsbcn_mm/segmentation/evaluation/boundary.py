@@ -1,9 +1,11 @@
 """Boundary IoU: intersection over union of the pixels near the boundaries of each class.
 
 Source: Cheng et al., *Boundary IoU: Improving Object-Centric Image Segmentation Evaluation*, CVPR 2021 (arXiv
-2103.16562), and its API: the boundary region of a mask is the mask without its erosion by a square, iterated d times,
-d being a share of the image's diagonal; what lies outside the image is not of the mask. Theirs are masks of objects.
-Here each class of a label map is a mask, and the sums go over the whole set before they are divided, as for mIoU.
+2103.16562), and its API. The boundary region of a mask is the mask minus its erosion by a 3x3 square, iterated d times,
+where d is a share of the image's diagonal. Pixels outside the image are not part of the mask.
+
+Departure: the paper scores masks of objects. Here each class of a label map is a mask, and pixels are summed over the
+whole dataset before the division, as for mIoU.
 """
 
 import math
@@ -15,20 +17,20 @@ from torch.nn import functional as F
 
 
 def boundary_distance(shape: Sequence[int], ratio: float) -> int:
-    """Width d of the boundary region in pixels, at least 1, for images of this (H, W)."""
+    """Return the width d of the boundary region in pixels, at least 1, for images of this (H, W)."""
     return max(1, round(ratio * math.hypot(*shape)))
 
 
 def boundary_region(labels: Tensor, distance: int) -> Tensor:
-    """Pixels that an erosion of their own class by `distance` takes away.
+    """Return the pixels that an erosion of their own class by `distance` removes.
 
-    A pixel survives if the square of 2 * distance + 1 around it lies inside the image and holds its class alone. That
-    is so for all classes at once if no two neighbours in the square differ, which two tables of sums answer, whatever
-    the distance and the number of classes.
+    A pixel survives if the square of side 2 * distance + 1 around it is inside the image and contains only its class.
+    This holds for all classes at once if no two neighbours in the square differ. Two summed-area tables answer that,
+    at a cost that depends on neither the distance nor the number of classes.
 
     Args:
-        labels: (H, W) class ids, all of them >= 0.
-        distance: In pixels.
+        labels: (H, W) class ids, all >= 0.
+        distance: Width of the region in pixels.
 
     Returns:
         (H, W) bool.
@@ -40,10 +42,10 @@ def boundary_region(labels: Tensor, distance: int) -> Tensor:
 
 
 def _sums_in_squares(changes: Tensor, shape: torch.Size, distance: int, *, high: int = 1, wide: int = 1) -> Tensor:
-    """Changes between neighbours within the square around each pixel, (H, W).
+    """Count the changes between neighbours within the square around each pixel, (H, W).
 
-    `changes` is (H + 1 + high, W + 1 + wide): those of the image with a frame of one pixel. Along the direction of the
-    comparison (0) there is one change less than there are pixels.
+    `changes` is (H + 1 + high, W + 1 + wide), for the image with a frame of one pixel. Along the compared direction (0)
+    there is one change fewer than pixels.
     """
     table = F.pad(changes.int().cumsum(0, dtype=torch.int32).cumsum(1, dtype=torch.int32), (1, 0, 1, 0))
 
@@ -59,15 +61,15 @@ def _sums_in_squares(changes: Tensor, shape: torch.Size, distance: int, *, high:
 
 
 def boundary_counts(truth: Tensor, predicted: Tensor, counted: Tensor, num_classes: int, distance: int) -> Tensor:
-    """Intersection and union of both boundary regions, for each class.
+    """Return intersection and union of the two boundary regions of each class.
 
-    Pixels that are not counted belong to no class in either map, so that a boundary runs around them in both.
+    Pixels that are not counted belong to no class in either map, so both maps have a boundary around them.
 
     Args:
         truth: (H, W) class ids.
-        predicted: Likewise.
+        predicted: (H, W) class ids.
         counted: (H, W) bool, False where the truth is ignored.
-        num_classes: K; ids that are counted must be 0 to K - 1.
+        num_classes: K; counted ids must be 0 to K - 1.
         distance: Width of the boundary region in pixels.
 
     Returns:

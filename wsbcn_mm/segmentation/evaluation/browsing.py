@@ -1,4 +1,4 @@
-"""What a segmentation model sees of a sample: the image as it is fed and the labels over it."""
+"""Draw a sample as a segmentation model sees it: the input image, and the labels over it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,19 +13,19 @@ from .overlays import IGNORED_COLOUR, side_by_side
 
 COLUMNS = 2
 WIDTH = 784
-"""Of a picture, pixels."""
+"""Width of a sample's picture in pixels."""
 OPACITY = 0.6
 
 
 def draw(sample: Mapping[str, Any], preprocessor: Any, metainfo: Mapping[str, Any], training: bool) -> np.ndarray:
-    """Image and labels of a packed sample after the model's preprocessor, under what became of the file."""
+    """Draw image and labels of a packed sample after the model's preprocessor, captioned with its transforms."""
     batch = dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']])
     out = preprocessor(batch, training)
     (fed,) = out['data_samples']
     image = denormalised(out['inputs'][0], preprocessor).permute(1, 2, 0).numpy()
     labels = fed.gt_sem_seg.data[0].numpy().astype(np.uint8)
     if labels.shape != image.shape[:2]:
-        # evaluated in the size of the file: the image as it was before it was padded, the labels in its size
+        # labels for evaluation have the size of the file: resize them to the image before its padding
         height, width = fed.img_shape[:2]
         image, labels = image[:height, :width], mmcv.imresize(labels, (width, height), interpolation='nearest')
     picture = fitted(side_by_side(image, [labels], metainfo['palette'], OPACITY), WIDTH)
@@ -37,6 +37,6 @@ def draw(sample: Mapping[str, Any], preprocessor: Any, metainfo: Mapping[str, An
 
 
 def key(metainfo: Mapping[str, Any], width: int) -> np.ndarray:
-    """Names and colours of the classes, and of what is ignored."""
+    """Draw a legend of the classes and of ignored pixels."""
     entries: list[tuple[str, Sequence[int]]] = list(zip(metainfo['classes'], metainfo['palette'], strict=True))
     return legend([*entries, ('ignored', IGNORED_COLOUR)], width)

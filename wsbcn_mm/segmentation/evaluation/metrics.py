@@ -1,4 +1,4 @@
-"""Exact segmentation metrics, which refuse labels that mmseg's would drop without a word."""
+"""Exact segmentation metrics that reject labels which mmseg's metric silently drops."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,26 +21,27 @@ ABSENT = 'absent'
 class StrictIoUMetric(StreamingMetric):
     """IoU, pixel accuracy, Dice, F-score and boundary IoU from one integer confusion matrix.
 
-    Takes the place of mmseg's `IoUMetric`, with its names of results, in percent: ``aAcc`` (share of right pixels),
-    ``mIoU`` and ``mAcc``, ``mDice``, ``mFscore`` with ``mPrecision`` and ``mRecall``, and ``mBoundaryIoU``. mmseg
-    counts in float32 histograms, collects one per image, and counts pixels of unknown labels nowhere: a perfect
-    prediction scored against Cityscapes `labelIds` comes out as 0. Here such a label is an error, sums are exact, and a
-    perfect prediction has exactly 100. See `StreamingMetric` for ranks, memory and files.
+    It replaces mmseg's `IoUMetric` and keeps its result names, in percent: `aAcc` (pixel accuracy), `mIoU` and `mAcc`,
+    `mDice`, `mFscore` with `mPrecision` and `mRecall`. It adds `mBoundaryIoU`. mmseg counts in float32, keeps one
+    histogram per image, and drops pixels of unknown labels: a perfect prediction scored against Cityscapes `labelIds`
+    gets 0. Here such a label is an error, sums are exact, and a perfect prediction scores exactly 100. See
+    `StreamingMetric` for ranks, memory and files.
 
-    A class without a value (such as the IoU of one that is in neither labels nor predictions) is shown as absent, left
-    out of the mean and counted. A class that is labelled and never predicted has an F-score of 0; mmseg leaves it out.
+    A class without a value (such as the IoU of a class in neither labels nor predictions) is shown as absent and left
+    out of the mean; the report counts the classes present. A class that is labelled but never predicted has an F-score
+    of 0; mmseg leaves it out.
 
     Args:
-        ignore_index: Label of pixels that do not count.
+        ignore_index: Label of pixels that are not scored.
         iou_metrics: Any of 'mIoU', 'mDice' and 'mFscore'.
         beta: Weight of recall against precision in the F-score.
-        boundary_ratio: Width of the boundary region as a share of the image's diagonal; None leaves boundary IoU out.
-        **kwargs: Those of `StreamingMetric`.
+        boundary_ratio: Width of the boundary region as a share of the image's diagonal; None disables boundary IoU.
+        **kwargs: Arguments of `StreamingMetric`.
 
     Raises:
-        ValueError: For unknown metrics or a ratio <= 0. While processing, for a label that is neither a class nor
-            `ignore_index` and for a prediction that is no class, naming the file, the values and their pixels, for
-            scores that are not finite, and for samples without labels or path.
+        ValueError: For unknown metrics or a ratio <= 0. While processing: for a label that is neither a class nor
+            `ignore_index`, or a prediction that is not a class (the error names the file, the values and their pixels),
+            for scores that are not finite, and for samples without labels or path.
     """
 
     unit = 'images'
@@ -57,7 +58,7 @@ class StrictIoUMetric(StreamingMetric):
         self.metrics = [iou_metrics] if isinstance(iou_metrics, str) else list(iou_metrics)
         unknown = [name for name in self.metrics if name not in COLUMNS]
         if unknown or not self.metrics:
-            raise ValueError(f'iou_metrics={self.metrics}: one or more of {", ".join(COLUMNS)} are accepted')
+            raise ValueError(f'iou_metrics={self.metrics}: one or more of {", ".join(COLUMNS)} are expected')
         if boundary_ratio is not None and boundary_ratio <= 0:
             raise ValueError(f'boundary_ratio={boundary_ratio}: a share of the diagonal above 0, or None, is expected')
         self.ignore_index = ignore_index
@@ -69,10 +70,10 @@ class StrictIoUMetric(StreamingMetric):
         for sample in data_samples:
             image = sample.get('img_path')
             if image is None:
-                raise ValueError("a sample has no 'img_path', by which it is counted once: keep it in PackSegInputs")
+                raise ValueError("a sample has no 'img_path', which makes it count once: keep it in PackSegInputs")
             if 'gt_sem_seg' not in sample:
                 raise ValueError(
-                    f'{image} has no labels to score it by: tools/test.py --format-only writes predictions'
+                    f'{image} has no labels, so it cannot be scored: tools/test.py --format-only writes predictions'
                 )
             if 'seg_logits' in sample:
                 require_finite(sample['seg_logits']['data'], image)
@@ -90,14 +91,14 @@ class StrictIoUMetric(StreamingMetric):
     def compute_metrics(self, totals: dict[str, Tensor]) -> dict[str, float]:
         confusion = totals['confusion']
         if not confusion.any():
-            raise ValueError(f'no pixel has a label: all of them are ignore_index={self.ignore_index}')
+            raise ValueError(f'no pixel has a label: all are ignore_index={self.ignore_index}')
         metrics = {'aAcc': 100 * confusion.diagonal().sum().item() / confusion.sum().item()}
         for name, values in self.class_scores(totals).items():
             metrics[f'm{name}'] = mean_of_present(values)[0]
         return metrics
 
     def class_scores(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Each metric of each class, (K,) float64 from 0 to 1, nan where the class has no value."""
+        """Return each metric per class, (K,) float64 from 0 to 1, nan where the class has no value."""
         confusion = totals['confusion']
         right, labelled, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
         weight = self.beta**2
@@ -138,43 +139,43 @@ class StrictIoUMetric(StreamingMetric):
         if strange.numel():
             raise ValueError(
                 f'labels of {sample.get("seg_map_path", sample["img_path"])} have the values {listed(strange)}: '
-                f'0 to {num_classes - 1} ({num_classes} classes) and {self.ignore_index} (ignored) are accepted. '
+                f'0 to {num_classes - 1} ({num_classes} classes) and {self.ignore_index} (ignored) are expected. '
                 'Load them with LoadStrictLabels and a label map'
             )
 
     def _check_prediction(self, image: str, predicted: Tensor, counted: Tensor, num_classes: int) -> None:
         if predicted.shape != counted.shape:
             raise ValueError(
-                f'the prediction for {image} is {tuple(predicted.shape)} pixels, its labels {tuple(counted.shape)}'
+                f'the prediction for {image} has shape {tuple(predicted.shape)}, its labels {tuple(counted.shape)}'
             )
         strange = predicted[((predicted < 0) | (predicted >= num_classes)) & counted]
         if strange.numel():
             raise ValueError(
                 f'predictions for {image} have the values {listed(strange)}: the dataset has the classes 0 to '
-                f"{num_classes - 1}; the model's num_classes is another number"
+                f"{num_classes - 1}; set the model's num_classes to {num_classes}"
             )
 
 
 def require_finite(scores: Tensor, image: str) -> None:
-    """Refuse scores from which an argmax would make a class, the first, without a word.
+    """Reject non-finite scores: argmax would silently return class 0.
 
     Raises:
-        ValueError: For scores that are infinite or nan, naming the image.
+        ValueError: For scores that are infinite or nan. The error names the image.
     """
-    # On a CPU the sum, which is finite if they are, takes a thirtieth of the time of isfinite on each.
+    # A sum of finite scores is finite; on a CPU it takes a thirtieth of the time of isfinite on each score.
     if not scores.sum(dtype=torch.promote_types(scores.dtype, torch.float32)).isfinite():
         raise ValueError(
-            f'the scores of the prediction for {image} are not all finite: the weights have diverged, or the precision '
-            'is too low for them'
+            f'the scores of the prediction for {image} are not all finite: the weights diverged, or the precision is '
+            'too low'
         )
 
 
 def cells(values: Tensor, form: str) -> list[str]:
-    """Percentages as text, `absent` for nan."""
+    """Format shares as percentages, nan as `absent`."""
     return [ABSENT if value != value else format(100 * value, form) for value in values.tolist()]
 
 
 def listed(values: Tensor) -> str:
-    """Different values and how many pixels have each."""
+    """Format the distinct values with their numbers of pixels."""
     unique, counts = values.unique(return_counts=True)
     return ', '.join(f'{value} ({pixels} pixels)' for value, pixels in zip(unique, counts, strict=True))

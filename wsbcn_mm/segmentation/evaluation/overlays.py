@@ -1,4 +1,4 @@
-"""Pictures of predictions: image, ground truth and prediction side by side, in the dataset's palette."""
+"""Draw predictions: image, ground truth and prediction side by side, in the dataset's palette."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,15 +19,15 @@ IGNORED_COLOUR = WHITE
 
 @HOOKS.register_module()
 class OverlayHook(Hook):
-    """Saves the first images of a test or validation as PNG files of `side_by_side` panels.
+    """Save the first images of a test or validation as PNG files of `side_by_side` panels.
 
-    Files are `<number>_<image name>.png`, in `out_dir` for a test and in `out_dir/iter_<iteration>` for a validation.
-    With several devices the first one saves its share of the images.
+    Files are named `<number>_<image name>.png`, in `out_dir` for a test and in `out_dir/iter_<iteration>` for a
+    validation. With several devices, the first one saves its share of the images.
 
     Args:
-        out_dir: Folder, made if missing; `overlays` in the run's folder if None.
-        max_images: How many images are saved.
-        opacity: How much of the label colours covers the image below them, 0 to 1.
+        out_dir: Folder, created if missing; `overlays` in the run's folder if None.
+        max_images: Number of images to save.
+        opacity: Opacity of the label colours over the image, from 0 to 1.
 
     Raises:
         ValueError: For an opacity outside [0, 1] or a negative number of images.
@@ -89,13 +89,13 @@ class OverlayHook(Hook):
 def side_by_side(
     image: np.ndarray, labels: Sequence[np.ndarray], palette: Sequence[Sequence[int]], opacity: float = 1.0
 ) -> np.ndarray:
-    """The image and its label maps in one row.
+    """Draw the image and its label maps in one row.
 
     Args:
         image: (H, W, 3), uint8, RGB.
-        labels: Label maps (H, W); any value outside the palette is white.
+        labels: Label maps (H, W); values outside the palette are white.
         palette: One RGB colour for each class.
-        opacity: How much of the colours covers the image below them.
+        opacity: Opacity of the label colours over the image.
 
     Returns:
         (H, W * (1 + len(labels)) + gaps, 3), uint8, RGB.
@@ -107,14 +107,14 @@ def side_by_side(
     row = [image]
     for label in labels:
         if label.shape != image.shape[:2]:
-            raise ValueError(f'label map of shape {label.shape} for an image of shape {image.shape[:2]}')
+            raise ValueError(f'label map of shape {label.shape}: shape {image.shape[:2]} of the image is expected')
         colours = opacity * colourise(label, palette) + (1 - opacity) * image
         row += [gap, colours.round().astype(np.uint8)]
     return np.concatenate(row, axis=1)
 
 
 def colourise(label: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
-    """Label map (H, W) to colours (H, W, 3), uint8, RGB; a value outside the palette is white."""
+    """Convert a label map (H, W) to colours (H, W, 3), uint8, RGB; values outside the palette are white."""
     colours = np.array([*palette, IGNORED_COLOUR], np.uint8)
     inside = (label >= 0) & (label < len(palette))
     return colours[np.where(inside, label, len(palette))]

@@ -1,4 +1,4 @@
-"""Predictions as label files for a test server, which alone has the truth."""
+"""Write predictions as label files for a test server, as only the server has the ground truth."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,18 +15,18 @@ from .metrics import require_finite
 
 @METRICS.register_module()
 class SavePredictions(BaseMetric):
-    """Writes each prediction as `<image name>.png`, (H, W) uint8, in the raw values of the dataset's label files.
+    """Write each prediction as `<image name>.png`, (H, W) uint8, in the raw values of the dataset's label files.
 
-    These are the `label_ids` of the dataset's metainfo, one per class: Cityscapes' server takes no other. A dataset
-    without them gets the class indices. The result is the number of files.
+    These are the `label_ids` of the dataset's metainfo, one per class: Cityscapes' server accepts only them. Without
+    `label_ids`, class indices are written. The result is the number of files.
 
     Args:
-        out_dir: Folder, made if missing.
-        **kwargs: Those of mmengine's metric.
+        out_dir: Folder, created if missing.
+        **kwargs: Arguments of mmengine's metric.
 
     Raises:
-        ValueError: While processing, for a predicted value that is no class or scores that are not finite, and at the
-            end, if two images of one name have overwritten each other.
+        ValueError: While processing: for a predicted value that is not a class, or scores that are not finite. At the
+            end: if two images of the same name overwrote each other.
     """
 
     default_prefix = None
@@ -52,13 +52,13 @@ class SavePredictions(BaseMetric):
         for name, image in results:
             if by_name[name] != image:
                 raise ValueError(
-                    f'{image} and {by_name[name]} both became {self.out_dir / name}: give images own names'
+                    f'{image} and {by_name[name]} were both written to {self.out_dir / name}: give them different names'
                 )
         return dict(saved=len(by_name))
 
 
 def save_predictions_only(cfg: Config, folder: str) -> None:
-    """Make a segmentation recipe's test write predictions in `folder`, and neither load labels nor evaluate."""
+    """Make a segmentation recipe's test write predictions to `folder`, without loading labels or evaluating."""
     dataset = cfg.test_dataloader.dataset
     for part in dataset.get('datasets', [dataset]):
         part.pipeline = [step for step in part.pipeline if step['type'] not in LABEL_LOADERS]

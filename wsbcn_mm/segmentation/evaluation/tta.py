@@ -15,22 +15,23 @@ from ..data.label_map import LABEL_LOADERS
 from .metrics import require_finite
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-"""Of the recipe's own test size, with the mirror image of each: mmsegmentation's and DeepLab's usual ones."""
+"""Scales relative to the recipe's test size, as mmsegmentation and DeepLab use them; each with its mirror image."""
 
 
 @MODELS.register_module()
 class MeanProbability(SegTTAModel):
-    """The mean of the softmax probabilities over the augmented copies of an image, in the image's own size.
+    """Average the softmax probabilities over the augmented copies of an image, in the image's own size.
 
-    The result is that of mmseg's `SegTTAModel`, which keeps the logits of all copies until the last one; this keeps
-    their sum, so that the memory does not grow with their number. The samples come without `seg_logits`.
+    The result equals that of mmseg's `SegTTAModel`, which keeps the logits of all copies until the last one. This keeps
+    a running sum of the probabilities, so that memory does not grow with the number of copies. The samples are returned
+    without `seg_logits`.
     """
 
     def test_step(self, data: Mapping[str, Sequence[Any]]) -> list[SegDataSample]:
-        """`data` has, for each key, a list over copies of lists over images.
+        """Return one sample per image; `data` has, for each key, a list over copies of lists over images.
 
         Raises:
-            ValueError: For scores that are not finite, naming the image.
+            ValueError: For scores that are not finite. The error names the image.
         """
         copies = [dict(zip(data, values, strict=True)) for values in zip(*data.values(), strict=True)]
         samples: list[SegDataSample] = []
@@ -51,7 +52,7 @@ class MeanProbability(SegTTAModel):
         return samples
 
     def _classes(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """(K, H, W) -> (1, H, W), as the segmentor itself decides."""
+        """Return the classes (1, H, W) of probabilities (K, H, W), by the segmentor's own rule."""
         if len(probabilities) > 1:
             return probabilities.argmax(dim=0, keepdim=True)
         threshold = next(m.threshold for m in self.module.modules() if hasattr(m, 'threshold'))
@@ -59,15 +60,15 @@ class MeanProbability(SegTTAModel):
 
 
 def as_probabilities(logits: torch.Tensor) -> torch.Tensor:
-    """(K, H, W) of a sample's `seg_logits`; mmseg has applied the sigmoid to those of a single channel."""
+    """Return the probabilities (K, H, W) of `seg_logits`; mmseg already applied the sigmoid to a single channel."""
     return logits.softmax(dim=0) if len(logits) > 1 else logits.clone()
 
 
 def use_tta(cfg: Config, scales: Sequence[float] = SCALES, flip: bool = True) -> None:
-    """Make a recipe's test average over copies of each image in several sizes, and their mirror images.
+    """Make a recipe's test average over copies of each image in several sizes, and over their mirror images.
 
     Raises:
-        ValueError: For scales that are not above 0, and a test pipeline with steps that this does not know.
+        ValueError: For scales that are not above 0, or a test pipeline with unknown steps.
     """
     if not scales or min(scales) <= 0:
         raise ValueError(f'scales={tuple(scales)}: one or more factors above 0 are expected')
@@ -79,9 +80,9 @@ def use_tta(cfg: Config, scales: Sequence[float] = SCALES, flip: bool = True) ->
 
 
 def tta_pipeline(steps: Sequence[dict[str, Any]], scales: Sequence[float], flip: bool) -> list[dict[str, Any]]:
-    """The test pipeline `steps` with copies in sizes relative to its own `Resize`, or to the image where it has none.
+    """Return the test pipeline with copies in sizes relative to its own `Resize`, or to the image if it has none.
 
-    Labels are loaded last: they keep the size and side of the file.
+    Labels are loaded last, so they keep the size of the file and are never mirrored.
     """
     kinds = [step['type'] for step in steps]
     images = [dict(step) for step in steps if step['type'].startswith('LoadImage')]
@@ -90,8 +91,8 @@ def tta_pipeline(steps: Sequence[dict[str, Any]], scales: Sequence[float], flip:
     known = len(images) + len(resizes) + len(labels) + 1
     if kinds[-1] != 'PackSegInputs' or known != len(steps) or len(resizes) > 1:
         raise ValueError(
-            f'test-time augmentation of the pipeline {", ".join(kinds)}: it may have LoadImage..., Resize (once), '
-            f'{", ".join(LABEL_LOADERS)} and, last, PackSegInputs'
+            f'test-time augmentation of the pipeline {", ".join(kinds)}: LoadImage..., at most one Resize, '
+            f'{", ".join(LABEL_LOADERS)} and, last, PackSegInputs are expected'
         )
     resize = resizes[0] if resizes else dict(type='Resize', scale_factor=1.0, keep_ratio=True)
     copies = [
@@ -104,36 +105,36 @@ def tta_pipeline(steps: Sequence[dict[str, Any]], scales: Sequence[float], flip:
 
 
 def scaled(resize: Mapping[str, Any], factor: float) -> dict[str, Any]:
-    """A `Resize` step to another size."""
+    """Return a `Resize` step whose target is `factor` times as large."""
     if 'scale' in resize:
         return {**resize, 'scale': tuple(round(side * factor) for side in resize['scale'])}
     return {**resize, 'scale_factor': resize['scale_factor'] * factor}
 
 
 def use_sliding_window(cfg: Config, crop: Sequence[int], stride: Sequence[int]) -> None:
-    """Make a recipe's model run on windows, mmseg's `slide`: logits are averaged where windows overlap.
+    """Make a recipe's model predict on sliding windows (mmseg's mode `slide`), averaging logits where they overlap.
 
     Args:
         cfg: The recipe.
         crop: (height, width) of a window.
-        stride: Steps between windows, not longer than these.
+        stride: (height, width) of the step between windows, not larger than the window.
 
     Raises:
-        ValueError: For numbers below 1, or steps that would leave pixels out.
+        ValueError: For numbers below 1, or steps that would skip pixels.
     """
     if min(*crop, *stride) < 1 or any(step > side for step, side in zip(stride, crop, strict=True)):
         raise ValueError(
-            f'sliding window of {tuple(crop)} in steps of {tuple(stride)}: (height, width) >= 1, and steps no longer '
+            f'sliding window of {tuple(crop)} in steps of {tuple(stride)}: (height, width) >= 1, and steps not larger '
             'than the window, are expected'
         )
     cfg.model.test_cfg = dict(mode='slide', crop_size=tuple(crop), stride=tuple(stride))
 
 
 def window_side(text: str) -> tuple[int, int]:
-    """(height, width) of '769' or '512x1024'.
+    """Parse '769' or '512x1024' to (height, width).
 
     Raises:
-        ValueError: For anything else.
+        ValueError: For any other text.
     """
     height, _, width = text.partition('x')
     try:

@@ -1,4 +1,4 @@
-"""Refuse, before the first iteration, a model whose norms are undefined at the batch it will see."""
+"""Reject, before the first iteration, a model whose norms are undefined at its batch size."""
 
 import warnings
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ FEWEST_CHANNELS_PER_GROUP = 8
 
 @HOOKS.register_module()
 class NormCheckHook(Hook):
-    """Runs `check_norms` on the model that is about to train, with its smallest batch and its number of devices."""
+    """Run `check_norms` before training, with the smallest batch and the number of devices of the run."""
 
     priority = 'VERY_HIGH'
 
@@ -30,15 +30,15 @@ class NormCheckHook(Hook):
 
 
 def check_norms(model: nn.Module, samples_per_device: int, world_size: int = 1) -> None:
-    """Check the norms behind global pooling, which see 1x1 maps, and that a norm follows every standardised filter.
+    """Check the norms on 1x1 maps after global pooling, and that a norm follows every standardised convolution.
 
     Args:
         model: The model to train; global pooling is an `nn.Sequential` that begins with `AdaptiveAvgPool2d(1)`.
-        samples_per_device: The smallest batch that one device will see.
-        world_size: Number of devices; norms with synchronised statistics see all of them.
+        samples_per_device: Smallest batch of one device.
+        world_size: Number of devices; norms with synchronised statistics see the samples of all of them.
 
     Raises:
-        ValueError: For batch statistics over a single value, for groups of a single channel at a 1x1 map, and for a
+        ValueError: For batch statistics of a single value, for groups of a single channel on a 1x1 map, and for a
             Weight Standardization convolution without a norm.
     """
     for name, module in model.named_modules():
@@ -52,7 +52,7 @@ def check_norms(model: nn.Module, samples_per_device: int, world_size: int = 1) 
 
 
 def norms_at_1x1(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Names and modules of the norms behind global average pooling."""
+    """Yield names and modules of the norms after global average pooling."""
     kinds = (_BatchNorm, nn.GroupNorm, BatchChannelNorm)
     for name, branch in model.named_modules():
         if isinstance(branch, nn.Sequential) and len(branch) and _pools_to_1x1(branch[0]):
@@ -62,7 +62,7 @@ def norms_at_1x1(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def smallest_batch(loader: DataLoader) -> int:
-    """Smallest number of samples in a batch of `loader`: that of the last one, where it is kept and partial."""
+    """Return the number of samples in the smallest batch of `loader`: the last one, if it is partial and kept."""
     batches = loader.batch_sampler
     if batches.drop_last or isinstance(batches.sampler, InfiniteSampler):
         return batches.batch_size

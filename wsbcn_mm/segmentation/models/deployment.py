@@ -1,4 +1,4 @@
-"""What is deployed of a segmentor, and how to evaluate it once it is exported."""
+"""The part of a segmentor that is deployed, and its evaluation after export."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,16 +9,16 @@ from mmseg.models import EncoderDecoder
 from torch import Tensor, nn
 
 AXES = {0: 'batch', 2: 'height', 3: 'width'}
-"""Axes of the input that are free in an exported file."""
+"""Dynamic axes of the input of an exported file."""
 
 CHECK_SIZES = ('256x256', '257x385')
 
 
 class Network(nn.Module):
-    """Normalisation, backbone and decode head of a segmentor: pixels in, logits at their resolution out.
+    """Input normalisation, backbone and decode head of a segmentor: pixels in, logits at the same resolution out.
 
-    Left behind: the auxiliary head, the losses, and the padding, sliding window and resizing to the original image that
-    the recipe's test does around the network.
+    It omits the auxiliary head and the losses. It also omits the padding, sliding window and resizing to the original
+    image, which the recipe's test does around the network.
 
     Args:
         model: An EncoderDecoder without a cascade.
@@ -51,19 +51,19 @@ class Network(nn.Module):
 
 
 def channel_order(model: EncoderDecoder) -> str:
-    """Order of the channels that `Network` takes; mmcv reads images as BGR."""
+    """Return the channel order of `Network`'s input, 'RGB' or 'BGR'; mmcv reads images as BGR."""
     return 'RGB' if model.data_preprocessor._channel_conversion else 'BGR'
 
 
 def pixel_statistics(preprocessor: nn.Module) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (3, 1, 1) that the preprocessor normalises with, 0 and 1 if it does not."""
+    """Return the preprocessor's mean and standard deviation, (3, 1, 1) each; 0 and 1 if it does not normalise."""
     if not preprocessor._enable_normalize:
         return torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
     return preprocessor.mean.clone(), preprocessor.std.clone()
 
 
 class ExportedHead(nn.Module):
-    """Decode head that runs an exported `Network` on what the preprocessor has normalised."""
+    """Decode head that runs an exported `Network` on the preprocessor's normalised images."""
 
     def __init__(self, run: Callable[[Tensor], Tensor], model: EncoderDecoder) -> None:
         super().__init__()
@@ -76,6 +76,6 @@ class ExportedHead(nn.Module):
 
 
 def answer_with(run: Callable[[Tensor], Tensor], model: EncoderDecoder) -> None:
-    """Let an exported `Network` answer in place of the model's own layers, so that the recipe's test evaluates it."""
+    """Replace the model's own layers by an exported `Network`, so that the recipe's test evaluates it."""
     model.decode_head = ExportedHead(run, model)
     model.backbone = model.neck = nn.Identity()

@@ -1,6 +1,6 @@
-"""mmseg's EncoderDecoder with biases before its norms, where folding puts the batch half of BCN.
+"""mmseg's EncoderDecoder with convolution biases before its norms; folding puts the batch half of BCN there.
 
-Needs torch and mmseg alone: tools/fold.py copies this file beside the configs that use it.
+It needs only torch and mmseg: tools/fold.py copies this file beside the configs that use it.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ class FoldedEncoderDecoder(EncoderDecoder):
     """EncoderDecoder of a folded checkpoint.
 
     Args:
-        biased_convs: Names of convolutions that get a bias. mmseg builds those before a norm without one, and no config
-            changes that.
-        **kwargs: Those of mmseg's `EncoderDecoder`.
+        biased_convs: Names of convolutions that get a bias. mmseg builds convolutions before a norm without one, which
+            a config cannot change.
+        **kwargs: Arguments of mmseg's `EncoderDecoder`.
     """
 
     def __init__(self, biased_convs: Sequence[str], **kwargs: Any) -> None:

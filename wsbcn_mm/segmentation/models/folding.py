@@ -1,4 +1,4 @@
-"""Turn a recipe and its model into a config and a checkpoint for mmseg without this package."""
+"""Convert a recipe and its model to a config and a checkpoint that mmseg runs without this package."""
 
 import copy
 import inspect
@@ -20,33 +20,34 @@ from . import folded_segmentor
 from .deployment import Network
 
 HEADS = {'DeepLabV3Head': 'ASPPHead', 'DeepLabV3PlusHead': 'DepthwiseSeparableASPPHead'}
-"""Heads of this package, and those of mmseg that have the same layers once `conv_cfg` is gone."""
+"""Heads of this package, and the heads of mmseg that have the same layers without `conv_cfg`."""
 
 OWN_ARGUMENTS = {'bottleneck_kernel_size': 3, 'image_pool_norm': True}
-"""Arguments that mmseg's heads lack, and the values that are as theirs."""
+"""Arguments that mmseg's heads lack, and the values that match mmseg's heads."""
 
 
 def fold_for_mmseg(cfg: Config, model: nn.Module, meta: dict[str, Any], example: Tensor, folder: Path) -> FoldReport:
     """Write `folded.py` and `folded.pth` for `mmseg.apis.init_model`, and `folded_segmentor.py` if the config needs it.
 
-    The config has the model and the test pipeline. What was built from it answers as `model` does, or nothing is
-    written.
+    The config has the model and the test pipeline. Before anything is written, the model built from it is checked to
+    give the outputs of `model`.
 
     Args:
         cfg: The recipe.
-        model: Its model, trained.
-        meta: What is saved beside the weights; `dataset_meta` has classes and palette.
+        model: Its trained model.
+        meta: Metadata saved beside the weights; `dataset_meta` has classes and palette.
         example: Pixels (N, 3, H, W) from 0 to 255.
-        folder: Where the files go.
+        folder: Folder for the files, created if missing.
 
     Raises:
+        AssertionError: If the outputs differ.
         ValueError: If mmseg's layers cannot express the folded model.
     """
     network = Network(model).eval()
     folded, report = fold(network, example)
     if report.separate:
         name, reason = next(iter(report.separate.items()))
-        raise ValueError(f'mmseg has no layer for BCN `{name}`, which keeps its batch half: {reason}')
+        raise ValueError(f'mmseg has no layer for BCN `{name}`, whose batch half cannot be folded: {reason}')
     config = folded_config(cfg, model, biased_convs=list(report.absorbed.values()))
     with DefaultScope.overwrite_default_scope('mmseg'):
         stock = MODELS.build(copy.deepcopy(config.model)).eval()
@@ -63,10 +64,10 @@ def fold_for_mmseg(cfg: Config, model: nn.Module, meta: dict[str, Any], example:
 
 
 def folded_config(cfg: Config, model: nn.Module, biased_convs: list[str]) -> Config:
-    """Model and test pipeline of a recipe, without the labels that inference has not, in mmseg's own types.
+    """Return the model and the test pipeline of a recipe in mmseg's own types, without the loading of labels.
 
     Raises:
-        ValueError: For an argument or a type that mmseg does not have.
+        ValueError: For an argument that mmseg does not have.
     """
     pipeline = cfg.test_dataloader.dataset.pipeline
     config = Config(
@@ -87,7 +88,7 @@ def folded_config(cfg: Config, model: nn.Module, biased_convs: list[str]) -> Con
             for name, stock in OWN_ARGUMENTS.items():
                 if node.pop(name, stock) != stock:
                     raise ValueError(
-                        f'mmseg has no {HEADS[kind]} with another {name} than {stock}: use tools/export.py'
+                        f'mmseg has no {HEADS[kind]} with a {name} other than {stock}: use tools/export.py'
                     )
             node['type'] = HEADS[kind]
     if biased_convs:
@@ -102,10 +103,10 @@ def use_only(node: dict[str, Any], **values: Any) -> None:
 
 
 def group_norm_of(norm_cfg: dict[str, Any]) -> dict[str, Any]:
-    """norm_cfg of the GroupNorm that is left of a BCN.
+    """Return the norm_cfg of the GroupNorm that remains of a folded BCN.
 
     Raises:
-        ValueError: For a number of groups that depends on the width.
+        ValueError: If the number of groups depends on the width (`channels_per_group`).
     """
     if norm_cfg.get('channels_per_group') is not None:
         raise ValueError("norm_cfg with channels_per_group has no counterpart in mmseg's GN: use tools/export.py")
@@ -114,7 +115,7 @@ def group_norm_of(norm_cfg: dict[str, Any]) -> dict[str, Any]:
 
 
 def copy_state(source: nn.Module, target: nn.Module) -> None:
-    """Copy parameters and buffers in the order of their layers, since a folded norm goes by another name in mmseg.
+    """Copy parameters and buffers by the order of the layers, since mmseg names a folded norm differently.
 
     Raises:
         ValueError: If the layers do not match.
@@ -122,5 +123,7 @@ def copy_state(source: nn.Module, target: nn.Module) -> None:
     pairs = zip(source.state_dict().items(), target.state_dict().items(), strict=True)
     for (old_name, old), (new_name, new) in pairs:
         if old_name.rpartition('.')[2] != new_name.rpartition('.')[2] or old.shape != new.shape:
-            raise ValueError(f'{old_name} {tuple(old.shape)} of the folded model meets {new_name} {tuple(new.shape)}')
+            raise ValueError(
+                f'{old_name} {tuple(old.shape)} of the folded model does not fit {new_name} {tuple(new.shape)}'
+            )
         new.copy_(old)

@@ -1,1 +1,1 @@
-"""Video data: data sets, manifests, sampling, transforms and preparation."""
+"""Video data: datasets, manifests, sampling, transforms and preparation."""

@@ -1,6 +1,6 @@
-"""Annotation files and class lists as their authors distribute them: file in, plain values out.
+"""Read annotation files and class lists, as their authors distribute them, into plain values.
 
-Every error names the file and the line (``file:line``); label ids come from class names wherever the files have names.
+Every error names the file and the line (`file:line`). Label ids come from class names wherever the files have names.
 Names are compared in Unicode's composed form (NFC), without surrounding blanks and quotes.
 """
 
@@ -21,31 +21,32 @@ class Annotation(NamedTuple):
 
 
 class KineticsClip(NamedTuple):
-    """A line of an annotation file of Kinetics."""
+    """One line of a Kinetics annotation file."""
 
     line: int
     youtube_id: str
     start: int
     """Seconds into the video."""
     end: int
+    """Seconds into the video."""
     class_name: str | None
     """None in a list without labels."""
 
     @property
     def stem(self) -> str:
-        """What the file of the clip is called, without its suffix."""
+        """Name of the clip's file, without the suffix."""
         return f'{self.youtube_id}_{self.start:06}_{self.end:06}'
 
 
 def load_classes(path: str) -> list[str]:
-    """Class names in label order.
+    """Return the class names in label order.
 
-    Accepts JSON, a list of names or ``{name: id}`` as in ``something-something-v2-labels.json`` (ids may be strings),
-    and text, one name per line as in ``something-something-v1-labels.csv`` or ``label_map_k400.txt``.
+    The file is JSON (a list of names, or `{name: id}` as in `something-something-v2-labels.json`, where ids may be
+    strings) or text with one name per line, as in `something-something-v1-labels.csv` or `label_map_k400.txt`.
 
     Raises:
-        ValueError: for an empty list, an empty or repeated name, or ids that are not 0 to C-1 once each.
-        FileNotFoundError: naming the file.
+        ValueError: For an empty list, an empty or repeated name, or ids that are not 0 to C-1, once each.
+        FileNotFoundError: If the file does not exist.
     """
     named = _names_in_json(path) if path.endswith('.json') else [(n, _name(line)) for n, line in _read_lines(path)]
     if not named:
@@ -61,11 +62,11 @@ def load_classes(path: str) -> list[str]:
 
 
 def load_path_label_lines(path: str, num_classes: int) -> list[Annotation]:
-    """Lines ``path label``; the last token is the label, so that paths may contain spaces.
+    """Read lines `path label`. The last token is the label, so paths may contain spaces.
 
     Raises:
-        ValueError: for a line without a path or an integer label, a label outside ``[0, num_classes)``, labels that
-            count from 1, a path with two labels, or no lines at all.
+        ValueError: For a line without a path or an integer label, a label outside `[0, num_classes)`, labels that
+            count from 1, a path with two labels, or a file without lines.
     """
     entries = []
     for number, line in _read_lines(path):
@@ -80,20 +81,20 @@ def load_path_label_lines(path: str, num_classes: int) -> list[Annotation]:
             continue
         if min(labels) == 1 and max(labels) == num_classes:
             raise ValueError(
-                f'{path}:{number}: labels run from 1 to {num_classes}; labels count from 0, subtract 1 from each'
+                f'{path}:{number}: labels run from 1 to {num_classes}; labels must count from 0, subtract 1 from each'
             )
         raise ValueError(
-            f'{path}:{number}: label {annotation.label} is outside 0 to {num_classes - 1} ({num_classes} classes)'
+            f'{path}:{number}: label {annotation.label}: 0 to {num_classes - 1} ({num_classes} classes) is expected'
         )
     return _without_contradictions(path, entries)
 
 
 def load_something_csv(path: str, classes: Sequence[str]) -> list[Annotation]:
-    """Lines ``id;class name`` of Something-Something v1.
+    """Read lines `id;class name` of Something-Something v1.
 
     Raises:
-        ValueError: for a line without a class name, as in the test list, with one that is not in ``classes``, or with a
-            clip that has another class further up.
+        ValueError: For a line without a class name, as in the test list, a class that is not in `classes`, or a clip
+            that has another class in an earlier line.
     """
     ids = {name: label for label, name in enumerate(classes)}
     entries = []
@@ -108,14 +109,14 @@ def load_something_csv(path: str, classes: Sequence[str]) -> list[Annotation]:
 
 
 def load_something_json(path: str, classes: Sequence[str]) -> list[Annotation]:
-    """The downloaded list of ``{id, label, template, placeholders}`` of Something-Something v2.
+    """Read the downloaded list of `{id, label, template, placeholders}` of Something-Something v2.
 
-    The class is the ``template`` without its brackets ("Holding [something]" -> "Holding something"); ``label``, in v2
-    the sentence with the objects filled in, counts only where there is no template.
+    The class is the `template` without its brackets ("Holding [something]" -> "Holding something"). `label`, which in
+    v2 is the sentence with the objects filled in, is used only if there is no template.
 
     Raises:
-        ValueError: for an entry without id or class, as in the test list, with a class that is not in ``classes``, or
-            with a clip that has another class further up.
+        ValueError: For an entry without id or class, as in the test list, a class that is not in `classes`, or a clip
+            that has another class in an earlier entry.
     """
     ids = {name: label for label, name in enumerate(classes)}
     entries = []
@@ -131,10 +132,10 @@ def load_something_json(path: str, classes: Sequence[str]) -> list[Annotation]:
 
 
 def load_something_test(path: str) -> list[str]:
-    """Ids of the clips in a test list of Something-Something, which has no classes: lines, or JSON of ``{id}``.
+    """Return the clip ids in a test list of Something-Something, which has no classes: lines, or JSON of `{id}`.
 
     Raises:
-        ValueError: for an entry without id, or no entries at all.
+        ValueError: For an entry without id, or a file without entries.
     """
     if not path.endswith('.json'):
         clips = [_name(line.partition(';')[0]) for _, line in _read_lines(path)]
@@ -150,11 +151,10 @@ def load_something_test(path: str) -> list[str]:
 
 
 def load_kinetics_csv(path: str) -> list[KineticsClip]:
-    """Lines ``label,youtube_id,time_start,time_end,split`` of Kinetics, as its authors and CVDF distribute them.
+    """Read lines `label,youtube_id,time_start,time_end,split` of Kinetics, as its authors and CVDF distribute them.
 
     Raises:
-        ValueError: for columns that are missing, a line of another length, an empty label or id, or times that are no
-            numbers.
+        ValueError: For missing columns, a line of another length, an empty label or id, or times that are not numbers.
     """
     reader = csv.DictReader(io.StringIO(_read_text(path), newline=''), strict=True)
     clips = []
@@ -165,7 +165,7 @@ def load_kinetics_csv(path: str) -> list[KineticsClip]:
             raise ValueError(f'no column {", ".join(absent)}; the columns are {", ".join(columns) or "none"}')
         for row in reader:
             if None in row or None in row.values():
-                raise ValueError(f'{len(columns)} columns are needed, as in the first line')
+                raise ValueError(f'{len(columns)} columns are expected, as in the first line')
             clips.append(_kinetics_clip(row, reader.line_num, 'label' in columns))
     except (ValueError, csv.Error) as error:
         raise ValueError(f'{path}:{max(reader.line_num, 1)}: {error}') from error
@@ -181,19 +181,21 @@ def _kinetics_clip(row: Mapping[Any, Any], line: int, labelled: bool) -> Kinetic
     try:
         start, end = int(float(row['time_start'])), int(float(row['time_end']))
     except ValueError:
-        raise ValueError(f'time_start={row["time_start"]!r}, time_end={row["time_end"]!r} are not seconds') from None
+        raise ValueError(
+            f'time_start={row["time_start"]!r}, time_end={row["time_end"]!r}: seconds are expected'
+        ) from None
     return KineticsClip(line, row['youtube_id'].strip(), start, end, _name(row['label']) if labelled else None)
 
 
 def _without_contradictions(path: str, entries: Iterable[tuple[int, Annotation]]) -> list[Annotation]:
-    """The clips, of which none may have two classes."""
+    """Return the clips; raise ValueError if a clip has two classes or there are no clips."""
     seen: dict[str, tuple[int, int]] = {}
     annotations = []
     for number, annotation in entries:
         line, label = seen.setdefault(annotation.name, (number, annotation.label))
         if label != annotation.label:
             raise ValueError(
-                f'{path}:{number}: {annotation.name!r} has label {annotation.label}, and label {label} in line {line}'
+                f'{path}:{number}: {annotation.name!r} has label {annotation.label}, but label {label} in line {line}'
             )
         annotations.append(annotation)
     if not annotations:
@@ -202,7 +204,7 @@ def _without_contradictions(path: str, entries: Iterable[tuple[int, Annotation]]
 
 
 def _name(text: str) -> str:
-    """A name as it is compared: composed, without the quotes of a CSV field and without blanks around it."""
+    """Normalise a name for comparison: composed, without the quotes of a CSV field and surrounding blanks."""
     text = unicodedata.normalize('NFC', text).strip()
     if len(text) > 1 and text[0] == text[-1] == '"':
         text = text[1:-1].replace('""', '"').strip()
@@ -210,33 +212,33 @@ def _name(text: str) -> str:
 
 
 def _names_in_json(path: str) -> list[tuple[int, str]]:
-    """(line, name) in label order."""
+    """Return (line, name) in label order."""
     if _read_text(path).lstrip().startswith('['):
         entries = _json_entries(path)
         for number, name in entries:
             if not isinstance(name, str):
-                raise ValueError(f'{path}:{number}: {name!r} is no class name; {CLASS_LISTS}')
+                raise ValueError(f'{path}:{number}: {name!r} is not a class name; {CLASS_LISTS}')
         return [(number, _name(name)) for number, name in entries]
     ids = _flat_json(path)
     by_id: dict[int, tuple[int, str]] = {}
     for number, name, label in ids:
         if not re.fullmatch('[0-9]+', str(label)):
-            raise ValueError(f'{path}:{number}: class {name!r} has the id {label!r}, not a number')
+            raise ValueError(f'{path}:{number}: class {name!r} has the id {label!r}: a number is expected')
         if int(label) in by_id:
-            raise ValueError(f'{path}:{number}: class {name!r} has the id {label} of {by_id[int(label)][1]!r}')
+            raise ValueError(f'{path}:{number}: class {name!r} has the id {label}, as has {by_id[int(label)][1]!r}')
         by_id[int(label)] = number, _name(name)
     if sorted(by_id) != list(range(len(ids))):
         raise ValueError(
-            f'{path}: class ids must be 0 to {len(ids) - 1}, once each; they are {min(by_id)} to {max(by_id)}'
+            f'{path}: class ids {min(by_id)} to {max(by_id)}: 0 to {len(ids) - 1}, once each, are expected'
         )
     return [by_id[label] for label in range(len(ids))]
 
 
-CLASS_LISTS = 'a list of class names or {name: id} is needed'
+CLASS_LISTS = 'a list of class names or {name: id} is expected'
 
 
 def _flat_json(path: str) -> list[tuple[int, str, Any]]:
-    """(line, key, value) of an object, repeated keys too, of which json would keep the last alone."""
+    """Return (line, key, value) of an object, including repeated keys, of which json would keep only the last."""
     text = _read_text(path)
     pairs = _parse_json(path, text, object_pairs_hook=list)
     keys = list(re.finditer(r'"(?:[^"\\]|\\.)*"(?=\s*:)', text))
@@ -246,11 +248,11 @@ def _flat_json(path: str) -> list[tuple[int, str, Any]]:
 
 
 def _json_entries(path: str) -> list[tuple[int, Any]]:
-    """(line, entry) of a list in JSON; json itself does not say where its entries are."""
+    """Return (line, entry) of a list in JSON; json itself does not report positions."""
     text = _read_text(path)
     content = _parse_json(path, text)
     if not isinstance(content, list) or not content:
-        raise ValueError(f'{path}: a list of entries is needed')
+        raise ValueError(f'{path}: a list of entries is expected')
     decoder = json.JSONDecoder()
     entries = []
     line, at = 1, text.index('[') + 1
@@ -273,12 +275,12 @@ def _parse_json(path: str, text: str, **options: Any) -> Any:
 
 
 def _read_lines(path: str) -> list[tuple[int, str]]:
-    """(line number from 1, stripped line) of the lines that are not blank."""
+    """Return (line number from 1, stripped line) of all lines that are not blank."""
     return [(number, line.strip()) for number, line in enumerate(_read_text(path).split('\n'), 1) if line.strip()]
 
 
 def _read_text(path: str) -> str:
-    """The text of a file in UTF-8, with or without a byte-order mark, with line ends of any system."""
+    """Return the text of a UTF-8 file, with or without a byte-order mark, with the line ends of any system."""
     with open(path, 'rb') as file:
         data = file.read()
     try:

@@ -1,7 +1,7 @@
 """Kinetics and Something-Something as mmengine datasets.
 
-An item starts as ``path``, ``label``, ``sample_idx`` and, where class names are known, ``mirrored_label``; the pipeline
-makes ``dict(inputs, data_samples)`` of it.
+An item starts as `path`, `label`, `sample_idx` and, if class names are known, `mirrored_label`. The pipeline turns it
+into `dict(inputs, data_samples)`.
 """
 
 import logging
@@ -27,39 +27,39 @@ from .transforms import FlipClip, Results
 
 
 class ClipDataset(BaseDataset):
-    """Clips with one label each; a subclass says how its files list them.
+    """Clips with one label each; a subclass reads the list of clips.
 
-    Listed clips whose file is missing, or that the manifest calls unusable, are counted and named at the start; the
-    rest is used. With a manifest, frames are chosen among those that it has verified.
+    Listed clips that have no file or that the manifest marks as unusable are counted and named at the start; the others
+    are used. With a manifest, frames are chosen among the verified ones.
 
-    A clip that cannot be decoded while training is replaced by another one of its class, counted once, logged, and
-    written into ``bad_clips.txt`` beside the log; training stops when more than ``max_bad`` of the clips are bad. In
-    ``test_mode`` nothing is replaced: the error, which names the file, ends the run, or with ``on_bad='count'`` the
-    clip goes through as black frames marked ``unreadable``, which ``TopKAccuracy`` counts instead of scoring. Clips
-    whose damage the decoder conceals are used as they come, counted and logged once.
+    In training, a clip that cannot be decoded is replaced by another clip of its class, counted once, logged, and
+    written to `bad_clips.txt` beside the log. Training stops if more than `max_bad` of the clips are bad. In
+    `test_mode` nothing is replaced: the error, which names the file, ends the run. With `on_bad='count'` the clip
+    becomes black frames marked `unreadable` instead, which `TopKAccuracy` counts but does not score. Clips whose damage
+    the decoder conceals are used, counted and logged once.
 
-    ``metainfo``: ``classes`` (names in label order, if known), ``num_annotated`` (clips listed), ``num_missing`` (of
-    these without a file) and ``num_unusable`` (of these unusable for the manifest).
+    `metainfo` has `classes` (names in label order, if known), `num_annotated` (listed clips), `num_missing` (listed
+    clips without a file) and `num_unusable` (listed clips that the manifest marks as unusable).
 
     Args:
-        ann_file: list of clips, under ``data_root``.
-        class_file: class names (see ``load_classes``), under ``data_root``.
-        data_root: root folder.
-        data_prefix: ``dict(video=folder of the videos)``, under ``data_root``.
-        pipeline: transforms.
-        test_mode: validation or test.
-        manifest: manifest of the data set (``wsbcn_mm.video.data.manifest``), under ``data_root``; used if it is there.
-        missing: ``'skip'`` missing files and a missing manifest, with a warning, or ``'error'``.
-        on_bad: in ``test_mode``, what a clip that cannot be decoded does: ``'error'`` or ``'count'``.
-        max_bad: share of clips that may fail to decode in training; counted by each process and its workers together.
-        kwargs: as for mmengine's ``BaseDataset``.
+        ann_file: List of clips, under `data_root`.
+        class_file: Class names (see `load_classes`), under `data_root`.
+        data_root: Root folder.
+        data_prefix: `dict(video=folder of the videos)`, under `data_root`.
+        pipeline: Transforms.
+        test_mode: Whether this is validation or test.
+        manifest: Manifest of the dataset (`wsbcn_mm.video.data.manifest`), under `data_root`; used if it exists.
+        missing: 'skip' skips missing files and a missing manifest with a warning; 'error' raises.
+        on_bad: In `test_mode`, how a clip that cannot be decoded is handled: 'error' or 'count'.
+        max_bad: Share of clips that may fail to decode in training; each process counts together with its workers.
+        kwargs: Arguments of mmengine's `BaseDataset`.
 
     Raises:
-        ValueError: for malformed files (naming file and line), a manifest with other labels or without a usable clip,
-            or an unsuitable pipeline.
-        FileNotFoundError: for a list or class file that is not there, if no listed clip exists, or with
-            ``missing='error'`` if one or the manifest does not.
-        DecodeError: from an item, as described.
+        ValueError: For malformed files (the error names file and line), a manifest with other labels or without a
+            usable clip, or an unsuitable pipeline.
+        FileNotFoundError: If the list or the class file does not exist, no listed clip exists, or, with
+            `missing='error'`, any listed clip or the manifest does not exist.
+        DecodeError: When an item is loaded, as described.
     """
 
     def __init__(
@@ -77,9 +77,9 @@ class ClipDataset(BaseDataset):
         **kwargs: Any,
     ) -> None:
         if missing not in ('skip', 'error'):
-            raise ValueError(f"missing={missing!r}: accepted are 'skip' and 'error'")
+            raise ValueError(f"missing={missing!r}: 'skip' or 'error' is expected")
         if on_bad not in ('error', 'count'):
-            raise ValueError(f"on_bad={on_bad!r}: accepted are 'error' and 'count'")
+            raise ValueError(f"on_bad={on_bad!r}: 'error' or 'count' is expected")
         self.class_file = os.path.join(data_root, class_file) if class_file else None
         self.manifest = os.path.join(data_root, manifest) if manifest else None
         self.missing = missing
@@ -99,11 +99,11 @@ class ClipDataset(BaseDataset):
         )
 
     def load_annotations(self) -> list[Annotation]:
-        """All clips that the files list; may need ``self.classes``."""
+        """Return all listed clips; may need `self.classes`."""
         raise NotImplementedError
 
     def path_of(self, name: str) -> str:
-        """Where the clip called ``name`` in the annotation file lies, relative to the video folder."""
+        """Return the path, relative to the video folder, of the clip called `name` in the annotation file."""
         return name
 
     @property
@@ -157,16 +157,16 @@ class ClipDataset(BaseDataset):
         drawn = torch.get_rng_state()
         for clip in chain([info], self._others_of_class(info['label'], drawn)):
             if not self._bad[clip['annotation']]:
-                # What is drawn for a clip does not depend on whether others were known to be bad, as after a restart.
+                # The numbers drawn for a clip must not depend on which clips are known to be bad: a restart knows none.
                 torch.set_rng_state(drawn)
                 try:
                     return self._item(clip)
                 except DecodeError as error:
                     self._count_bad(clip, error)
-        raise DecodeError(f'no clip of class {info["label"]} can be decoded; the last one tried is {clip["path"]!r}')
+        raise DecodeError(f'no clip of class {info["label"]} can be decoded; the last one tried was {clip["path"]!r}')
 
     def bad_clips(self) -> list[str]:
-        """Paths of the clips that could not be decoded so far, by this process and its workers."""
+        """Return the paths of clips that this process and its workers could not decode so far."""
         infos = (super(ClipDataset, self).get_data_info(idx) for idx in range(len(self)))
         return [info['path'] for info in infos if self._bad[info['annotation']]]
 
@@ -207,7 +207,7 @@ class ClipDataset(BaseDataset):
             ) from error
 
     def _others_of_class(self, label: int, drawn: Tensor) -> Iterator[Results]:
-        """In the random order that the state `drawn` of torch's generator gives."""
+        """Yield the clips of a class, in the random order given by the state `drawn` of torch's generator."""
         if not self._by_label:
             for idx in range(len(self)):
                 self._by_label.setdefault(super().get_data_info(idx)['label'], []).append(idx)
@@ -223,27 +223,27 @@ class ClipDataset(BaseDataset):
             text = f'no manifest {self.manifest}'
             if self.missing == 'error':
                 raise FileNotFoundError(text)
-            print_log(f'{text}: numbers of frames are taken from the files, unverified', 'current', logging.WARNING)
+            print_log(f'{text}: frame counts are read from the files, unverified', 'current', logging.WARNING)
             return None
         folder = os.path.dirname(self.manifest)
         return {os.path.normpath(os.path.join(folder, row.path)): row for row in load_manifest(self.manifest)}
 
     def _look_up(self, clips: Sequence[Results], rows: Mapping[str, ManifestRow]) -> list[str]:
-        """Status of each clip, whose number of frames and size are noted in it."""
+        """Return the status of each clip, and add its number of frames and its size to it."""
         reasons = []
         for clip in clips:
             row = rows.get(os.path.normpath(clip['path']))
             if row is None:
-                reasons.append('not in it')
+                reasons.append('not listed')
                 continue
             if row.label not in (None, clip['label']):
                 raise ValueError(
-                    f'{clip["path"]!r} has label {clip["label"]} in {self.ann_file}, and {row.label} '
+                    f'{clip["path"]!r} has label {clip["label"]} in {self.ann_file}, but {row.label} '
                     f'({row.class_name!r}) in {self.manifest}: prepare the data again'
                 )
             if self.classes and row.class_name not in ('', self.classes[clip['label']]):
                 raise ValueError(
-                    f'label {clip["label"]} is {self.classes[clip["label"]]!r} in {self.class_file}, and '
+                    f'label {clip["label"]} is {self.classes[clip["label"]]!r} in {self.class_file}, but '
                     f'{row.class_name!r} in {self.manifest}: prepare the data again'
                 )
             reasons.append(row.status)
@@ -262,7 +262,7 @@ class ClipDataset(BaseDataset):
         listed, usable = self._metainfo['num_annotated'], self._metainfo['num_annotated'] - len(clips)
         usable -= self._metainfo['num_missing']
         named = _first(f'{path!r} ({reason})' for path, reason in clips)
-        text = f'{len(clips)} of {listed} clips in {self.ann_file} are unusable for {self.manifest}: {named}'
+        text = f'{len(clips)} of {listed} clips in {self.ann_file} are unusable according to {self.manifest}: {named}'
         if clips and not usable:
             raise ValueError(text)
         if clips:
@@ -271,7 +271,7 @@ class ClipDataset(BaseDataset):
     def _report_damage(self, path: str, complaints: list[str], count: int) -> None:
         if count <= 20 or count.bit_count() == 1:
             print_log(
-                f'{path!r} is damaged and used as its decoder patched it up: {_first(complaints)} '
+                f'{path!r} is damaged; the decoder concealed the errors and the clip is used: {_first(complaints)} '
                 f'({count} damaged clips so far)',
                 'current',
                 logging.WARNING,
@@ -282,8 +282,8 @@ class ClipDataset(BaseDataset):
             without = unpaired(self.classes or ())
             remark = f'. No class is the mirror image of {_first(map(repr, without))}' if without else ''
             raise ValueError(
-                f'{type(self).__name__} with a plain FlipClip: its classes differ by direction and mirrored clips '
-                f'need mirrored labels; use FlipClip(swap_labels=True) or remove the flip{remark}'
+                f'{type(self).__name__} with FlipClip(swap_labels=False): some classes differ only by direction, so '
+                f'mirrored clips need mirrored labels; use FlipClip(swap_labels=True) or remove the flip{remark}'
             )
         inner = getattr(transform, 'transforms', ())
         for one in inner if isinstance(inner, Sequence) else [inner]:
@@ -292,10 +292,10 @@ class ClipDataset(BaseDataset):
 
 @DATASETS.register_module()
 class KineticsDataset(ClipDataset):
-    """Kinetics from lists of ``path label`` lines (mmaction2's format).
+    """Kinetics from lists of `path label` lines (mmaction2's format).
 
     Args:
-        num_classes: accepted labels are 0 to ``num_classes - 1``; with a ``class_file`` the number of its names.
+        num_classes: Labels must be 0 to `num_classes - 1`; by default the number of names in `class_file`.
     """
 
     def __init__(self, *args: Any, num_classes: int | None = None, **kwargs: Any) -> None:
@@ -307,12 +307,14 @@ class KineticsDataset(ClipDataset):
         if not num_classes:
             raise ValueError('KineticsDataset needs num_classes or class_file')
         if self.classes and len(self.classes) != num_classes:
-            raise ValueError(f'num_classes={num_classes}, but {self.class_file} has {len(self.classes)} names')
+            raise ValueError(
+                f'num_classes={num_classes}: {len(self.classes)}, the number of names in {self.class_file}, is expected'
+            )
         return load_path_label_lines(self.ann_file, num_classes)
 
 
 class SomethingDataset(ClipDataset):
-    """What both versions share: a list of classes, lists of clips in csv or json."""
+    """Common part of both versions: a class list, and lists of clips in CSV or JSON."""
 
     def load_annotations(self) -> list[Annotation]:
         if not self.classes:
@@ -323,15 +325,15 @@ class SomethingDataset(ClipDataset):
 
 @DATASETS.register_module()
 class SomethingV1Dataset(SomethingDataset):
-    """Something-Something v1: a folder of JPEG frames per clip (decode with ``backend='frames'``)."""
+    """Something-Something v1: a folder of JPEG frames per clip (decode with `backend='frames'`)."""
 
 
 @DATASETS.register_module()
 class SomethingV2Dataset(SomethingDataset):
-    """Something-Something v2: one video per clip, ``<id>.webm`` as downloaded, or another ``suffix``.
+    """Something-Something v2: one video per clip, `<id>.webm` as downloaded, or another `suffix`.
 
     Args:
-        suffix: ending of the files, with the dot.
+        suffix: Suffix of the files, with the dot.
     """
 
     def __init__(self, *args: Any, suffix: str = '.webm', **kwargs: Any) -> None:
@@ -353,7 +355,7 @@ def _first(texts: Iterable[str], number: int = 3) -> str:
 
 
 def _existing(paths: Sequence[str]) -> set[str]:
-    """Those of ``paths`` that exist, by listing each folder once: asking for 240 000 files one by one takes minutes."""
+    """Return the existing `paths`, listing each folder once: checking 240 000 files one by one takes minutes."""
     folders: dict[str, set[str]] = {}
     existing = set()
     for path in paths:

@@ -1,4 +1,4 @@
-"""Look at every clip that a data set lists, once, and write down what is there."""
+"""Inventory of a video dataset: probe every listed clip once and write the manifest."""
 
 import time
 from collections import Counter
@@ -13,21 +13,21 @@ from .manifest import MANIFEST, NO_FILE, OK, ManifestRow, load_manifest, save_ma
 from .probe import probe_many
 
 UNFINISHED = 'manifest.unfinished.csv'
-"""What an interrupted run has found; the next one goes on from it."""
+"""Rows found by an interrupted run; the next run continues from them."""
 
-UNSEEN = 'not looked at yet'
+UNSEEN = 'not probed yet'
 
 SAVE_EVERY = 60.0
-"""Seconds."""
+"""Seconds between saves of `UNFINISHED`."""
 
 
 class Clip(NamedTuple):
-    """One clip as the lists have it.
+    """One listed clip.
 
     Attributes:
-        path: file or folder of frames, below the folder of the data set.
-        label: class id; None where there are no public labels.
-        class_name: '' where there is no label.
+        path: File or folder of frames, below the folder of the dataset.
+        label: Class id; None without public labels.
+        class_name: Name of the class; '' without a label.
         split: 'train', 'val' or 'test'.
     """
 
@@ -40,24 +40,24 @@ class Clip(NamedTuple):
 def take_inventory(
     root: Path, clips: Sequence[Clip], console: Console, *, processes: int = 1, deadline: float = 20.0, **options: Any
 ) -> list[ManifestRow]:
-    """Probe what is new or has changed, and write `manifest.csv` with a row for each clip, in their order.
+    """Probe new and changed clips, and write `manifest.csv` with one row per clip, in the order of `clips`.
 
-    A file of the same bytes and time of change as in the manifest that is there, and a folder of the same time, is not
-    probed again, unless it could not be used then. What an interrupted run has found is kept.
+    A usable clip of the existing manifest is not probed again if its size and modification time are unchanged; for a
+    folder, if its modification time is. The results of an interrupted run are kept.
 
     Args:
-        root: folder of the data set; gets the manifest.
-        clips: as the lists have them; their paths are below `root`.
-        console: where progress goes.
-        processes: how many clips are decoded at the same time.
-        deadline: seconds for each.
-        options: for `probe_many`: the backend and its options.
+        root: Folder of the dataset; the manifest is written there.
+        clips: Listed clips, with paths below `root`.
+        console: Shows the progress.
+        processes: Number of clips decoded at the same time.
+        deadline: Seconds per clip.
+        options: For `probe_many`: the backend and its options.
 
     Returns:
         The rows.
 
     Raises:
-        ValueError: for a clip that is listed twice, or a manifest that is none.
+        ValueError: For a clip that is listed twice, or a malformed manifest.
     """
     twice = [path for path, times in Counter(clip.path for clip in clips).items() if times > 1]
     if twice:
@@ -91,13 +91,13 @@ def take_inventory(
             raise
     listed = list(rows.values())
     save_manifest(root / MANIFEST, listed)
-    if (root / UNFINISHED).exists():  # a folder that is prepared may be read-only
+    if (root / UNFINISHED).exists():  # a prepared folder may be read-only
         (root / UNFINISHED).unlink()
     return listed
 
 
 def describe(rows: Iterable[ManifestRow], published: Mapping[str, int]) -> list[str]:
-    """What each split has beside what is published, in words, and why clips cannot be used."""
+    """Describe the clips of each split beside the published numbers, and why clips cannot be used."""
     by_split: dict[str, list[ManifestRow]] = {}
     for row in rows:
         by_split.setdefault(row.split, []).append(row)
@@ -129,7 +129,7 @@ def _rows_in(file: Path) -> list[ManifestRow]:
 
 
 def _unprobed(root: Path, clip: Clip) -> ManifestRow:
-    """A row with what is known without opening the clip."""
+    """Return a row with all that is known without opening the clip."""
     row = ManifestRow(clip.path, 0, None, 0, 0, 0, clip.label, clip.class_name, clip.split, UNSEEN)
     try:
         found = (root / clip.path).stat()
@@ -139,5 +139,5 @@ def _unprobed(root: Path, clip: Clip) -> ManifestRow:
 
 
 def _same_file(root: Path, before: ManifestRow, now: ManifestRow) -> bool:
-    """Whether nothing has changed; the bytes of a folder are those of its files, which are not asked one by one."""
+    """Return whether a clip is unchanged; for a folder the bytes, a sum over its files, are not compared."""
     return before.mtime_ns == now.mtime_ns and (before.bytes == now.bytes or (root / now.path).is_dir())

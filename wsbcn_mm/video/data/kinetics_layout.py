@@ -1,4 +1,4 @@
-"""Where the videos and annotations of Kinetics-400 are, in the layouts that people have."""
+"""Find the videos and annotations of Kinetics-400 in the common folder layouts."""
 
 import os
 from collections import Counter, defaultdict
@@ -14,26 +14,26 @@ CVDF = 'https://github.com/cvdfoundation/kinetics-dataset'
 
 DOWNLOADED = 'k400_targz'
 UNPACKED = 'k400'
-"""Folders that CVDF's scripts make beside each other, the second one for the annotations too."""
+"""Folders that CVDF's scripts create side by side; the second one has the annotations too."""
 
 SPLITS = {'train': ('train',), 'val': ('val', 'validate', 'validation'), 'test': ('test',)}
-"""What folders and annotation files of each split are called."""
+"""Names of the folders and annotation files of each split."""
 
 PACKED = ('.tar', '.tar.gz', '.tgz')
 REPLACEMENTS = 'replacement_for_corrupted_k400'
-"""What CVDF calls about 1400 training videos that go before the damaged ones in its parts."""
+"""CVDF's name for about 1400 training videos that replace the damaged ones in its parts."""
 
 YOUTUBE_ID = 11
-"""Characters."""
+"""Number of characters in a YouTube id."""
 
 
 class NamedClip(NamedTuple):
-    """A clip by the name of its class.
+    """A clip with the name of its class.
 
     Attributes:
-        path: below the folder of its split.
-        class_name: None in a test split without public labels.
-        place: where it says so, for messages.
+        path: Path below the folder of its split.
+        class_name: Name of the class; None in a test split without public labels.
+        place: File and line, or folder, that names the class; for messages.
     """
 
     path: str
@@ -42,12 +42,12 @@ class NamedClip(NamedTuple):
 
 
 def video_folder(root: Path, split: str) -> Path:
-    """Where the recipes look for the videos of a split."""
+    """Return the folder where recipes look for the videos of a split."""
     return root / f'videos_{split}'
 
 
 def find_videos(root: Path, split: str) -> None:
-    """Make `videos_train` a link to `train`, `k400/train` or `videos/train`, where these have the videos."""
+    """Link `videos_train` to `train`, `k400/train` or `videos/train`, whichever has the videos."""
     wanted = video_folder(root, split)
     if wanted.exists():
         return
@@ -58,7 +58,7 @@ def find_videos(root: Path, split: str) -> None:
 
 
 def find_replacements(root: Path) -> None:
-    """Have CVDF's replacements below the training videos, if they were unpacked beside them."""
+    """Link CVDF's replacements into the folder of the training videos, if they were unpacked beside it."""
     link = video_folder(root, 'train') / REPLACEMENTS
     folders = [root / at / REPLACEMENTS for at in ('', 'replacement', f'{UNPACKED}/replacement')]
     there = next((folder for folder in folders if folder.is_dir()), None)
@@ -67,7 +67,7 @@ def find_replacements(root: Path) -> None:
 
 
 def packed_videos(root: Path, split: str) -> list[Path]:
-    """Archives of a split: `train/part_0.tar.gz` and so on, as CVDF's scripts leave them."""
+    """Return the archives of a split: `train/part_0.tar.gz` and so on, as CVDF's scripts download them."""
     places = [base / name for base in (root, root / DOWNLOADED) for name in SPLITS[split]]
     files = [file for place in places if place.is_dir() for file in sorted(place.iterdir())]
     if split == 'train':
@@ -76,7 +76,7 @@ def packed_videos(root: Path, split: str) -> list[Path]:
 
 
 def videos_below(folder: Path) -> set[str]:
-    """Videos below a folder, also where links lead, by their paths below it; no hidden ones, such as macOS's `._`."""
+    """Return the videos below a folder, as relative paths, following links, without hidden files like macOS's `._`."""
     return set(_walk(folder))
 
 
@@ -86,7 +86,7 @@ def skipped_below(folder: Path) -> Counter[str]:
 
 
 def annotation_file(root: Path, split: str) -> Path | None:
-    """`train.csv` or `kinetics_train.csv`, in the folder, in `annotations/` or in `k400/annotations/`."""
+    """Return `train.csv` or `kinetics_train.csv` in the folder, in `annotations/` or in `k400/annotations/`."""
     places = [
         root / at / f'{prefix}{name}.csv'
         for at in ('', 'annotations', f'{UNPACKED}/annotations')
@@ -97,13 +97,13 @@ def annotation_file(root: Path, split: str) -> Path | None:
 
 
 def clips_by_annotations(file: Path, videos: Set[str]) -> list[NamedClip]:
-    """All clips of an annotation file, with the videos that are theirs: `<id>_<start>_<end>.mp4` or `<id>.mp4`.
+    """Return all clips of an annotation file with their videos: `<id>_<start>_<end>.mp4` or `<id>.mp4`.
 
-    A clip without a video gets the first of these names. Of a YouTube id that has more than one clip, only videos of
-    the first of these names can be told apart.
+    A clip without a video gets the first of these names. If a YouTube id has several clips, only videos with the first
+    form of name can be assigned.
 
     Raises:
-        ValueError: for a clip that is annotated twice, or two videos of one clip, with file and line.
+        ValueError: For a clip that is annotated twice, or two videos of one clip. The error names file and line.
     """
     annotated = load_kinetics_csv(str(file))
     clips_of_id = Counter(clip.youtube_id for clip in annotated)
@@ -117,19 +117,19 @@ def clips_by_annotations(file: Path, videos: Set[str]) -> list[NamedClip]:
     lines: dict[str, int] = {}
     for clip in annotated:
         if clip.stem in lines:
-            raise ValueError(f'{file}:{clip.line}: {clip.stem} is in line {lines[clip.stem]} already')
+            raise ValueError(f'{file}:{clip.line}: {clip.stem} is already in line {lines[clip.stem]}')
         lines[clip.stem] = clip.line
         candidates = by_stem[clip.stem] if clips_of_id[clip.youtube_id] > 1 else by_id[clip.youtube_id]
         better = [path for path in candidates if REPLACEMENTS in path] or by_stem[clip.stem] or candidates
         if len(better) > 1:
-            raise ValueError(f'{file}:{clip.line}: {len(better)} videos are {clip.stem}: {some(better)}')
+            raise ValueError(f'{file}:{clip.line}: {len(better)} videos match {clip.stem}: {some(better)}')
         path = better[0] if better else f'{clip.stem}.mp4'
         clips.append(NamedClip(path, clip.class_name, f'{file}:{clip.line}'))
     return clips
 
 
 def clips_by_folders(folder: Path, videos: Set[str]) -> list[NamedClip]:
-    """Videos in folders of their classes, whose names may have underscores for blanks; others are left out."""
+    """Return the videos in class folders, whose names may have underscores for blanks; skip other videos."""
     clips = []
     for path in sorted(videos):
         name, below, _ = path.partition('/')

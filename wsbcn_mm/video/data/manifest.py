@@ -1,7 +1,7 @@
-"""What a video data set on disk is: one line for every clip that its lists name, written once, read by training.
+"""Manifest of a video dataset: one line per listed clip, written once and read by training.
 
-A CSV with the fields of `ManifestRow` as header. Paths are relative to the folder of the manifest, with forward
-slashes; numbers that are not known are empty.
+It is a CSV file with the fields of `ManifestRow` as header. Paths are relative to the folder of the manifest, with
+forward slashes. Unknown numbers are empty.
 """
 
 import csv
@@ -23,17 +23,18 @@ class ManifestRow(NamedTuple):
     """One clip of one split.
 
     Attributes:
-        path: file, or folder of frames, below the folder of the manifest.
-        frames: how many can be decoded; 0 for a clip that cannot be used.
-        fps: frames per second; None where nothing says so, as for folders of frames.
-        width: of the frames, pixels.
-        height: of the frames, pixels.
-        bytes: size of the file, or of the files in the folder.
-        label: class id from 0; None where the split has no public labels.
-        class_name: '' where there is no label, or no list of names.
-        split: 'train', 'val', 'test' as the data set has them.
+        path: File, or folder of frames, below the folder of the manifest.
+        frames: Number of decodable frames; 0 for a clip that cannot be used.
+        fps: Frames per second; None if unknown, as for folders of frames.
+        width: Width of the frames in pixels.
+        height: Height of the frames in pixels.
+        bytes: Size of the file, or of the files in the folder.
+        label: Class id from 0; None if the split has no public labels.
+        class_name: Name of the class; '' without a label or a class list.
+        split: 'train', 'val' or 'test', as in the dataset.
         status: 'ok', 'no file', or why the clip cannot be used.
-        mtime_ns: time of change of the file or folder, nanoseconds: what keeps time and bytes is not probed again.
+        mtime_ns: Modification time of the file or folder in nanoseconds. If it and the size are unchanged, the clip is
+            not probed again.
     """
 
     path: str
@@ -50,12 +51,12 @@ class ManifestRow(NamedTuple):
 
 
 def load_manifest(file: str | Path) -> list[ManifestRow]:
-    """All rows of a manifest, those of unusable clips too.
+    """Return all rows of a manifest, including those of unusable clips.
 
     Raises:
-        FileNotFoundError: naming the file.
-        ValueError: for another header, a field that is missing or no number, a path that is listed twice, a usable clip
-            without frames, or a label with two names; with file and line.
+        FileNotFoundError: If the file does not exist.
+        ValueError: For another header, a missing field, a field that is not a number, a path that is listed twice, a
+            usable clip without frames, or a label with two names. The error names file and line.
     """
     rows: list[ManifestRow] = []
     lines: dict[str, int] = {}
@@ -65,16 +66,18 @@ def load_manifest(file: str | Path) -> list[ManifestRow]:
         try:
             header = next(reader, [])
             if tuple(header) != ManifestRow._fields:
-                raise ValueError(f'the header is {",".join(header)!r}, not {",".join(ManifestRow._fields)!r}')
+                raise ValueError(f'header {",".join(header)!r}: {",".join(ManifestRow._fields)!r} is expected')
             for fields in reader:
                 if not fields:
                     continue
                 row = _row(fields)
                 first = lines.setdefault(row.path, reader.line_num)
                 if first != reader.line_num:
-                    raise ValueError(f'{row.path!r} is in line {first} already')
+                    raise ValueError(f'{row.path!r} is already in line {first}')
                 if row.label is not None and names.setdefault(row.label, row.class_name) != row.class_name:
-                    raise ValueError(f'label {row.label} is {row.class_name!r}, and {names[row.label]!r} further up')
+                    raise ValueError(
+                        f'label {row.label} is {row.class_name!r}, but {names[row.label]!r} in an earlier line'
+                    )
                 rows.append(row)
         except (ValueError, csv.Error) as error:
             raise ValueError(f'{file}:{max(reader.line_num, 1)}: {error}') from error
@@ -82,10 +85,10 @@ def load_manifest(file: str | Path) -> list[ManifestRow]:
 
 
 def save_manifest(file: str | Path, rows: Iterable[ManifestRow]) -> None:
-    """Write a manifest, whole or not at all; one that is there already, with these rows, is left alone.
+    """Write a manifest atomically, unless the file already has these rows.
 
     Raises:
-        OSError: if it cannot be written; the one that was there stays.
+        OSError: If it cannot be written; an existing manifest is kept.
     """
     text = io.StringIO(newline='')
     writer = csv.writer(text, lineterminator='\n')
@@ -96,7 +99,7 @@ def save_manifest(file: str | Path, rows: Iterable[ManifestRow]) -> None:
 
 def _row(fields: list[str]) -> ManifestRow:
     if len(fields) != len(ManifestRow._fields):
-        raise ValueError(f'{len(fields)} fields, {len(ManifestRow._fields)} are needed')
+        raise ValueError(f'{len(fields)} fields: {len(ManifestRow._fields)} are expected')
     text = dict(zip(ManifestRow._fields, fields, strict=True))
     row = ManifestRow(
         path=text['path'],
@@ -115,7 +118,7 @@ def _row(fields: list[str]) -> ManifestRow:
         if not text[name]:
             raise ValueError(f'{name} is empty')
     if row.status == OK and row.frames < 1:
-        raise ValueError(f'frames={row.frames} of a clip with status {OK!r}')
+        raise ValueError(f'frames={row.frames} with status {OK!r}: at least 1 is expected')
     return row
 
 
@@ -125,5 +128,5 @@ def _number(text: dict[str, str], name: str, kind: type[Number]) -> Number:
     except ValueError:
         number = kind(-1)
     if not 0 <= number < float('inf'):
-        raise ValueError(f'{name}={text[name]!r} is not a number from 0')
+        raise ValueError(f'{name}={text[name]!r}: a number >= 0 is expected')
     return number

@@ -1,4 +1,4 @@
-"""From Kinetics-400 as people have it to lists, a class list and a manifest that the recipes read."""
+"""Prepare Kinetics-400: from the common folder layouts to the lists, class list and manifest that recipes read."""
 
 import json
 import re
@@ -34,14 +34,14 @@ from .kinetics_layout import (
 from .manifest import MANIFEST, OK
 
 PUBLISHED = {'train': 246534, 'val': 19906, 'test': 39805}
-"""Clips of each split in the annotations that CVDF has. Videos have left YouTube since: its copy has 241258, 19881 and
+"""Clips of each split in CVDF's annotations. Videos were removed from YouTube since; its copy has 241258, 19881 and
 38685 of them."""
 
 NUM_CLASSES = 400
 CLASS_FILE = 'label_map_k400.txt'
 LIST = 'kinetics400_{}_list_videos.txt'
 OWN = '.prepared.json'
-"""Hashes of the lists that were written here, and may be written anew."""
+"""File with the hashes of lists written by this tool, which it may overwrite."""
 
 
 def prepare_kinetics(
@@ -53,33 +53,34 @@ def prepare_kinetics(
     processes: int = 1,
     deadline: float = 20.0,
 ) -> list[str]:
-    """Unpack what is packed, list the clips by class, and write `root/manifest.csv`; a second time is quick.
+    """Unpack the archives, list the clips by class, and write `root/manifest.csv`. A second run is quick.
 
-    Accepted are
+    These layouts are accepted:
 
-    * CVDF's download: `train/part_*.tar.gz`, or the same below `k400_targz/`, or what they unpack to, and the
-      annotations `train.csv` beside them or in `annotations/`; `replacement_for_corrupted_k400.tgz`;
+    * CVDF's download: `train/part_*.tar.gz`, or the same below `k400_targz/`, or the unpacked videos, with the
+      annotations `train.csv` beside them or in `annotations/`, and `replacement_for_corrupted_k400.tgz`;
     * a folder for each class below `videos_train/` or `train/`, with or without annotations;
     * mmaction2's lists, `kinetics400_train_list_videos.txt` and `label_map_k400.txt`, with their videos.
 
-    The recipes read the last of these, so lists and class list are written in this form; those that are there already,
-    of other origin, are taken as they are. Classes are in alphabetical order where no class list says otherwise.
+    Recipes read the last layout, so lists and class list are written in this form. Existing lists of other origin are
+    used unchanged. Without a class list, classes are in alphabetical order.
 
     Args:
-        root: folder of the downloads.
-        console: where progress and the report go.
-        published: clips of each split; fewer are said and no error, as videos leave YouTube.
-        num_classes: classes of the data set.
-        processes: how many clips are decoded at the same time.
-        deadline: seconds for each.
+        root: Folder of the downloads.
+        console: Shows the progress and the report.
+        published: Published number of clips of each split. Fewer clips are reported, not an error, because videos
+            disappear from YouTube.
+        num_classes: Number of classes of the dataset.
+        processes: Number of clips decoded at the same time.
+        deadline: Seconds per clip.
 
     Returns:
-        What is wrong, one line each: empty for a usable data set.
+        Problems, one line each; empty for a usable dataset.
 
     Raises:
-        FileNotFoundError: if there are no videos of train or val, or no classes for them, saying where they belong.
-        ValueError: for a class that the class list lacks, a clip that is listed or present twice, a damaged archive, or
-            annotations that are malformed, with file and line.
+        FileNotFoundError: If train or val has no videos, or no classes for them. The error says where they belong.
+        ValueError: For a class that is not in the class list, a clip that is listed or present twice, a damaged
+            archive, or malformed annotations. The error names file and line.
     """
     found = _videos(root, console)
     named = {split: _named_clips(root, split, videos) for split, videos in found.items()}
@@ -93,7 +94,7 @@ def prepare_kinetics(
         clips += listed
         unlisted = sorted(found[split] - {_below(clip) for clip in listed})
         if unlisted:
-            notes.append(f'{split}: {len(unlisted)} videos are in no list and are not used: {some(unlisted)}')
+            notes.append(f'{split}: {len(unlisted)} videos are not in any list and not used: {some(unlisted)}')
         skipped = skipped_below(video_folder(root, split))
         if skipped:
             notes.append(f'{split}: skipped, no videos by their suffix: {counted(skipped)}')
@@ -110,7 +111,7 @@ def prepare_kinetics(
 
 
 def _videos(root: Path, console: Console) -> dict[str, set[str]]:
-    """Videos of each split that has any, by their paths below its folder, unpacked if they were packed."""
+    """Return the videos of each split that has any, as paths below its folder, after unpacking archives."""
     for split in SPLITS:
         find_videos(root, split)
     with progress_bar(console) as progress:
@@ -129,7 +130,7 @@ def _videos(root: Path, console: Console) -> dict[str, set[str]]:
 
 
 def _named_clips(root: Path, split: str, videos: Set[str]) -> list[NamedClip] | None:
-    """Clips with the names of their classes, from annotations or folders; None where a list says their labels."""
+    """Return clips with class names, from annotations or folders; None if a list has their labels."""
     listed = root / LIST.format(split)
     if listed.is_file() and not _is_own(root, listed.name):
         return None
@@ -142,19 +143,19 @@ def _named_clips(root: Path, split: str, videos: Set[str]) -> list[NamedClip] | 
     if split == 'test':
         return [NamedClip(path, None, '') for path in sorted(videos)]
     raise FileNotFoundError(
-        f'missing: {root / "annotations" / f"{split}.csv"}, from {CVDF}, or {listed}, or folders of classes: none of '
-        f'the {len(videos)} videos in {video_folder(root, split)} has a class'
+        f'missing: {root / "annotations" / f"{split}.csv"}, from {CVDF}, or {listed}, or class folders: none of the '
+        f'{len(videos)} videos in {video_folder(root, split)} has a class'
     )
 
 
 def _classes(root: Path, num_classes: int, named: Mapping[str, Sequence[NamedClip] | None]) -> list[str]:
-    """The class list that is there, or all names in alphabetical order."""
+    """Return the existing class list, or all names in alphabetical order."""
     file = root / CLASS_FILE
     if not file.is_file() or _is_own(root, CLASS_FILE):
         names = {clip.class_name for clips in named.values() for clip in clips or () if clip.class_name}
         if not names or None in named.values():
             raise FileNotFoundError(
-                f'missing: {file}, the {num_classes} class names in label order, which the labels of the lists mean; '
+                f'missing: {file}, the {num_classes} class names in the order of the labels in the lists; '
                 f'{nearest(file)}'
             )
         _write_own(root, CLASS_FILE, sorted(names))
@@ -189,12 +190,12 @@ def _with_labels(root: Path, split: str, named: Sequence[NamedClip], classes: Se
 
 
 def _key(name: str) -> str:
-    """How class names are compared: folders may have underscores for blanks, and other capitals."""
+    """Normalise a class name for comparison: folders may have underscores for blanks and another case."""
     return unicodedata.normalize('NFC', name).replace('_', ' ').casefold()
 
 
 def _below(clip: Clip) -> str:
-    """Path below the folder of the split, as lists have it."""
+    """Return the path below the folder of the split, as in lists."""
     return clip.path.partition('/')[2]
 
 
@@ -216,7 +217,7 @@ def _video(path: str) -> str:
 
 
 def _is_own(root: Path, name: str) -> bool:
-    """Whether a list was written here, and nobody has changed it since."""
+    """Return whether this tool wrote a list that was not changed since."""
     return _own(root).get(name) == sha256(root / name)
 
 

@@ -1,4 +1,4 @@
-"""From the downloaded parts of Something-Something, or their folder, to a checked data set with a manifest."""
+"""Prepare Something-Something: from the downloaded parts, or their folder, to a checked dataset with a manifest."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -19,15 +19,15 @@ SPLITS = {'train': 'train', 'validation': 'val', 'test': 'test'}
 
 
 class Version(NamedTuple):
-    """How one version is distributed, and what it has.
+    """Distribution and contents of one version.
 
     Attributes:
-        name: what its parts and its folder are called.
-        lists: what its lists are called, with {} for 'labels', 'train', 'validation', 'test'.
-        suffix: of a video; '' for a folder of frames.
-        options: how a clip is decoded.
-        source: who has it.
-        published: clips of each split.
+        name: Name of its parts and of its folder.
+        lists: Name of its lists, with {} for 'labels', 'train', 'validation', 'test'.
+        suffix: Suffix of a video; '' for a folder of frames.
+        options: Decoding options of `probe_many`.
+        source: Where to get it.
+        published: Published number of clips of each split.
     """
 
     name: str
@@ -56,7 +56,7 @@ VERSIONS = {
         dict(train=168913, val=24777, test=27157),
     ),
 }
-"""Counts: Goyal et al., The "something something" video database, ICCV 2017 (v1), and the data set's site (v2)."""
+"""Counts: Goyal et al., The "something something" video database, ICCV 2017 (v1), and the dataset's site (v2)."""
 
 NUM_CLASSES = 174
 
@@ -72,31 +72,31 @@ def prepare_something(
     processes: int = 1,
     deadline: float = 20.0,
 ) -> list[str]:
-    """Unpack what is packed, look at every clip of every list, and write `root/manifest.csv`; a second time is quick.
+    """Unpack the archives, probe every clip of every list, and write `root/manifest.csv`. A second run is quick.
 
-    Accepted are the parts as downloaded (`20bn-something-something-v2-00` and so on, or `.zip` files that have them) or
-    the folder that they unpack to, and the lists under their full names or, as the label package of v2 has them, as
-    `labels/train.json`, which are copied to where the recipes read them.
+    The clips are the downloaded parts (`20bn-something-something-v2-00` and so on, or `.zip` files that contain them)
+    or the unpacked folder. The lists have their full names, or are named `labels/train.json` and so on, as in the label
+    package of v2; then they are copied to where recipes read them.
 
     Args:
-        root: folder of the downloads.
-        console: where progress and the report go.
+        root: Folder of the downloads.
+        console: Shows the progress and the report.
         version: 'v1' or 'v2'.
-        published: clips of each split.
-        num_classes: classes of the list.
-        suffix: of the videos of v2, where they were converted: '.mp4'.
-        processes: how many clips are decoded at the same time.
-        deadline: seconds for each.
+        published: Published number of clips of each split.
+        num_classes: Number of classes in the class list.
+        suffix: Suffix of the videos of v2 if they were converted, e.g. '.mp4'.
+        processes: Number of clips decoded at the same time.
+        deadline: Seconds per clip.
 
     Returns:
-        What is wrong, one line each: empty for a complete data set.
+        Problems, one line each; empty for a complete dataset.
 
     Raises:
-        FileNotFoundError: if clips or lists are missing, saying where they belong.
-        ValueError: for an unknown version, a damaged archive, or lists that are malformed, with file and line.
+        FileNotFoundError: If clips or lists are missing. The error says where they belong.
+        ValueError: For an unknown version, a damaged archive, or malformed lists. The error names file and line.
     """
     if version not in VERSIONS:
-        raise ValueError(f'version={version!r}: accepted are {" and ".join(VERSIONS)}')
+        raise ValueError(f'version={version!r}: {" or ".join(VERSIONS)} is expected')
     kind = VERSIONS[version]
     if suffix is not None:
         kind = kind._replace(suffix=suffix)
@@ -157,5 +157,5 @@ def _clips(kind: Version, file: Path, split: str, classes: Sequence[str]) -> lis
 
 
 def _unusable(rows: Sequence[ManifestRow]) -> list[str]:
-    reasons = {NO_FILE: 'is listed and has no file'}
+    reasons = {NO_FILE: 'is listed but has no file'}
     return [f'{row.split}: {row.path} {reasons.get(row.status, row.status)}' for row in rows if row.status != OK]

@@ -1,4 +1,4 @@
-"""What a video file really holds, found by decoding it to its end: containers claim frames that are not there."""
+"""Find the true contents of a video file by decoding it completely: containers may claim frames that do not exist."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -14,15 +14,15 @@ OK = 'ok'
 
 
 class VideoFacts(NamedTuple):
-    """What was found in a file or folder.
+    """Contents of a file or folder.
 
     Attributes:
-        frames: how many can be decoded, whatever the container claims; 0 for a clip that cannot be used.
-        fps: frames per second; None where the source does not say.
-        width: of a frame as it is shown, pixels.
-        height: of a frame as it is shown, pixels.
-        bytes: size of the file, or of all files in the folder.
-        status: ``'ok'``, or in one line why the clip cannot be used.
+        frames: Number of decodable frames, whatever the container claims; 0 for a clip that cannot be used.
+        fps: Frames per second; None if unknown.
+        width: Width of a displayed frame in pixels.
+        height: Height of a displayed frame in pixels.
+        bytes: Size of the file, or of all files in the folder.
+        status: 'ok', or in one line why the clip cannot be used.
     """
 
     frames: int
@@ -34,20 +34,20 @@ class VideoFacts(NamedTuple):
 
 
 def probe(path: str, *, backend: str = 'decord', deadline: float = 20.0, **options: Any) -> VideoFacts:
-    """Decode a video to its end and say what was found; a bad file is a status, not an error.
+    """Decode a video completely and return its contents; a bad file results in a status, not an error.
 
-    A container that claims more frames than there are is usable, with the true number. A file whose decoding breaks off
-    is not: what is before the break may be any part of the clip.
+    A container that claims too many frames is usable, with the true number. A file whose decoding breaks off is not
+    usable, because the frames before the break may be any part of the clip.
 
     Args:
-        path: video file, or folder of images for ``backend='frames'``, of which the first and the last are decoded.
-        backend: see ``open_video``.
-        deadline: seconds after which decoding is stopped and the file counts as unusable.
-        options: see ``open_video``.
+        path: Video file, or folder of images for `backend='frames'`, of which the first and the last are decoded.
+        backend: See `open_video`.
+        deadline: Seconds after which decoding is stopped and the file counts as unusable.
+        options: See `open_video`.
 
     Raises:
-        ValueError: for an unknown backend or option, or a deadline that is not positive.
-        DecoderStartError: if the decoding process cannot be started.
+        ValueError: For an unknown backend or option, or a deadline that is not positive.
+        DecoderStartError: If the decoding process cannot be started.
     """
     size = _size(path)
     if backend == 'frames':
@@ -61,7 +61,7 @@ def probe(path: str, *, backend: str = 'decord', deadline: float = 20.0, **optio
         raise
     except Exception as error:
         return VideoFacts(0, None, 0, 0, size, reason(error))
-    # Matroska has no index that would tell; its reader does, on the side.
+    # Matroska has no index that reveals a cut; its reader only logs it.
     problem = found.error or next((line for line in process.complaints if 'File ended prematurely' in line), None)
     if problem:
         status = f'{found.decoded} of {found.claimed} frames can be decoded: {problem}'
@@ -72,21 +72,21 @@ def probe(path: str, *, backend: str = 'decord', deadline: float = 20.0, **optio
 def probe_many(
     paths: Iterable[str], *, processes: int = 1, deadline: float = 20.0, backend: str = 'decord', **options: Any
 ) -> Iterator[tuple[str, VideoFacts]]:
-    """Yield (path, facts) in the order of ``paths``, several files at a time, each in a process that can be killed.
+    """Yield (path, facts) in the order of `paths`, several files at a time, each in a process that can be killed.
 
     Args:
-        paths: files or folders.
-        processes: how many files are decoded at the same time.
-        deadline: seconds for each file.
-        backend: see ``open_video``.
-        options: see ``open_video``.
+        paths: Files or folders.
+        processes: Number of files decoded at the same time.
+        deadline: Seconds per file.
+        backend: See `open_video`.
+        options: See `open_video`.
 
     Raises:
-        ValueError: for fewer than one process, or as ``probe``.
-        DecoderStartError: as ``probe``.
+        ValueError: For fewer than one process, or as in `probe`.
+        DecoderStartError: As in `probe`.
     """
     if processes < 1:
-        raise ValueError(f'processes={processes}: at least 1 is needed')
+        raise ValueError(f'processes={processes}: at least 1 is expected')
     waiting = iter(paths)
     with ThreadPoolExecutor(processes) as pool:
 

@@ -1,4 +1,4 @@
-"""What is known about one clip: its label, where it came from and, after the model, its scores."""
+"""Sample of one clip: its label, its origin and, after the model, its scores."""
 
 from mmengine.structures import BaseDataElement
 from torch import Tensor
@@ -7,11 +7,11 @@ from torch import Tensor
 class ClipDataSample(BaseDataElement):
     """The annotation and the prediction of one clip.
 
-    Meta information (set by ``PackClipInputs``): ``path``; ``sample_idx``, the position in the dataset, by which the
-    metric counts every clip once; ``frame_indices``, one list per temporal clip; ``total_frames``; ``fps``.
+    `PackClipInputs` sets the meta information: `path`; `sample_idx`, the position in the dataset, by which the metric
+    counts every clip once; `frame_indices`, one list per temporal clip; `total_frames`; `fps`.
 
     Attributes:
-        gt_label: () int64, the class id; ``torch.stack([s.gt_label for s in data_samples])`` gives (N,).
+        gt_label: () int64, the class id; `torch.stack([s.gt_label for s in data_samples])` has shape (N,).
         pred_score: (C,) float, one score per class, averaged over the views.
         pred_label: () int64, the class with the highest score.
     """

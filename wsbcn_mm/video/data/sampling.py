@@ -1,7 +1,7 @@
-"""Which frames of a video make a clip: arithmetic on numbers, no decoding.
+"""Choose the frames of a video that form a clip: arithmetic on numbers, without decoding.
 
-Every function returns int64 indices of shape (num_clips, clip_len), each within ``[0, total)``, in temporal order
-(except where a short video loops). Randomness comes from torch's generator, so that seeding the worker is enough.
+Every function returns int64 indices of shape (num_clips, clip_len), each within `[0, total)`, in temporal order
+(except where a short video loops). Randomness comes from torch's generator, so seeding the worker is enough.
 """
 
 from collections.abc import Callable
@@ -23,30 +23,30 @@ def dense_indices(
     short: str = 'loop',
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Clips of ``clip_len`` frames that lie ``interval`` frames apart.
+    """Return clips of `clip_len` frames at a distance of `interval` frames.
 
-    A clip spans ``(clip_len - 1) * interval + 1`` frames. With ``random`` each clip starts anywhere the span fits;
-    otherwise the starts are evenly spaced from the first to the last possible one, and a single clip is centred.
+    A clip spans `(clip_len - 1) * interval + 1` frames. With `random` each clip starts anywhere the span fits.
+    Otherwise the starts are evenly spaced from the first to the last possible one, and a single clip is centred.
 
     Args:
-        total: number of frames in the video.
-        clip_len: frames per clip (T).
-        interval: distance of neighbouring frames; 1 takes consecutive ones.
-        num_clips: temporal clips per video.
-        random: training (True) or testing (False).
-        short: what a video shorter than the span does: ``'loop'`` starts again from frame 0, ``'clamp'`` repeats the
-            last frame.
-        generator: source of randomness; torch's global one by default.
+        total: Number of frames in the video.
+        clip_len: Frames per clip (T).
+        interval: Distance of neighbouring frames; 1 takes consecutive ones.
+        num_clips: Temporal clips per video.
+        random: Training (True) or testing (False).
+        short: How a video shorter than the span is filled: 'loop' starts again from frame 0, 'clamp' repeats the last
+            frame.
+        generator: Source of randomness; by default torch's global one.
 
     Returns:
         (num_clips, clip_len) int64.
 
     Raises:
-        ValueError: for a count below 1 or an unknown ``short``.
+        ValueError: For a count below 1 or an unknown `short`.
     """
     _check_positive(total=total, clip_len=clip_len, interval=interval, num_clips=num_clips)
     if short not in ('loop', 'clamp'):
-        raise ValueError(f"short={short!r}: accepted are 'loop' and 'clamp'")
+        raise ValueError(f"short={short!r}: 'loop' or 'clamp' is expected")
     last_start = max(total - ((clip_len - 1) * interval + 1), 0)
     if random:
         starts = torch.randint(last_start + 1, (num_clips,), generator=generator)
@@ -66,28 +66,28 @@ def segment_indices(
     random: bool,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """One frame from each of ``num_segments`` equal segments of the video (TSN, Wang et al. 2016, section 3.1).
+    """Return one frame from each of `num_segments` equal segments of the video (TSN, Wang et al. 2016, section 3.1).
 
-    Segment k covers the real interval ``[k, k + 1) * total / num_segments``; the frame is ``floor`` of a point in it:
-    a uniformly random one with ``random``, otherwise the centre, or with several clips the centres of ``num_clips``
-    equal parts of the segment. A video with fewer frames than segments repeats frames.
+    Segment k covers the real interval `[k, k + 1) * total / num_segments`. The frame is `floor` of a point in it:
+    uniformly random with `random`, otherwise the centre, or with several clips the centres of `num_clips` equal parts
+    of the segment. A video with fewer frames than segments repeats frames.
 
-    The published TSN code floors the length of a segment first and so never reaches the last ``total % num_segments``
-    frames, and TSM's second test clip starts at the beginning of each segment; here every frame can be drawn and test
-    clips lie symmetrically.
+    Departures: the published TSN code floors the length of a segment first, so it never reaches the last
+    `total % num_segments` frames, and TSM's second test clip starts at the beginning of each segment. Here every frame
+    can be drawn, and test clips are placed symmetrically.
 
     Args:
-        total: number of frames in the video.
-        num_segments: frames per clip (T).
-        num_clips: temporal clips per video.
-        random: training (True) or testing (False).
-        generator: source of randomness; torch's global one by default.
+        total: Number of frames in the video.
+        num_segments: Frames per clip (T).
+        num_clips: Temporal clips per video.
+        random: Training (True) or testing (False).
+        generator: Source of randomness; by default torch's global one.
 
     Returns:
         (num_clips, num_segments) int64.
 
     Raises:
-        ValueError: for a count below 1.
+        ValueError: For a count below 1.
     """
     _check_positive(total=total, num_segments=num_segments, num_clips=num_clips)
     if random:
@@ -102,17 +102,17 @@ SAMPLERS: dict[str, IndexSampler] = {'dense': dense_indices, 'segments': segment
 
 
 def get_sampler(cfg: dict[str, Any]) -> tuple[IndexSampler, dict[str, Any]]:
-    """Split ``dict(type='dense' | 'segments', **arguments)`` into the function and its arguments.
+    """Split `dict(type='dense' | 'segments', **arguments)` into the function and its arguments.
 
-    The arguments are tried on a video of one frame, so that a misspelled one fails when the pipeline is built.
+    The arguments are tried on a video of one frame, so a misspelled one fails when the pipeline is built.
 
     Raises:
-        ValueError: for an unknown type or arguments the function does not accept.
+        ValueError: For an unknown type, or arguments that the function does not accept.
     """
     arguments = dict(cfg)
     name = arguments.pop('type', None)
     if name not in SAMPLERS:
-        raise ValueError(f'sampler type {name!r}: accepted are {sorted(SAMPLERS)}')
+        raise ValueError(f'sampler type={name!r}: one of {", ".join(sorted(SAMPLERS))} is expected')
     sampler = SAMPLERS[name]
     try:
         sampler(1, **arguments, random=False)
@@ -124,4 +124,4 @@ def get_sampler(cfg: dict[str, Any]) -> tuple[IndexSampler, dict[str, Any]]:
 def _check_positive(**counts: int) -> None:
     for name, value in counts.items():
         if value < 1:
-            raise ValueError(f'{name}={value}: at least 1 is needed')
+            raise ValueError(f'{name}={value}: at least 1 is expected')

@@ -1,14 +1,14 @@
-"""Transforms of one clip, each a single call on all its frames.
+"""Transforms of one clip; each processes all frames in a single call.
 
 Legend: V views (temporal clips x spatial crops; 1 in training), T frames, C = 3 channels, H and W pixels.
 
-A transform takes and returns the dictionary that the dataset starts:
+A transform takes and returns a dictionary:
 
-* from the dataset: ``path``, ``label`` (int), ``sample_idx``, ``mirrored_label`` where class names are known, and
-  ``num_frames`` and ``size`` (height, width) where a manifest is;
-* from ``DecodeClip``: ``clips``, a uint8 tensor (V, T, C, H, W) whose memory keeps the decoder's channels-last order
-  (torchvision resizes that three times as fast), ``frame_indices``, ``total_frames``, ``fps``, ``complaints`` (what the
-  decoder wrote about damage that it concealed).
+* the dataset sets `path`, `label` (int), `sample_idx`, `mirrored_label` if class names are known, and `num_frames` and
+  `size` (height, width) if there is a manifest;
+* `DecodeClip` adds `clips`, a uint8 tensor (V, T, C, H, W) in the decoder's channels-last memory order (torchvision
+  resizes it three times as fast), `frame_indices`, `total_frames`, `fps`, and `complaints`, the decoder's messages
+  about damage that it concealed.
 
 Random numbers come from torch's global generator, which the loader seeds in every worker.
 """
@@ -33,23 +33,24 @@ Results = dict[str, Any]
 
 @TRANSFORMS.register_module()
 class DecodeClip:
-    """Choose frames and read them: ``path`` -> ``clips`` (num_clips, T, C, H, W).
+    """Choose frames and read them: `path` -> `clips` (num_clips, T, C, H, W).
 
-    Frames are chosen among the ``num_frames`` of the manifest where there is one, whatever the container claims. An
-    item that the dataset has marked ``unreadable`` gets black frames, of the size in the manifest, and is not opened.
+    With a manifest, frames are chosen among its `num_frames`, whatever the container claims. An item that the dataset
+    marked as `unreadable` is not opened; it gets black frames of the size in the manifest.
 
     Args:
-        sampler: ``dict(type='dense', clip_len=, interval=, num_clips=1, short='loop')`` or
-            ``dict(type='segments', num_segments=, num_clips=1)``; see ``wsbcn_mm.video.data.sampling``.
-        random: draw the frames at random (training) or place them evenly (validation, test).
-        backend: ``'decord'``, ``'pyav'``, or ``'frames'`` for folders of images.
-        deadline: seconds for a video, decoded in a process that is killed then, or for a folder; None decodes in the
-            loader's process, which a file that makes the decoder hang stops for good.
-        options: passed to ``open_video``: ``template`` and ``start`` of a folder of images.
+        sampler: `dict(type='dense', clip_len=, interval=, num_clips=1, short='loop')` or
+            `dict(type='segments', num_segments=, num_clips=1)`; see `wsbcn_mm.video.data.sampling`.
+        random: Whether frames are drawn at random (training) or placed evenly (validation, test).
+        backend: 'decord', 'pyav', or 'frames' for folders of images.
+        deadline: Seconds for a video or a folder. A video is decoded in a separate process, which is killed at the
+            deadline. None decodes in the loader's process, which hangs forever if a file makes the decoder hang.
+        options: Passed to `open_video`: `template` and `start` of a folder of images.
 
     Raises:
-        ValueError: for an unknown sampler, argument, backend or option.
-        DecodeError: when called on a video that cannot be read, not in time, or no longer has the manifest's frames.
+        ValueError: For an unknown sampler, argument, backend or option.
+        DecodeError: When called on a video that cannot be read, or not in time, or that no longer has the manifest's
+            frames.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class DecodeClip:
         reader = open_video(results['path'], self.backend, deadline=self.deadline, **self.options)
         total = results.get('num_frames', len(reader))
         if total > len(reader):
-            reason = f'{len(reader)} frames, {total} in the manifest: the file has changed, prepare the data again'
+            reason = f'{len(reader)} frames, {total} in the manifest: the file changed, prepare the data again'
             raise decode_error(reader.path, self.backend, reason)
         indices = self._choose(total)
         frames = reader.get_frames(indices.flatten())
@@ -93,21 +94,21 @@ class DecodeClip:
 
 
 BLANK_SIZE = (256, 340)
-"""Height and width of the black frames of a clip that no manifest knows."""
+"""Height and width of the black frames of a clip without a manifest."""
 
 
 @TRANSFORMS.register_module()
 class ResizeClip:
-    """Bilinear, antialiased resize.
+    """Resize all frames, bilinear and antialiased.
 
     Args:
-        size: int for the short side, keeping the aspect ratio; or (height, width).
+        size: An int for the short side, which keeps the aspect ratio, or (height, width).
     """
 
     def __init__(self, size: int | Sequence[int]) -> None:
         self.size = [size] if isinstance(size, int) else list(size)
         if len(self.size) not in (1, 2) or min(self.size) < 1:
-            raise ValueError(f'size={size!r}: a positive int (short side) or (height, width) is needed')
+            raise ValueError(f'size={size!r}: a positive int (short side) or (height, width) is expected')
 
     def __call__(self, results: Results) -> Results:
         results['clips'] = F.resize(results['clips'], self.size, antialias=True)
@@ -116,14 +117,15 @@ class ResizeClip:
 
 @TRANSFORMS.register_module()
 class RandomResizedCropClip:
-    """Cut a random rectangle, the same from every frame, and resize it to a square.
+    """Crop a random rectangle, the same in every frame, and resize it to a square.
 
-    Ten tries, then the largest centred rectangle within the ratio limits (as in torchvision's ``RandomResizedCrop``).
+    After ten failed tries, the largest centred rectangle within the ratio limits is used, as in torchvision's
+    `RandomResizedCrop`.
 
     Args:
-        size: side of the result, pixels.
-        scale: smallest and largest share of the frame's area.
-        ratio: smallest and largest width / height.
+        size: Side of the result in pixels.
+        scale: Smallest and largest share of the frame's area.
+        ratio: Smallest and largest width / height.
     """
 
     def __init__(
@@ -133,9 +135,9 @@ class RandomResizedCropClip:
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
     ) -> None:
         if not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError(f'scale={scale}: 0 < smallest <= largest <= 1 is needed')
+            raise ValueError(f'scale={scale}: 0 < smallest <= largest <= 1 is expected')
         if not 0 < ratio[0] <= ratio[1]:
-            raise ValueError(f'ratio={ratio}: 0 < smallest <= largest is needed')
+            raise ValueError(f'ratio={ratio}: 0 < smallest <= largest is expected')
         self.size = size
         self.scale = scale
         self.ratio = ratio
@@ -163,18 +165,18 @@ class RandomResizedCropClip:
 class MultiScaleCropClip:
     """TSN's corner cropping with scale jitter (Wang et al. 2016, section 3.2), the augmentation of TSM.
 
-    The sides of the crop are the frame's short side times two of ``scales``, at most ``max_distort`` steps apart; it
-    lies at one of 13 places (corners, edges, centre, quarter points). The result is resized to a square.
+    The sides of the crop are the frame's short side times two of `scales`, at most `max_distort` steps apart. The crop
+    is at one of 13 places (corners, edges, centre, quarter points), and is resized to a square.
 
     Args:
-        size: side of the result, pixels.
-        scales: factors of the short side, in descending order.
-        max_distort: how many steps the two factors may differ.
+        size: Side of the result in pixels.
+        scales: Factors of the short side, in descending order.
+        max_distort: Largest number of steps between the two factors.
     """
 
     def __init__(self, size: int, scales: Sequence[float] = (1.0, 0.875, 0.75, 0.66), max_distort: int = 1) -> None:
         if not scales or not 0 < min(scales) <= max(scales) <= 1:
-            raise ValueError(f'scales={scales!r}: factors in (0, 1] are needed')
+            raise ValueError(f'scales={scales!r}: factors in (0, 1] are expected')
         self.size = size
         self.pairs = [
             (first, second)
@@ -199,10 +201,10 @@ PLACES = [(row, column) for row in (0, 2, 4) for column in (0, 2, 4)] + [(1, 1),
 
 @TRANSFORMS.register_module()
 class CenterCropClip:
-    """Cut the central ``size`` x ``size`` square.
+    """Crop the central `size` x `size` square.
 
     Raises:
-        ValueError: when called on frames smaller than that; resize first.
+        ValueError: When called on smaller frames; resize first.
     """
 
     def __init__(self, size: int) -> None:
@@ -217,12 +219,12 @@ class CenterCropClip:
 
 @TRANSFORMS.register_module()
 class ThreeCropClip:
-    """Three ``size`` x ``size`` squares along the longer side: start, centre, end (SlowFast's spatial test views).
+    """Crop three `size` x `size` squares along the longer side: start, centre, end (SlowFast's spatial test views).
 
-    (V, T, C, H, W) -> (3 V, T, C, size, size), the crops of one temporal clip beside each other.
+    (V, T, C, H, W) -> (3 V, T, C, size, size); the crops of one temporal clip are adjacent.
 
     Raises:
-        ValueError: when called on frames smaller than that; resize first.
+        ValueError: When called on smaller frames; resize first.
     """
 
     def __init__(self, size: int) -> None:
@@ -244,19 +246,19 @@ class ThreeCropClip:
 
 @TRANSFORMS.register_module()
 class FlipClip:
-    """Mirror all frames left to right with probability ``prob``.
+    """Mirror all frames left to right with probability `prob`.
 
-    With ``swap_labels`` a mirrored "from left to right" becomes "from right to left": the label follows the frames, and
-    a clip whose mirrored class does not exist is never mirrored. Something-Something datasets refuse a flip without it.
+    With `swap_labels`, a mirrored "from left to right" becomes "from right to left": the label follows the frames, and
+    a clip whose mirrored class does not exist is never mirrored. Something-Something datasets reject a flip without it.
 
     Args:
-        prob: probability.
-        swap_labels: exchange the labels of classes that a mirror exchanges.
+        prob: Probability.
+        swap_labels: Whether to exchange the labels of classes that a mirror exchanges.
     """
 
     def __init__(self, prob: float = 0.5, swap_labels: bool = False) -> None:
         if not 0 <= prob <= 1:
-            raise ValueError(f'prob={prob}: a probability in [0, 1] is needed')
+            raise ValueError(f'prob={prob}: a probability in [0, 1] is expected')
         self.prob = prob
         self.swap_labels = swap_labels
 
@@ -274,10 +276,10 @@ class FlipClip:
 
 @TRANSFORMS.register_module()
 class PackClipInputs:
-    """End of a pipeline: ``dict(inputs=(V, C, T, H, W) uint8, data_samples=ClipDataSample)``.
+    """Pack the results of a pipeline: `dict(inputs=(V, C, T, H, W) uint8, data_samples=ClipDataSample)`.
 
     Args:
-        meta_keys: entries copied into the sample's meta information if present.
+        meta_keys: Entries to copy to the sample's meta information, if present.
     """
 
     def __init__(
@@ -292,7 +294,7 @@ class PackClipInputs:
 
 
 def _channels_first(clips: Tensor) -> Tensor:
-    """(V, T, C, H, W), in memory channels last -> (V, C, T, H, W) contiguous; OpenCV is nine times as fast as torch."""
+    """Convert channels-last (V, T, C, H, W) to contiguous (V, C, T, H, W); OpenCV is nine times as fast as torch."""
     num_views, length, channels, height, width = clips.shape
     packed = clips.new_empty(num_views, channels, length, height, width)
     for view, planes in zip(clips, packed.flatten(2, 3), strict=True):

@@ -1,1 +1,1 @@
-"""Video decoding in a process that a deadline can end."""
+"""Video decoding in a process that is killed at a deadline."""

@@ -1,8 +1,8 @@
-"""A process that decodes for this one and that can be killed.
+"""Client of the decoding process, a separate process that can be killed.
 
-A decoding library that loops forever holds the interpreter's lock, so that neither a timer nor a thread of the same
-process can end it. The process imports numpy and the decoding libraries alone (`child/`), starts in half a second,
-hands frames over as shared memory, and ends with its parent, however that ends.
+A decoding library that loops forever holds the interpreter's lock, so neither a timer nor a thread of the same process
+can stop it. The decoding process (`video.decoding.child`) imports only numpy and the decoding libraries, starts in half
+a second, and passes frames through shared memory. It ends with its parent, however the parent ends.
 """
 
 import math
@@ -27,7 +27,7 @@ PROGRAM = Path(__file__).with_name('child')
 ENVIRONMENT = {
     'OPENBLAS_NUM_THREADS': '1',
     'OMP_NUM_THREADS': '1',
-    # Have glibc keep freed frames, of up to the 32 MB it allows, for the next: fresh pages cost more than their use.
+    # glibc keeps freed frames, up to its limit of 32 MB, for reuse: fresh pages cost more than filling them.
     'MALLOC_MMAP_THRESHOLD_': str(1 << 25),
     'MALLOC_TRIM_THRESHOLD_': str(1 << 30),
 }
@@ -37,17 +37,17 @@ _LOCAL = threading.local()
 
 
 class DecoderStartError(RuntimeError):
-    """The decoding process does not run at all, which is no file's fault."""
+    """The decoding process cannot run; the file is not the cause."""
 
 
 class DecoderProcess:
-    """The parent's end of one decoding process, which is started when needed and again after a kill or a crash.
+    """The parent's side of one decoding process, which is started on demand and restarted after a kill or a crash.
 
-    It is renewed every `FILES_PER_PROCESS` files, so that what a library leaks has an end. Not for several threads.
+    It is restarted every `FILES_PER_PROCESS` files, which bounds memory leaks of the libraries. Not thread-safe.
 
     Attributes:
-        pid: of the running process; None if there is none.
-        complaints: lines that the decoding libraries wrote while they answered the last request.
+        pid: Id of the running process; None if there is none.
+        complaints: Messages that the decoding libraries wrote during the last request.
     """
 
     def __init__(self) -> None:
@@ -58,14 +58,14 @@ class DecoderProcess:
         self._loaded: set[str] = set()
 
     def open(self, backend: str, path: str, deadline: float) -> tuple[int, float | None]:
-        """Number of frames and frames per second of a file."""
+        """Open a file and return its number of frames and its frames per second."""
         self._count_file()
         self._load(backend)
         num_frames, fps = self._request(('open', backend, path, None), deadline)
         return num_frames, fps
 
     def read(self, backend: str, path: str, indices: Sequence[int], deadline: float) -> Tensor:
-        """Frames as (T, H, W, 3) uint8."""
+        """Return frames as (T, H, W, 3) uint8."""
         self._load(backend)
         shape = self._request(('read', backend, path, list(indices)), deadline)
         size = math.prod(shape)
@@ -74,19 +74,19 @@ class DecoderProcess:
         return torch.frombuffer(self._shared, dtype=torch.uint8, count=size).clone().view(shape)
 
     def verify(self, path: str, deadline: float) -> tuple[Any, ...]:
-        """The fields of `child.readers.Verified`."""
+        """Decode a file completely and return the fields of `child.readers.Verified`."""
         self._count_file()
         fields: tuple[Any, ...] = self._request(('verify', '', path, None), deadline)
         return fields
 
     def stop(self) -> None:
-        """End the process, whatever it does."""
+        """Kill the process, whatever it is doing."""
         if self.pid is not None:
             self._finalizer()
             self.pid = None
 
     def _load(self, backend: str) -> None:
-        """Have the backend's library imported, which is not to count for a file's deadline."""
+        """Import the backend's library in the process, outside of any file's deadline."""
         if self.pid is None or self._process.poll() is not None:
             self._start()
         if backend not in self._loaded:
@@ -102,10 +102,10 @@ class DecoderProcess:
         """Send a request and wait for its answer.
 
         Raises:
-            TimeoutError: if there is none in time; the process has been killed.
-            ChildProcessError: if the process died of it.
-            RuntimeError: with the reason, if it cannot be fulfilled.
-            DecoderStartError: if the process does not start.
+            TimeoutError: If there is no answer in time; the process has been killed.
+            ChildProcessError: If the process died during the request.
+            RuntimeError: If the request failed; the text is the reason.
+            DecoderStartError: If the process does not start.
         """
         if self.pid is None or self._process.poll() is not None:
             self._start()
@@ -113,7 +113,7 @@ class DecoderProcess:
         with self._in_step():
             self._connection.send(request)
             if not self._connection.poll(max(deadline, 0)):
-                raise TimeoutError(f'not done within {deadline:g} s, its process was killed')
+                raise TimeoutError(f'not decoded within {deadline:g} s, the decoding process was killed')
             value, error, self.complaints = self._connection.recv()
         if error is not None:
             raise RuntimeError(error)
@@ -121,11 +121,11 @@ class DecoderProcess:
 
     @contextmanager
     def _in_step(self) -> Iterator[None]:
-        """End the process if the conversation breaks off: the rest of an answer would be taken for the next one."""
+        """Kill the process if a request is interrupted: its late answer would be read as the next one's."""
         try:
             yield
         except (EOFError, ConnectionError) as broken:
-            raise ChildProcessError(f'its process died of {self._death()}') from broken
+            raise ChildProcessError(f'the decoding process died of {self._death()}') from broken
         except BaseException:
             self.stop()
             raise
@@ -172,7 +172,7 @@ class DecoderProcess:
 
 
 def decoder_process() -> DecoderProcess:
-    """The one of this thread; a fork gets its own instead of its parent's."""
+    """Return this thread's decoding process; a fork gets a new one instead of its parent's."""
     if getattr(_LOCAL, 'owner', None) != os.getpid():
         _LOCAL.process = DecoderProcess()
         _LOCAL.owner = os.getpid()
@@ -188,5 +188,5 @@ def _end(connection: Connection, process: 'subprocess.Popen[bytes]', files: list
         process.returncode = 0
         return
     process.kill()
-    with suppress(subprocess.TimeoutExpired):  # stuck in the kernel, as on a dead network drive
+    with suppress(subprocess.TimeoutExpired):  # stuck in the kernel, e.g. on a dead network drive
         process.wait(5)

@@ -1,15 +1,15 @@
-"""Frames by number from a video file or a folder of images, whichever library reads them.
+"""Read frames by number from a video file or a folder of images, with any of several libraries.
 
-``open_video`` gives a reader with ``len(reader)``, ``reader.fps`` and ``reader.get_frames(indices)``. Frame k is the
-k-th frame in display order for every backend, and whatever goes wrong underneath, while opening or later while reading,
-is a ``DecodeError`` that names the file and the backend.
+`open_video` returns a reader with `len(reader)`, `reader.fps` and `reader.get_frames(indices)`. Frame k is the k-th
+frame in display order for every backend. Any failure, while opening or later while reading, is a `DecodeError` that
+names the file and the backend.
 
-Backends: ``'decord'`` (default; decord or decord2, one thread, because loader workers already fill the cores),
-``'pyav'``, and ``'frames'`` for folders. All give the same frames and the first two the same pixels.
+The backends are 'decord' (default; decord or decord2, one thread, because loader workers already fill the cores),
+'pyav', and 'frames' for folders. All return the same frames, and the first two the same pixels.
 
-With a deadline videos are decoded in a process of their own (`decoder_process.py`), which is killed when it is not done
-in time. Images in a folder have no container that could lie to a decoder: they are read here, in a thread that is left
-behind where a file or a drive never answers.
+With a deadline, videos are decoded in a separate process (`video.decoding.process`), which is killed at the deadline.
+Images in a folder have no container that could mislead a decoder. They are read in this process, in a thread that is
+abandoned if a file or a drive never answers.
 """
 
 import os
@@ -30,11 +30,11 @@ from .process import DecoderStartError, decoder_process
 
 
 class DecodeError(RuntimeError):
-    """A video cannot be opened or a frame cannot be read; the text names file, backend and reason."""
+    """A video cannot be opened, or a frame cannot be read; the text names file, backend and reason."""
 
 
 def decode_error(path: str, backend: str, reason: str) -> DecodeError:
-    """The error for a file that cannot be read."""
+    """Return the error for a file that cannot be read."""
     return DecodeError(f'cannot decode {path!r} with {backend}: {reason}')
 
 
@@ -45,14 +45,14 @@ class _Source(NamedTuple):
 
 
 class VideoReader:
-    """An open video; made by ``open_video``.
+    """An open video, created by `open_video`.
 
     Attributes:
-        path: file or folder.
-        backend: name of the backend.
-        fps: frames per second; None where the source does not say (folders of images).
-        complaints: what the decoding library wrote about the file so far: errors that it concealed with neighbouring
-            pixels or frames. Always empty without a deadline; they are on standard error then.
+        path: File or folder.
+        backend: Name of the backend.
+        fps: Frames per second; None if unknown (folders of images).
+        complaints: Messages of the decoding library about the file so far: errors that it concealed with neighbouring
+            pixels or frames. Always empty without a deadline, as they go to standard error then.
     """
 
     def __init__(self, path: str, backend: str, source: _Source, complaints: list[str]) -> None:
@@ -67,20 +67,20 @@ class VideoReader:
         return self._num_frames
 
     def get_frames(self, indices: Sequence[int] | Tensor) -> Tensor:
-        """Read frames by number, in the order asked for; repeats are allowed.
+        """Read frames by number, in the given order; repeats are allowed.
 
         Returns:
             (T, H, W, 3) uint8 RGB, contiguous.
 
         Raises:
-            ValueError: for an empty list or an index outside ``[0, len(self))``.
-            DecodeError: if a frame cannot be read.
+            ValueError: For an empty list, or an index outside `[0, len(self))`.
+            DecodeError: If a frame cannot be read.
         """
         wanted = [int(i) for i in indices]
         if not wanted:
-            raise ValueError(f'indices=[]: at least one frame of {self.path!r} must be asked for')
+            raise ValueError(f'indices=[]: at least one frame of {self.path!r} is expected')
         if min(wanted) < 0 or max(wanted) >= len(self):
-            raise ValueError(f'indices={wanted}: {self.path!r} has frames 0 to {len(self) - 1}')
+            raise ValueError(f'indices={wanted}: frames 0 to {len(self) - 1} of {self.path!r} are expected')
         try:
             frames = self._read(wanted)
         except DecoderStartError:
@@ -88,7 +88,7 @@ class VideoReader:
         except Exception as error:
             raise decode_error(self.path, self.backend, reason(error)) from error
         if frames.shape[0] != len(wanted):
-            lost = f'{len(wanted)} frames asked for, {frames.shape[0]} returned'
+            lost = f'{len(wanted)} frames requested, {frames.shape[0]} returned'
             raise decode_error(self.path, self.backend, lost)
         return frames
 
@@ -99,18 +99,18 @@ def open_video(
     """Open a video for reading frames by number.
 
     Args:
-        path: video file, or folder of images for ``backend='frames'``.
-        backend: ``'decord'``, ``'pyav'`` or ``'frames'``.
-        deadline: seconds for opening and all reading, after which the process that decodes a video is killed, and the
-            thread that reads images is left behind; None decodes here.
-        options: for ``'frames'`` only: ``template`` (default ``'{:05d}.jpg'``) and ``start``, the number of the first
-            image (default 1).
+        path: Video file, or folder of images for `backend='frames'`.
+        backend: 'decord', 'pyav' or 'frames'.
+        deadline: Seconds for opening and all reading. After it, the process that decodes a video is killed, and the
+            thread that reads images is abandoned. None decodes in this process.
+        options: Only for 'frames': `template` (default '{:05d}.jpg') and `start`, the number of the first image
+            (default 1).
 
     Raises:
-        ValueError: for an unknown backend or option, or a deadline that is not positive.
-        DecodeError: if the file is missing, empty, no video, damaged, not done in time, or the backend is not
+        ValueError: For an unknown backend or option, or a deadline that is not positive.
+        DecodeError: If the file is missing, empty, not a video, damaged, or not decoded in time, or the backend is not
             installed.
-        DecoderStartError: if the decoding process cannot be started.
+        DecoderStartError: If the decoding process cannot be started.
     """
     check_backend(backend, options)
     check_deadline(deadline)
@@ -132,12 +132,12 @@ def open_video(
 
 
 def check_backend(backend: str, options: Mapping[str, Any]) -> None:
-    """Raise ValueError for an unknown backend or an option that it does not know."""
+    """Raise ValueError for an unknown backend, or an option that it does not accept."""
     if backend not in BACKENDS:
-        raise ValueError(f'backend={backend!r}: accepted are {sorted(BACKENDS)}')
+        raise ValueError(f'backend={backend!r}: one of {", ".join(sorted(BACKENDS))} is expected')
     unknown = set(options) - ({'template', 'start'} if backend == 'frames' else set())
     if unknown:
-        raise ValueError(f'options {sorted(unknown)} are not known to backend {backend!r}')
+        raise ValueError(f'backend={backend!r} does not accept the options {", ".join(sorted(unknown))}')
     if 'template' in options:
         _template_pattern(options['template'])
 
@@ -145,7 +145,7 @@ def check_backend(backend: str, options: Mapping[str, Any]) -> None:
 def check_deadline(deadline: float | None) -> None:
     """Raise ValueError for a deadline that is neither None nor positive."""
     if deadline is not None and not deadline > 0:
-        raise ValueError(f'deadline={deadline!r}: seconds above 0, or None to decode without one')
+        raise ValueError(f'deadline={deadline!r}: seconds above 0, or None for no deadline, are expected')
 
 
 def _open_here(path: str, backend: str) -> _Source:
@@ -163,9 +163,9 @@ def _new_array(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _open_elsewhere(path: str, backend: str, deadline: float, complaints: list[str]) -> _Source:
-    """In this thread's decoding process, which has `deadline` seconds for all that is asked about this file."""
+    """Open in this thread's decoding process, which has `deadline` seconds for all requests about this file."""
     process = decoder_process()
-    timed = _timer(deadline, f'not done within {deadline:g} s, its process was killed')
+    timed = _timer(deadline, f'not decoded within {deadline:g} s, the decoding process was killed')
 
     def ask(request: Callable[..., Any], *arguments: Any) -> Any:
         try:
@@ -178,8 +178,8 @@ def _open_elsewhere(path: str, backend: str, deadline: float, complaints: list[s
 
 
 def _open_frames_aside(path: str, deadline: float, options: Mapping[str, Any]) -> _Source:
-    """In threads that have `deadline` seconds together."""
-    timed = _timer(deadline, f'not done within {deadline:g} s')
+    """Open in threads that have `deadline` seconds together."""
+    timed = _timer(deadline, f'not decoded within {deadline:g} s')
     source = timed(lambda left: _call_aside(lambda: _open_frames(path, **options), left))
     return _Source(
         source.num_frames,
@@ -189,7 +189,7 @@ def _open_frames_aside(path: str, deadline: float, options: Mapping[str, Any]) -
 
 
 def _timer(seconds: float, reason: str) -> Callable[[Callable[[float], Any]], Any]:
-    """Call functions with what is left of the seconds, and say the reason if they do not return in time."""
+    """Return a function that calls others with the remaining seconds, and raises TimeoutError with `reason`."""
     left = seconds
 
     def timed(function: Callable[[float], Any]) -> Any:
@@ -206,7 +206,7 @@ def _timer(seconds: float, reason: str) -> Callable[[Callable[[float], Any]], An
 
 
 def _call_aside(function: Callable[[], Any], seconds: float) -> Any:
-    """Call in a thread, which is cheaper than a process and enough where Python's lock is free while it waits."""
+    """Call in a thread, which is cheaper than a process and suffices if Python's lock is released while waiting."""
     result = Future[Any]()
 
     def call() -> None:
@@ -230,7 +230,7 @@ def _open_frames(path: str, template: str = '{:05d}.jpg', start: int = 1) -> _So
     names = {name for name in os.listdir(path) if is_frame.fullmatch(name)}
     for number in range(start, start + len(names)):
         if template.format(number) not in names:
-            raise ValueError(f'{template.format(number)!r} is missing ({len(names)} files look like {template!r})')
+            raise ValueError(f'{template.format(number)!r} is missing ({len(names)} files match {template!r})')
 
     def read(indices: list[int]) -> Tensor:
         images = {}
@@ -251,7 +251,7 @@ def _open_frames(path: str, template: str = '{:05d}.jpg', start: int = 1) -> _So
 def _template_pattern(template: str) -> re.Pattern[str]:
     parts = re.fullmatch(r'([^{}]*){[^{}]*}([^{}]*)', template)
     if parts is None:
-        raise ValueError(f"template={template!r}: exactly one number field such as '{{:05d}}' is needed")
+        raise ValueError(f"template={template!r}: exactly one number field such as '{{:05d}}' is expected")
     prefix, suffix = parts.groups()
     return re.compile(f'{re.escape(prefix)}[0-9]+{re.escape(suffix)}')
 

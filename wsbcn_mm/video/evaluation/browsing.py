@@ -1,4 +1,4 @@
-"""What a video model sees of a sample: frames of the clip as they are fed."""
+"""Draw a sample as a video model sees it: frames of the input clip."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,13 +12,13 @@ from .strips import class_name, strip
 
 COLUMNS = 1
 WIDTH = 1568
-"""Of a picture, pixels."""
+"""Width of a sample's picture in pixels."""
 FRAMES = 8
-"""Shown at most, evenly spread."""
+"""Largest number of frames shown, evenly spaced."""
 
 
 def draw(sample: Mapping[str, Any], preprocessor: Any, metainfo: Mapping[str, Any], training: bool) -> np.ndarray:
-    """Frames of the first view of a packed sample after the model's preprocessor, under its class and its numbers."""
+    """Draw frames of a packed sample's first view after the model's preprocessor, captioned with class and numbers."""
     batch = dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']])
     out = preprocessor(batch, training)
     (fed,) = out['data_samples']
@@ -36,4 +36,4 @@ def draw(sample: Mapping[str, Any], preprocessor: Any, metainfo: Mapping[str, An
 
 
 def key(metainfo: Mapping[str, Any], width: int) -> None:
-    """None: classes are named above each clip."""
+    """Return None: the class is named above each clip."""

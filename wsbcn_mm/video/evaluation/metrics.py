@@ -17,22 +17,23 @@ from ...engine.evaluation.streaming_metric import StreamingMetric, mean_of_prese
 class TopKAccuracy(StreamingMetric):
     """Top-1, top-5 and mean-class accuracy, in percent.
 
-    Keeps a confusion matrix and a histogram of how many classes score at least as high as the label: ties count against
-    it, so a model that scores all classes alike is never right. See `StreamingMetric` for ranks, memory and files.
+    It keeps a confusion matrix, and a histogram of the number of classes that score at least as high as the label. Ties
+    count as errors, so a model with equal scores for all classes is never right. See `StreamingMetric` for ranks,
+    memory and files.
 
-    A clip that the dataset marks ``unreadable`` is counted and not scored.
+    A clip that the dataset marks as `unreadable` is counted but not scored.
 
-    Results: ``acc/top1``, ``acc/top5``, ``acc/mean_class`` (mean over the classes that occur), ``acc/num_clips``. With
-    fewer classes than some k, that top-k is left out and the log says so.
+    The results are `acc/top1`, `acc/top5`, `acc/mean_class` (mean over the classes that occur) and `acc/num_clips`.
+    Top-k with k not below the number of classes is left out, and the log says so.
 
     Args:
-        topk: the k of top-k.
-        per_class: log the accuracy of every class, which ``per_class.csv`` has in any case.
-        prefix: before the names of the results.
-        kwargs: those of ``StreamingMetric``.
+        topk: The k of top-k.
+        per_class: Whether to log the accuracy of every class; `per_class.csv` always has it.
+        prefix: Prefix of the names of the results.
+        kwargs: Arguments of `StreamingMetric`.
 
     Raises:
-        ValueError: if scores are missing or not finite, a label lies outside the scores, or as ``StreamingMetric``.
+        ValueError: If scores are missing or not finite, a label is outside the scores, or as in `StreamingMetric`.
     """
 
     default_prefix = 'acc'
@@ -43,7 +44,7 @@ class TopKAccuracy(StreamingMetric):
     ) -> None:
         super().__init__(prefix=prefix, **kwargs)
         if not topk or min(topk) < 1:
-            raise ValueError(f'topk={topk!r}: at least one k, each at least 1, is needed')
+            raise ValueError(f'topk={topk!r}: at least one k, each at least 1, is expected')
         self.topk = tuple(topk)
         self.per_class = per_class
 
@@ -52,17 +53,17 @@ class TopKAccuracy(StreamingMetric):
             scores, label, clip_id = sample.get('pred_score'), int(sample['gt_label']), sample.get('sample_idx')
             name = sample.get('path', clip_id)
             if clip_id is None:
-                raise ValueError(f"clip {name!r} has no 'sample_idx', by which it is counted once")
+                raise ValueError(f"clip {name!r} has no 'sample_idx', which makes it count once")
             if sample.get('unreadable'):
                 self.not_readable(int(clip_id))
                 continue
             if scores is None or not torch.isfinite(scores).all():
                 raise ValueError(f'pred_score of clip {name!r} is missing or not finite')
             if not 0 <= label < len(scores):
-                raise ValueError(f'gt_label={label} of clip {name!r}: the model has {len(scores)} classes')
+                raise ValueError(f'gt_label={label} of clip {name!r}: 0 to {len(scores) - 1} is expected')
             if len(class_names(self.dataset_meta, len(scores))) != len(scores):
                 raise ValueError(
-                    f'the model scores {len(scores)} classes, and the dataset names another number of them'
+                    f'the model scores {len(scores)} classes, but the dataset names another number of classes'
                 )
             above = (scores >= scores[label]).sum() - 1
             others = scores.clone()

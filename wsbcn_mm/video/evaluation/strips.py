@@ -1,4 +1,4 @@
-"""Pictures of predictions: the frames of a clip in a row, with its class and the predicted one."""
+"""Draw predictions: the frames of a clip in a row, with the true and the predicted class."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,13 +17,13 @@ from ...engine.data.browsing import GAP, captioned
 
 @HOOKS.register_module()
 class ClipStripHook(Hook):
-    """Saves the first clips of a test as PNG files `<number>_<video name>.png`, the first view of each.
+    """Save the first view of the first clips of a test as PNG files `<number>_<video name>.png`.
 
-    With several devices the first one saves its share of the clips.
+    With several devices, the first one saves its share of the clips.
 
     Args:
-        out_dir: Folder, made if missing; `strips` in the run's folder if None.
-        max_images: How many clips are saved.
+        out_dir: Folder, created if missing; `strips` in the run's folder if None.
+        max_images: Number of clips to save.
 
     Raises:
         ValueError: For a negative number of clips.
@@ -60,12 +60,12 @@ class ClipStripHook(Hook):
 
 
 def class_name(classes: Sequence[str] | None, label: int) -> str:
-    """Name of a class, or its number where the dataset has no names."""
+    """Return the name of a class, or its number if the dataset has no names."""
     return classes[label] if classes else f'class {label}'
 
 
 def strip(clip: torch.Tensor, caption: Sequence[str]) -> np.ndarray:
-    """Frames side by side under a caption, which widens the picture where it is longer than the frames.
+    """Draw frames side by side under a caption; a caption wider than the frames widens the picture.
 
     Args:
         clip: (3, T, H, W), uint8, RGB.

@@ -9,20 +9,20 @@ Triple = tuple[int, int, int]
 
 
 def factorized_mid_channels(in_channels: int, out_channels: int, divisor: int = 1) -> int:
-    """Width between the two halves of a factorised 3x3x3 convolution.
+    """Return the width between the two halves of a factorised 3x3x3 convolution.
 
-    The largest width with which 1x3x3 + 3x1x1 has no more weights than 3x3x3 (Tran et al., "A Closer Look at
-    Spatiotemporal Convolutions", section 3.5; torchvision's `VideoResNet`), moved to the nearest multiple of `divisor`.
+    It is the largest width for which 1x3x3 + 3x1x1 has no more weights than 3x3x3 (Tran et al., "A Closer Look at
+    Spatiotemporal Convolutions", section 3.5; torchvision's `VideoResNet`), rounded to a multiple of `divisor`.
 
     Args:
-        divisor: 1 keeps the published width. Norms over groups of channels need the number of groups here.
+        divisor: 1 keeps the published width. Norms over groups of channels need their number of groups here.
     """
     width = (in_channels * out_channels * 3 * 3 * 3) // (in_channels * 3 * 3 + 3 * out_channels)
     return nearest_multiple(width, divisor)
 
 
 def nearest_multiple(width: int, divisor: int) -> int:
-    """The multiple of `divisor` nearest to `width`, at least `divisor`; a tie goes up."""
+    """Return the multiple of `divisor` nearest to `width`, at least `divisor`; ties round up."""
     return max(divisor, (width + divisor // 2) // divisor * divisor)
 
 
@@ -30,11 +30,10 @@ class Conv2Plus1d(nn.Module):
     """1 x k x k convolution, norm, activation, k x 1 x 1 convolution; a convolution layer for mmcv's `ConvModule`.
 
     Parameter names follow mmaction2's `Conv2plus1d` (`conv_s`, `bn_s`, `conv_t`). Departures: both halves are built
-    from `conv_cfg`, the norm between them carries the abbreviation of its type (`gn_s` for GN), and `mid_channels` is
-    given.
+    from `conv_cfg`, the norm between them is named after its type (`gn_s` for GN), and `mid_channels` is an argument.
 
     Args:
-        kernel_size, stride, padding, dilation: (T, H, W), of the convolution that is factorised.
+        kernel_size, stride, padding, dilation: (T, H, W) of the factorised convolution.
         mid_channels: Channels between the halves.
 
     Shape:

@@ -1,4 +1,4 @@
-"""What is deployed of a recognizer, and how to evaluate it once it is exported."""
+"""The part of a recognizer that is deployed, and its evaluation after export."""
 
 from collections.abc import Callable
 
@@ -7,15 +7,15 @@ from torch import Tensor, nn
 from .recognizer import Recognizer3d
 
 AXES = {0: 'batch', 2: 'frames', 3: 'height', 4: 'width'}
-"""Axes of the input that are free in an exported file."""
+"""Dynamic axes of the input of an exported file."""
 
-CHECK_SIZES = ('8x64x64', '9x65x97')
+CHECK_SIZES = ('16x64x64', '17x65x97')
 
 
 class Network(nn.Module):
-    """Normalisation, backbone and head of a recognizer: clips in, logits out.
+    """Input normalisation, backbone and head of a recognizer: clips in, logits out.
 
-    Left behind: the views of a video and the mean over them.
+    It omits the views of a video and the mean over them.
 
     Shape:
         (N, 3, T, H, W) float32 from 0 to 255 -> (N, num_classes)
@@ -41,12 +41,12 @@ class Network(nn.Module):
 
 
 def channel_order(model: Recognizer3d) -> str:
-    """Order of the channels that `Network` takes."""
+    """Return the channel order of `Network`'s input."""
     return 'RGB'
 
 
 class ExportedHead(nn.Module):
-    """Head that runs an exported `Network` on what the preprocessor has normalised."""
+    """Head that runs an exported `Network` on the preprocessor's normalised clips."""
 
     def __init__(self, run: Callable[[Tensor], Tensor], model: Recognizer3d) -> None:
         super().__init__()
@@ -58,6 +58,6 @@ class ExportedHead(nn.Module):
 
 
 def answer_with(run: Callable[[Tensor], Tensor], model: Recognizer3d) -> None:
-    """Let an exported `Network` answer in place of the model's own layers, so that the recipe's test evaluates it."""
+    """Replace the model's own layers by an exported `Network`, so that the recipe's test evaluates it."""
     model.head = ExportedHead(run, model)
     model.backbone = nn.Identity()

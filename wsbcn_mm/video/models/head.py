@@ -1,4 +1,4 @@
-"""Classification head over clips."""
+"""Classification head for clips."""
 
 from typing import Any
 
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 @MODELS.register_module()
 class ClipHead(BaseModule):
-    """Mean over time and space, dropout, linear layer; cross-entropy.
+    """Mean over time and space, dropout and a linear layer, trained with cross-entropy.
 
-    The linear layer is a plain one: Weight Standardization belongs before a norm, never in a classifier.
+    The linear layer is plain: Weight Standardization belongs before a norm, never in a classifier.
 
     Args:
         num_classes: Classes K.
         in_channels: Channels C of the features.
-        dropout_ratio: Probability that a feature is dropped in training.
-        label_smoothing: Part of the target spread over all classes.
+        dropout_ratio: Probability of dropping a feature in training.
+        label_smoothing: Share of the target that is spread over all classes.
         init_std: Standard deviation of the initial weights; biases start at 0.
 
     Shape:
@@ -40,7 +40,7 @@ class ClipHead(BaseModule):
         super().__init__(init_cfg)
         for name, ratio in (('dropout_ratio', dropout_ratio), ('label_smoothing', label_smoothing)):
             if not 0 <= ratio < 1:
-                raise ValueError(f'{name} is {ratio}, must be in [0, 1)')
+                raise ValueError(f'{name}={ratio}: a number in [0, 1) is expected')
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.label_smoothing = label_smoothing
@@ -50,15 +50,15 @@ class ClipHead(BaseModule):
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits of every clip."""
+        """Return the logits of every clip."""
         return self.fc(self.dropout(features.mean(dim=(2, 3, 4))))
 
     def loss(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy as `loss_cls`, and the batch's accuracy in percent for the log.
+        """Return the cross-entropy as `loss_cls`, and the batch's accuracy in percent for the log.
 
         Args:
             logits: (N, K).
-            labels: (N,), class ids.
+            labels: (N,) class ids.
         """
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
         top1 = (logits.detach().argmax(dim=1) == labels).float().mean() * 100

@@ -1,4 +1,4 @@
-"""Start a 3D ResNet from a 2D one: the inflated network answers a still video as the 2D network answers the picture."""
+"""Initialise a 3D ResNet from a 2D one: on a still video, the inflated network gives the 2D network's output."""
 
 from collections.abc import Mapping
 from math import sqrt
@@ -12,7 +12,7 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from ...layers import WSConv3d
-from ...ops.weight_standardization import get_variant
+from ...ops.ws.weight_standardization import get_variant
 from ...surgery.checkpoint_import import match, without_time
 from ...surgery.layer_names import canonical_names, join_norm_halves
 from .conv2plus1d import Conv2Plus1d
@@ -23,8 +23,8 @@ class Inflated2d:
     """`init_cfg=dict(type='Inflated2d', checkpoint=...)` of a `ResNet3d`; see `inflate_2d_`.
 
     Args:
-        checkpoint: File, URL or model-zoo name that mmengine can load, of a 2D ResNet of the same depth.
-        prefix: What precedes the backbone's names in the checkpoint, such as 'backbone.'.
+        checkpoint: Checkpoint of a 2D ResNet of the same depth: a file, URL or model-zoo name that mmengine can load.
+        prefix: Prefix of the backbone's names in the checkpoint, such as 'backbone.'.
     """
 
     def __init__(self, checkpoint: str, prefix: str = '') -> None:
@@ -42,19 +42,20 @@ class Inflated2d:
 
 
 class Inflation(NamedTuple):
-    """What `inflate_2d_` did, by the model's names."""
+    """Report of `inflate_2d_`, by the model's names."""
 
     inflated: list[str]
     """Convolutions whose filters were repeated over time."""
     copied: list[str]
-    """Convolutions that see one frame at a time: their filters are those of the 2D network."""
+    """Convolutions that see one frame at a time; they have the filters of the 2D network."""
     norms: list[str]
+    """Norms that were copied."""
     rescaled: list[str]
-    """Norms whose running statistics follow the larger response of a WS convolution."""
+    """Norms whose running statistics were scaled to the larger response of a WS convolution."""
     left: list[str]
-    """Entries of the 2D checkpoint, by its names, that the model has no use for."""
+    """Entries of the 2D checkpoint, by its names, that the model does not use."""
     defaults: list[str]
-    """Entries that the 2D checkpoint lacks and that have a neutral value."""
+    """Entries that the 2D checkpoint lacks and that get a neutral value."""
 
     def __str__(self) -> str:
         parts = [
@@ -68,33 +69,33 @@ class Inflation(NamedTuple):
 def inflate_2d_(model: nn.Module, state_2d: Mapping[str, Tensor]) -> Inflation:
     """Copy a 2D ResNet into a `ResNet3d` in place.
 
-    A filter is repeated over the T frames of its kernel. A plain convolution divides it by T. Weight Standardization
-    would undo that, so there the response to a still video is K times the picture's (`ws_response`), and the running
-    statistics of the norm behind it become those of K times the values, with the norm's eps taken into account:
+    A filter is repeated over the T frames of its kernel. For a plain convolution it is divided by T. Weight
+    Standardization would undo that, so its response to a still video is K times the 2D response (`ws_response`). The
+    running statistics of the norm after it are scaled to K times the values, including the norm's eps:
 
         mean' = K mean      var' = K^2 (var + eps) - eps      so that (K y - mean') / sqrt(var' + eps) is unchanged
 
-    A GroupNorm has no statistics to change and divides K out by itself, up to its eps: its output differs by a part of
-    at most eps / (2 var), where var is the variance of a group in the 2D network.
+    A GroupNorm has no statistics to change and divides K out itself, up to its eps: its output differs by a relative
+    amount of at most eps / (2 var), where var is the variance of a group in the 2D network.
 
-    The identity with the 2D network holds where every convolution sees the still frame at each of its T taps: zeros
-    before the first and after the last frame are no part of a still video, and in a norm of live statistics (GN, the
-    channel half of BCN) they reach the other frames too.
+    The outputs equal those of the 2D network where every convolution sees the still frame at each of its T taps. Zeros
+    before the first and after the last frame are not part of a still video. In a norm with live statistics (GN, the
+    channel half of BCN) they affect the other frames too.
 
     Args:
         model: A `ResNet3d` that is not factorised.
-        state_2d: Parameters and buffers of a 2D ResNet by anyone's names (see `wsbcn_mm.surgery.layer_names`).
+        state_2d: Parameters and buffers of a 2D ResNet, in any naming scheme of `wsbcn_mm.surgery.layer_names`.
 
     Raises:
-        ValueError: If the model is factorised, a tensor is missing or has another shape, or a norm of another kind is
-            found. Nothing is copied then.
+        ValueError: If the model is factorised, a tensor is missing or has another shape, or the checkpoint has another
+            kind of norm. Then nothing is copied.
     """
     if any(isinstance(m, Conv2Plus1d) for m in model.modules()):
         raise ValueError('a factorised convolution has no 2D counterpart: R(2+1)D cannot start from a 2D network')
     found = match(state_2d, without_time(model.state_dict()))
     surplus = entries_of_another_norm(model, state_2d)
     if found.missing or found.misshapen or surplus:
-        reason = f'it has another kind of norm ({", ".join(surplus)})' if surplus else 'see what is missing'
+        reason = f'it has another kind of norm ({", ".join(surplus)})' if surplus else 'see the entries below'
         raise ValueError(f'the 2D checkpoint does not fit, nothing was copied: {reason}\n{found.describe()}')
     report = Inflation([], [], [], [], found.left_over, found.defaults)
     state = dict(found.state)
@@ -106,7 +107,7 @@ def inflate_2d_(model: nn.Module, state_2d: Mapping[str, Tensor]) -> Inflation:
 
 
 def _inflate_layer(state: dict[str, Tensor], report: Inflation, name: str, layer: ConvModule) -> None:
-    """Put one convolution's filters and its norm's statistics, which have 2D shapes and values, in their 3D form."""
+    """Convert one convolution's filters and its norm's statistics from their 2D to their 3D shapes and values."""
     conv, norm = f'{name}.conv', f'{name}.{layer.norm_name}'
     frames = layer.conv.kernel_size[0]
     flat = state[f'{conv}.weight'].unsqueeze(2)
@@ -126,12 +127,12 @@ def _inflate_layer(state: dict[str, Tensor], report: Inflation, name: str, layer
 
 
 def ws_response(conv: WSConv3d) -> tuple[float, float]:
-    """(s, K): by s times the repeated filter, a WS convolution answers a still video K times as the 2D one the picture.
+    """Return (s, K): with s times the repeated filter, a WS convolution responds to a still video K times as in 2D.
 
-    Repeating the I weights of a filter T times keeps their mean and biased variance; the unbiased variance shrinks by
-    r^2 = T (I - 1) / (T I - 1). With s = 1 / r the standard deviation is that of the 2D filter, whatever the eps and
-    wherever it stands, so the standardised filter is s times the 2D one at each of T taps: K = T s, for every channel.
-    The gain of a fan-in that is T times as large makes that sqrt(T) s.
+    Repeating the I weights of a filter T times keeps their mean and biased variance. The unbiased variance shrinks by
+    r^2 = T (I - 1) / (T I - 1). With s = 1 / r the standard deviation equals that of the 2D filter, whatever the value
+    and the place of eps. So the standardised filter is s times the 2D one at each of T taps, and K = T s for every
+    channel. With a gain, whose fan-in is T times as large, K = sqrt(T) s.
     """
     frames, fan_in = conv.kernel_size[0], conv.weight[0].numel()
     per_frame = fan_in // frames
@@ -140,7 +141,7 @@ def ws_response(conv: WSConv3d) -> tuple[float, float]:
 
 
 def entries_of_another_norm(model: nn.Module, state_2d: Mapping[str, Tensor]) -> list[str]:
-    """Statistics or affines of a checkpoint, by its names, that the model's norms at the same places lack."""
+    """Return statistics and affines of a checkpoint, by its names, that the corresponding norms of the model lack."""
     ours = set(canonical_names(model.state_dict()).values())
     theirs = canonical_names(join_norm_halves(state_2d))
     layers = {name.rpartition('.')[0] for name in ours}

@@ -1,4 +1,4 @@
-"""From what the loader returns to what the recognizer takes."""
+"""Convert a batch of the loader to the recognizer's input."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,19 +13,19 @@ from torch import Tensor
 class ClipDataPreprocessor(BaseDataPreprocessor):
     """Stack clips and normalise them, both on the model's device.
 
-    ``inputs``: N uint8 tensors (V, C, T, H, W), or one (N, V, C, T, H, W) -> (N, V, C, T, H, W): float32,
-    ``(x - mean) / std`` per channel, in training; uint8 in evaluation, where many views wait for their turn and
-    ``Recognizer3d`` normalises those that it runs. ``data_samples`` stay as they are, on the device. Bytes travel to
-    the device, not floats: a quarter of the transfer.
+    `inputs` are N uint8 tensors (V, C, T, H, W), or one (N, V, C, T, H, W). The result is (N, V, C, T, H, W). In
+    training it is float32, `(x - mean) / std` per channel. In evaluation it is uint8, because many views wait for their
+    turn; `Recognizer3d` normalises the views that it runs. `data_samples` are only moved to the device. Bytes are
+    copied to the device, not floats, which is a quarter of the transfer.
 
     Args:
-        mean: per channel (R, G, B), in units of 0 to 255; by default ImageNet's.
-        std: likewise.
-        non_blocking: copy without waiting (useful with pinned memory).
+        mean: Mean per channel (R, G, B), from 0 to 255; by default ImageNet's.
+        std: Standard deviation per channel, likewise.
+        non_blocking: Whether to copy without waiting (useful with pinned memory).
 
     Raises:
-        ValueError: for a std that is not positive, mean and std of different lengths, clips of different shapes in one
-            batch, a channel count that does not match, or inputs that are not uint8.
+        ValueError: For a std that is not positive, mean and std of different lengths, clips of different shapes in one
+            batch, a wrong number of channels, or inputs that are not uint8.
     """
 
     mean: Tensor
@@ -39,7 +39,7 @@ class ClipDataPreprocessor(BaseDataPreprocessor):
     ) -> None:
         super().__init__(non_blocking)
         if len(mean) != len(std) or not all(value > 0 for value in std):
-            raise ValueError(f'mean={tuple(mean)}, std={tuple(std)}: equally many, and each std above 0, are needed')
+            raise ValueError(f'mean={tuple(mean)}, std={tuple(std)}: equal lengths and each std above 0 are expected')
         self.register_buffer('mean', torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(std, dtype=torch.float32).view(-1, 1, 1, 1), persistent=False)
 
@@ -50,12 +50,12 @@ class ClipDataPreprocessor(BaseDataPreprocessor):
         if clips.ndim != 6 or clips.shape[2] != len(self.mean) or clips.dtype != torch.uint8:
             raise ValueError(
                 f'inputs of shape {tuple(clips.shape)}, {clips.dtype}: '
-                f'uint8 (N, V, C, T, H, W) with C={len(self.mean)} is needed'
+                f'uint8 (N, V, C, T, H, W) with C={len(self.mean)} is expected'
             )
         return {**data, 'inputs': self.normalise(clips) if training else clips}
 
     def normalise(self, clips: Tensor) -> Tensor:
-        """(..., C, T, H, W) in units of 0 to 255 -> the same in float32, ``(x - mean) / std``."""
+        """Return `(x - mean) / std` in float32 for clips (..., C, T, H, W) with values from 0 to 255."""
         return clips.float().sub_(self.mean).div_(self.std)
 
 

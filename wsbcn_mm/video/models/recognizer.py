@@ -1,4 +1,4 @@
-"""The video recognizer: clips in, a loss in training, one score vector a video in testing."""
+"""The video recognizer: clips in, a loss in training, one score vector per video in testing."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,21 +15,21 @@ AVERAGES = ('prob', 'score')
 
 @MODELS.register_module()
 class Recognizer3d(BaseModel):
-    """Backbone and head over clips; a video is judged by the mean over its views.
+    """Backbone and head for clips; the score of a video is the mean over its views.
 
-    Testing reads many views of a video (10 clips x 3 crops are usual), training one. Views are therefore run
-    `max_test_views` at a time, and wait for it as bytes: the default of 1 never needs more activation memory than
-    training with as many videos a batch. The result does not depend on it.
+    Testing uses many views of a video (usually 10 clips x 3 crops), training one. So testing runs `max_test_views`
+    views at a time, and the others wait as bytes. The default of 1 never needs more activation memory than training
+    with the same number of videos per batch. The result does not depend on `max_test_views`.
 
     Args:
         backbone: Config of a module (N, C, T, H, W) -> (N, C', T', H', W').
         head: Config of a module with `loss`, features -> (N, K) logits.
         data_preprocessor: Config of the preprocessor.
-        average_views: 'prob' averages probabilities over views, 'score' averages logits and takes their softmax.
-        max_test_views: Views of each video in one forward pass when testing; None runs all of them at once.
+        average_views: 'prob' averages probabilities over views; 'score' averages logits and applies softmax.
+        max_test_views: Number of views per video in one forward pass when testing; None runs all of them at once.
 
     Raises:
-        ValueError: For bad arguments, and for inputs that are not (N, V, C, T, H, W).
+        ValueError: For invalid arguments, and for inputs that are not (N, V, C, T, H, W).
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class Recognizer3d(BaseModel):
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         if average_views not in AVERAGES:
-            raise ValueError(f'average_views is {average_views!r}, must be one of {AVERAGES}')
+            raise ValueError(f'average_views={average_views!r}: one of {", ".join(AVERAGES)} is expected')
         if max_test_views is not None and max_test_views < 1:
-            raise ValueError(f'max_test_views is {max_test_views}, must be at least 1, or None for all views at once')
+            raise ValueError(f'max_test_views={max_test_views}: at least 1, or None for all views, is expected')
         self.backbone = MODELS.build(backbone)
         self.head = MODELS.build(head)
         widths = getattr(self.backbone, 'out_channels', None), getattr(self.head, 'in_channels', None)
         if None not in widths and widths[0] != widths[1]:
-            raise ValueError(f'head.in_channels is {widths[1]}, must be the {widths[0]} channels of the backbone')
+            raise ValueError(f'head.in_channels={widths[1]}: {widths[0]}, the channels of the backbone, is expected')
         self.average_views = average_views
         self.max_test_views = max_test_views
 
@@ -60,32 +60,31 @@ class Recognizer3d(BaseModel):
         """Run one of three modes.
 
         Args:
-            inputs: (N, V, C, T, H, W), V views of each video, normalised or uint8, which are normalised here.
-            data_samples: N samples; `loss` reads their `gt_label`, `predict` writes `pred_score` (K,) and `pred_label`
-                () into them.
-            mode: 'loss' returns losses (every view is a training clip), 'predict' the samples, 'tensor' logits
-                (N, V, K).
+            inputs: (N, V, C, T, H, W), V views of each video; normalised, or uint8, which is normalised here.
+            data_samples: N samples; 'loss' reads `gt_label`, 'predict' writes `pred_score` (K,) and `pred_label` ().
+            mode: 'loss' returns losses (every view is a training clip), 'predict' returns the samples, 'tensor' returns
+                logits (N, V, K).
         """
         if inputs.ndim != 6:
-            raise ValueError(f'inputs have shape {tuple(inputs.shape)}, must be (N, V, C, T, H, W)')
+            raise ValueError(f'inputs of shape {tuple(inputs.shape)}: (N, V, C, T, H, W) is expected')
         if mode == 'tensor':
             return self._logits(inputs)
         if mode == 'loss':
             return self.loss(inputs, data_samples)
         if mode == 'predict':
             return self.predict(inputs, data_samples)
-        raise ValueError(f"mode is {mode!r}, must be one of ('loss', 'predict', 'tensor')")
+        raise ValueError(f'mode={mode!r}: one of loss, predict, tensor is expected')
 
     def loss(self, inputs: Tensor, data_samples: Sequence[ClipDataSample] | None) -> dict[str, Tensor]:
-        """Losses over N * V clips; each clip carries its video's label."""
+        """Return the losses over N * V clips; each clip has its video's label."""
         if not data_samples or len(data_samples) != len(inputs) or any('gt_label' not in s for s in data_samples):
-            raise ValueError(f"mode 'loss' needs {len(inputs)} data_samples with a gt_label, got {data_samples}")
+            raise ValueError(f"mode='loss' needs {len(inputs)} data_samples with a gt_label, got {data_samples}")
         labels = torch.stack([sample.gt_label.reshape(()) for sample in data_samples]).to(inputs.device)
         num_views = inputs.shape[1]
         return self.head.loss(self._logits(inputs).flatten(0, 1), labels.repeat_interleave(num_views))
 
     def predict(self, inputs: Tensor, data_samples: Sequence[ClipDataSample] | None = None) -> list[ClipDataSample]:
-        """The samples with scores averaged over views."""
+        """Return the samples with scores averaged over views."""
         samples = [ClipDataSample() for _ in inputs] if data_samples is None else list(data_samples)
         num_views = inputs.shape[1]
         chunks = inputs.split(self.max_test_views or num_views, dim=1)
@@ -100,7 +99,7 @@ class Recognizer3d(BaseModel):
         return samples
 
     def _logits(self, inputs: Tensor) -> Tensor:
-        """(N, V, C, T, H, W) -> (N, V, K), all views at once."""
+        """Return the logits (N, V, K) of inputs (N, V, C, T, H, W), running all views at once."""
         if inputs.dtype == torch.uint8:
             inputs = self.data_preprocessor.normalise(inputs)
         return self.head(self.backbone(inputs.flatten(0, 1))).unflatten(0, inputs.shape[:2])

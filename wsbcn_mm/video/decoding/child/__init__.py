@@ -1,4 +1,4 @@
-"""What a decoding process runs: standard library, numpy, decord and PyAV only, so that it starts in half a second.
+"""Program of the decoding process: only the standard library, numpy, decord and PyAV, so it starts in half a second.
 
-`python wsbcn_mm/video/decoding/child` is that process (`__main__.py`); `readers` serves the main process too.
+`python wsbcn_mm/video/decoding/child` runs it (`__main__.py`). The main process uses `readers` too.
 """

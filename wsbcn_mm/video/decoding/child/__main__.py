@@ -1,13 +1,13 @@
-"""The decoding process: `python wsbcn_mm/video/decoding/child SOCKET MEMORY PARENT` answers until its parent is gone.
+"""The decoding process: `python wsbcn_mm/video/decoding/child SOCKET MEMORY PARENT` serves until its parent ends.
 
-A request is `(what, backend, path, indices)`, an answer `(value, error, complaints)` with one of the first two None:
+A request is `(what, backend, path, indices)`. An answer is `(value, error, complaints)`; value or error is None:
 
-* `'load'`: None, with the library of the backend imported; it need not be installed;
-* `'open'`: `(num_frames, fps)`;
-* `'read'`: the shape of the frames, whose bytes are at the start of the shared memory;
-* `'verify'`: the fields of `readers.Verified`.
+* 'load': None, after importing the backend's library, if it is installed;
+* 'open': `(num_frames, fps)`;
+* 'read': the shape of the frames; their bytes are at the start of the shared memory;
+* 'verify': the fields of `readers.Verified`.
 
-Complaints are the lines that the decoding libraries wrote meanwhile: what they patch up they report nowhere else.
+Complaints are the lines that the decoding libraries wrote meanwhile. They report concealed errors nowhere else.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ PR_SET_PDEATHSIG = 1
 STANDARD_ERROR = 2
 MAX_COMPLAINTS = 20
 HARMLESS = ('mmco: unref short failure', 'co located POCs unavailable')
-"""Written about sound files too, after each seek."""
+"""Messages that appear after each seek, for intact files too."""
 
 
 def main(connection: Connection, memory: int, parent: int) -> None:
@@ -68,7 +68,7 @@ def main(connection: Connection, memory: int, parent: int) -> None:
 
 
 def die_with(parent: int) -> None:
-    """Have the kernel end this process with its parent, even in the middle of a call that never returns."""
+    """Let the kernel end this process with its parent, even during a call that never returns."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == 'linux':
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -77,14 +77,14 @@ def die_with(parent: int) -> None:
 
 
 def load_decord() -> None:
-    """Import decord and let it write errors only. It takes 380 MB: not for those who do not use it."""
+    """Import decord and limit its messages to errors. It takes 380 MB, so only its users load it."""
     with suppress(ImportError):
         decord = import_module('decord')
         decord.logging.set_level(decord.logging.ERROR)
 
 
 def load_pyav() -> None:
-    """Import PyAV and let it write errors only."""
+    """Import PyAV and limit its messages to errors."""
     with suppress(ImportError):
         av = import_module('av')
         av.logging.set_libav_level(av.logging.ERROR)
@@ -97,7 +97,7 @@ def forget_complaints() -> None:
 
 
 def complaints() -> list[str]:
-    """What was written to standard error, a file in memory, since the last request: the first different lines."""
+    """Return the first distinct lines written to standard error, a file in memory, since the last request."""
     sys.stderr.flush()
     text = os.pread(STANDARD_ERROR, 1 << 16, 0).decode(errors='replace')
     lines = re.sub(r' @ 0x[0-9a-f]+', '', text).splitlines()
@@ -105,14 +105,14 @@ def complaints() -> list[str]:
 
 
 class Shared:
-    """Memory that the parent maps too; it grows to the largest array and stays, because fresh pages are slow."""
+    """Memory shared with the parent. It grows to the largest array and is kept, because fresh pages are slow."""
 
     def __init__(self, memory: int) -> None:
         self._memory = memory
         self._bytes = np.empty(0, np.uint8)
 
     def array(self, shape: tuple[int, ...]) -> np.ndarray:
-        """An array of uint8 at its start; the next one takes its place."""
+        """Return a uint8 array at the start of the memory; the next one overwrites it."""
         size = math.prod(shape)
         if self._bytes.size < size:
             os.ftruncate(self._memory, size)

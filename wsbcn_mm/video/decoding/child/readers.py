@@ -1,9 +1,9 @@
-"""Frames by number from a video file with decord or PyAV, the same frames and pixels from both.
+"""Read frames by number from a video file with decord or PyAV; both return the same frames and pixels.
 
-Frame k is the k-th frame that a player would show. decord counts packets: frames that an edit list hides
-count, files cut at either end give other frames than asked for, seeking in open GOPs arrives one frame late, and what
-cannot be decoded is replaced by a neighbour, all without a word. So the packets are listed first, without decoding, and
-a file whose packets are not one frame each in order of display is read by PyAV, from its start.
+Frame k is the k-th frame that a player would show. decord counts packets instead, and silently returns wrong frames:
+frames hidden by an edit list count, files cut at either end give other frames than requested, seeking in open GOPs
+arrives one frame late, and undecodable frames are replaced by a neighbour. So the packets are listed first, without
+decoding. If they are not one frame each in display order, PyAV reads the file from its start.
 """
 
 import os
@@ -16,21 +16,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 ROTATIONS: dict[int, tuple[str, ...]] = {0: (), 90: ('cclock',), 180: ('clock', 'clock'), 270: ('clock',)}
-"""Filters that turn a frame counter-clockwise by so many degrees."""
+"""Filters that rotate a frame counter-clockwise, by degrees."""
 
 
 NewArray = Callable[[tuple[int, ...]], np.ndarray]
-"""Memory for an array of uint8 of a shape."""
+"""Allocates a uint8 array of a shape."""
 
 
 class Source(NamedTuple):
     """An open video.
 
     Attributes:
-        num_frames: frames that the container says will be shown.
-        fps: frames per second; None where the source does not say.
-        read: frame numbers, at least one and all in range, to (T, H, W, 3) uint8 RGB in a new array.
-        close: to be called at last.
+        num_frames: Number of displayed frames, according to the container.
+        fps: Frames per second; None if unknown.
+        read: Function from frame numbers, at least one and all in range, to (T, H, W, 3) uint8 RGB in a new array.
+        close: Function to call at the end.
     """
 
     num_frames: int
@@ -40,15 +40,15 @@ class Source(NamedTuple):
 
 
 class Verified(NamedTuple):
-    """What decoding a whole file found.
+    """Result of decoding a whole file.
 
     Attributes:
-        claimed: frames that the container says will be shown.
-        decoded: frames that came out.
-        error: what ended the decoding before the end; None at the end.
-        fps: frames per second; None where the source does not say.
-        width: of a shown frame, pixels.
-        height: of a shown frame, pixels.
+        claimed: Number of displayed frames, according to the container.
+        decoded: Number of decoded frames.
+        error: Error that stopped the decoding early; None if it reached the end.
+        fps: Frames per second; None if unknown.
+        width: Width of a displayed frame in pixels.
+        height: Height of a displayed frame in pixels.
     """
 
     claimed: int
@@ -63,19 +63,19 @@ class _Packets(NamedTuple):
     num_shown: int
     fps: float | None
     are_frames: bool
-    times: list[int]  # of the frames, in order, if packets are frames
-    keys: dict[int, int]  # times of key frames, and times to seek that are not behind them
+    times: list[int]  # times of the frames, in order, if packets are frames
+    keys: dict[int, int]  # time of each key frame -> time to seek, not later
 
 
 def open_decord(path: str) -> Source:
-    """Open with decord, or with PyAV where decord's frame k would be another one."""
+    """Open with decord, or with PyAV if decord's frame k would be a different one."""
     import decord
 
     with _opened(path) as container:
         packets = _list_packets(path, container)
     if not packets.are_frames:
         return open_pyav(path)
-    # Above this share of the frames decord raises instead of repeating a neighbour of a frame it could not decode.
+    # Above this share of undecodable frames decord raises instead of repeating a neighbour.
     reader = decord.VideoReader(path, num_threads=1, fault_tol=1e-9)
     if len(reader) != packets.num_shown:
         return open_pyav(path)
@@ -86,7 +86,7 @@ def open_decord(path: str) -> Source:
         except decord.DECORDLimitReachedError:
             print(f'decord replaced frames of {path}: read with PyAV', file=sys.stderr)
         except decord.DECORDError as error:
-            # decord2 3.4 takes the padded lines of frames 16, 24, 32, 48, 96 or 144 wide for a fourth channel.
+            # decord2 3.4 mistakes the padded lines of frames 16, 24, 32, 48, 96 or 144 wide for a fourth channel.
             if 'size must exactly match' not in str(error):
                 raise
         else:
@@ -100,7 +100,7 @@ def open_decord(path: str) -> Source:
 
 
 def open_pyav(path: str) -> Source:
-    """Open with PyAV, which decodes what the wanted frames need, or from the start where packets are not frames."""
+    """Open with PyAV, which decodes only what the wanted frames need, or from the start if packets are not frames."""
     with ExitStack() as opened:
         container = opened.enter_context(_opened(path))
         packets = _list_packets(path, container)
@@ -121,7 +121,7 @@ def open_pyav(path: str) -> Source:
 
 
 def _collect(frames: Iterator[tuple[int, np.ndarray]], indices: list[int], new_array: NewArray) -> np.ndarray | None:
-    """Numbered frames at the places of their numbers in `indices`; None if one of them does not come."""
+    """Put numbered frames at the places of their numbers in `indices`; return None if one is missing."""
     places: dict[int, list[int]] = {}
     for place, index in enumerate(indices):
         places.setdefault(index, []).append(place)
@@ -140,13 +140,13 @@ def _collect(frames: Iterator[tuple[int, np.ndarray]], indices: list[int], new_a
 
 
 def _read_needed(container: Any, packets: _Packets, wanted: set[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Numbered frames, decoded from the key frame before the first one on.
+    """Yield numbered frames, decoding from the key frame before the first one.
 
-    Of a file in H.264 the frames in between that no other frame refers to, half of them where there are B frames, are
-    not decoded. One thread, so that a packet is decoded before the setting for the next one is made.
+    For H.264, frames in between that no other frame refers to are not decoded; with B frames, these are half of them.
+    One thread is used, so that a packet is decoded before the setting for the next one changes.
 
     Raises:
-        ValueError: when asked for more frames than came, of a file in H.264, which has one in each packet.
+        ValueError: If wanted frames are missing in an H.264 file, which has one frame per packet.
     """
     import av
 
@@ -174,12 +174,12 @@ def _read_needed(container: Any, packets: _Packets, wanted: set[int]) -> Iterato
                 to_rgb = to_rgb or _rgb_converter(frame)
                 yield number_at.pop(frame.pts), to_rgb(frame)
     if number_at and begun and is_h264:
-        # The decoder left it out, and counting from the start would take the next one for it.
+        # The decoder skipped it, and counting from the start would return the next frame instead.
         raise ValueError(f'frame {min(number_at.values())} of {len(packets.times)} is lost, the file is damaged')
 
 
 def _read_from_start(path: str, wanted: set[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Numbered frames, by counting what is shown."""
+    """Yield numbered frames by counting the displayed frames."""
     with _decoding(path) as shown:
         to_rgb = None
         for number, frame in enumerate(shown):
@@ -190,16 +190,16 @@ def _read_from_start(path: str, wanted: set[int]) -> Iterator[tuple[int, np.ndar
 
 
 def _tell_damage(frame: Any) -> None:
-    """Say that the decoder marked a frame as damaged; that of MPEG-4 part 2 writes nothing about most of them."""
+    """Report a frame that the decoder marked as damaged; that of MPEG-4 part 2 writes nothing about most of them."""
     if frame.is_corrupt:
         print(f'the frame at {frame.time} s is damaged', file=sys.stderr)
 
 
 def verify(path: str) -> Verified:
-    """Decode a file to its end.
+    """Decode a file completely.
 
     Raises:
-        Exception: whatever PyAV raises for a file that has no first frame.
+        Exception: The exception of PyAV, if the first frame cannot be decoded.
     """
     with _opened(path) as container:
         packets = _list_packets(path, container)
@@ -218,7 +218,7 @@ def verify(path: str) -> Verified:
 
 
 def reason(error: Exception) -> str:
-    """First line of an error, without the time stamps, source lines and numbers that the libraries put before it."""
+    """Return the first line of an error, without the libraries' time stamps, source lines and error numbers."""
     if isinstance(error, FileNotFoundError):
         return 'no such file or folder'
     if isinstance(error, ImportError):
@@ -252,7 +252,7 @@ def _list_packets(path: str, container: Any) -> _Packets:
             last_key = time
         hidden = packet.is_discard
         num_shown += not hidden
-        # Shown before the key frame that it follows in the file: the sign of an open GOP.
+        # Displayed before the key frame that it follows in the file: the sign of an open GOP.
         leading = time is not None and last_key is not None and time < last_key
         are_frames &= not (hidden or leading or last_key is None or time is None or time in times)
         times.add(time)
@@ -260,9 +260,9 @@ def _list_packets(path: str, container: Any) -> _Packets:
 
 
 def _check_not_cut_off(path: str, stream: Any) -> None:
-    """Raise ValueError if the container's index, which MP4 has and PyAV tells since 17.0, points behind the file's end.
+    """Raise ValueError if the container's index points beyond the end of the file.
 
-    A cut between two packets gives no other sign than that the clip ends early.
+    MP4 has an index, and PyAV exposes it since 17.0. A cut between two packets has no other sign than an early end.
     """
     entries: Any = getattr(stream, 'index_entries', ())
     if len(entries):
@@ -279,13 +279,13 @@ def _decoding(path: str) -> Iterator[Iterator[Any]]:
 
 
 def _rgb_converter(first: Any) -> Callable[[Any], np.ndarray]:
-    """Frame to (H, W, 3) RGB as the filters that decord uses give it.
+    """Return a function from a frame to (H, W, 3) RGB, with the result of the filters that decord uses.
 
-    PyAV's own conversion is quicker; it turns nothing, and gives the same for 8 bits and another result for 10.
+    PyAV's own conversion is faster, but does not rotate. Its result is the same for 8 bits and different for 10.
     """
     degrees = first.rotation % 360
     if degrees not in ROTATIONS:
-        raise ValueError(f'its frames are to be turned by {degrees} degrees; accepted are {sorted(ROTATIONS)}')
+        raise ValueError(f'rotation by {degrees} degrees: one of {", ".join(map(str, sorted(ROTATIONS)))} is expected')
     if not degrees and all(component.bits == 8 for component in first.format.components):
         return _plain_converter()
     return _filter_converter(first, degrees)
@@ -294,7 +294,7 @@ def _rgb_converter(first: Any) -> Callable[[Any], np.ndarray]:
 def _plain_converter() -> Callable[[Any], np.ndarray]:
     from av.video.reformatter import VideoReformatter
 
-    reformatter = VideoReformatter()  # keeps its tables from frame to frame
+    reformatter = VideoReformatter()  # reuses its tables for all frames
 
     def convert(frame: Any) -> np.ndarray:
         rgb: np.ndarray = reformatter.reformat(frame, format='rgb24', threads=1).to_ndarray()

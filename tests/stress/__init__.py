@@ -1,0 +1,1 @@
+"""Stress tests, too long for `make test`; `make stress` runs them."""
