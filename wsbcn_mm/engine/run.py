@@ -13,6 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from . import hooks as _hooks  # noqa: F401 - registers what recipes and guards name
+from .data.label_pairs import check_label_pairs
 from .launch.launch import prepare_launch
 from .launch.unused_parameters import refuse_unused_parameters
 from .memory.out_of_memory import explaining_out_of_memory
@@ -93,6 +94,7 @@ def train(
     if print_config:
         print_once([cfg.pretty_text, changes_of(cfg, str(cfg.filename))])
         return
+    check_label_pairs(cfg)
     refuse_unused_parameters(cfg)
     with explaining_out_of_memory(cfg, str(cfg.filename)):
         runner = Runner.from_cfg(cfg)
@@ -142,6 +144,7 @@ def evaluate(
     added = add_guards(cfg)
     prepare_launch(cfg, launcher, local_rank=local_rank)
     print_once(added)
+    check_label_pairs(cfg, ('test_dataloader',))
     runner = Runner.from_cfg(cfg)
     # The data come first, since the guards compare the checkpoint with them. Strict, since the Runner itself only warns
     # of weights that the checkpoint lacks and evaluates random ones.

@@ -19,6 +19,7 @@ from ..engine import hooks as _hooks  # noqa: F401
 from ..engine.recipe import precision as _mixed_precision  # noqa: F401
 from ..engine.resume import order as _seeded_samples  # noqa: F401
 from .data.cityscapes import StrictCityscapesDataset
+from .data.folder import FolderSegDataset
 from .data.image_files import LoadImage
 from .data.label_map import LoadStrictLabels
 from .data.transforms import PhotoMetricDistortionByTable, RandomLogScale, RandomScaledCrop
@@ -33,6 +34,7 @@ from .models.heads import DeepLabV3Head, DeepLabV3PlusHead
 __all__ = [
     'DeepLabV3Head',
     'DeepLabV3PlusHead',
+    'FolderSegDataset',
     'LoadImage',
     'LoadStrictLabels',
     'MeanProbability',

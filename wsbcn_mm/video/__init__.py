@@ -13,6 +13,7 @@ from ..engine import hooks as _hooks  # noqa: F401
 from ..engine.recipe import precision as _mixed_precision  # noqa: F401
 from ..engine.resume import order as _seeded_samples  # noqa: F401
 from .data.datasets import KineticsDataset, SomethingV1Dataset, SomethingV2Dataset
+from .data.folder import FolderClipDataset
 from .data.transforms import (
     CenterCropClip,
     DecodeClip,
@@ -38,6 +39,7 @@ __all__ = [
     'ClipStripHook',
     'DecodeClip',
     'FlipClip',
+    'FolderClipDataset',
     'Inflated2d',
     'KineticsDataset',
     'MultiScaleCropClip',

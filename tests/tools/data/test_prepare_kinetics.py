@@ -272,3 +272,32 @@ def test_the_tool_lists_problems_and_exits_with_1(tmp_path: Path, capsys) -> Non
     assert f'  1 that cannot be used, the first: videos_val/tai_chi/{kinetics_name("-_FFFFFFFF_")}: ' in printed
     assert 'wrong: label_map_k400.txt: 3 classes, 400 are published\n' in printed
     assert printed.endswith('not complete\n')
+
+
+def test_files_that_are_no_videos_by_their_suffix_are_counted(tmp_path: Path) -> None:
+    class_folders(tmp_path)
+    write_files(tmp_path, {'train/zumba/GGGGGGGGGGG_000001_000011.TS': clip_bytes()})
+    write_files(tmp_path, {'train/zumba/a.txt': b'x', 'train/zumba/b.txt': b'x', 'val/tai_chi/c.unheard_of': b'x'})
+    problems, printed = prepare(tmp_path)
+    assert problems == []
+    assert 'zumba/GGGGGGGGGGG_000001_000011.TS 2' in lines_of(tmp_path, 'train')
+    assert 'train: skipped, no videos by their suffix: 2 .txt\n' in printed
+    assert 'val: skipped, no videos by their suffix: 1 .unheard_of\n' in printed
+
+
+def test_folders_that_differ_by_capitals_or_underscores_only(tmp_path: Path) -> None:
+    class_folders(tmp_path)
+    for name, folder in (('G', 'fall_down'), ('H', 'Fall down')):
+        write_files(tmp_path, {f'train/{folder}/{kinetics_name(name * 11)}': clip_bytes()})
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is compared
+        prepare(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path}/label_map_k400.txt: the classes 'Fall down' and 'fall down' differ by capitals or underscores only"
+    )
+
+
+def test_names_without_an_id_mean_nothing_outside_their_folder(tmp_path: Path) -> None:
+    write_files(tmp_path, {f'{split}/{name}/001.mp4': clip_bytes() for split in ('train', 'val') for name in 'ab'})
+    problems, printed = prepare(tmp_path, num_classes=400)
+    assert problems == ['label_map_k400.txt: 2 classes, 400 are published']
+    assert f'videos of your own, not of Kinetics-400: tools/data/prepare_folder.py {tmp_path}\n' in printed

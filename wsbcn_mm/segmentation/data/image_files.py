@@ -42,7 +42,7 @@ def read_image(file: str | Path) -> np.ndarray:
     content = Path(file).read_bytes()
     if _is_plain_png(content):
         return mmcv.rgb2bgr(_decode_png(content, file))
-    image = mmcv.imfrombytes(content)
+    image = mmcv.imfrombytes(content) if content else None
     if image is None:
         raise OSError(f'image {file} is damaged or has a format that OpenCV cannot read')
     return image

@@ -5,6 +5,7 @@ A label map is a plain dict `{raw value: class}`. Ignored raw values have the cl
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -127,10 +128,11 @@ class LoadStrictLabels(BaseTransform):
             raise ValueError(
                 'reduce_zero_label=True: LoadStrictLabels expects label_map={1: 0, 2: 1, ...} and ignore=[0] instead'
             )
-        label_map = self.label_map or results.get('label_map')
-        if label_map is None:
+        reader = None if self.label_map else results.get('mask_reader')
+        label_map: Any = self.label_map or results.get('label_map')
+        if label_map is None and reader is None:
             raise ValueError(f'no label map for {file}: give LoadStrictLabels a label_map, such as {{0: 0, 1: 1}}')
-        raw = read_label_file(file)
+        raw = reader.read(file) if reader else read_label_file(file)
         size = results.get('ori_shape', raw.shape)
         if raw.shape != size:
             # A later Resize would silently stretch the labels over the image.
@@ -138,7 +140,7 @@ class LoadStrictLabels(BaseTransform):
                 f'image {results["img_path"]} is {size[1]} x {size[0]} pixels, '
                 f'its label file {file} {raw.shape[1]} x {raw.shape[0]}'
             )
-        results['gt_seg_map'] = map_labels(raw, label_map, file)
+        results['gt_seg_map'] = reader.map(raw, file) if reader else map_labels(raw, label_map, file)
         results['seg_fields'].append('gt_seg_map')
         return results
 

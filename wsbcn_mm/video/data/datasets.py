@@ -17,12 +17,13 @@ from mmengine.logging import MMLogger, print_log
 from mmengine.registry import DATASETS
 from torch import Tensor
 
+from ...engine.data.left_right import mirror_labels, unpaired
 from ...engine.data.watchdog import Whereabouts
 from ...engine.files import require
 from ..decoding.reader import DecodeError
 from .annotations import Annotation, load_classes, load_path_label_lines, load_something_csv, load_something_json
 from .manifest import NO_FILE, OK, ManifestRow, load_manifest
-from .transforms import FlipClip, Results, mirror_labels
+from .transforms import FlipClip, Results
 
 
 class ClipDataset(BaseDataset):
@@ -278,9 +279,11 @@ class ClipDataset(BaseDataset):
 
     def _refuse_plain_flip(self, transform: Any) -> None:
         if isinstance(transform, FlipClip) and transform.prob > 0 and not transform.swap_labels:
+            without = unpaired(self.classes or ())
+            remark = f'. No class is the mirror image of {_first(map(repr, without))}' if without else ''
             raise ValueError(
                 f'{type(self).__name__} with FlipClip(swap_labels=False): some classes differ only by direction, so '
-                'mirrored clips need mirrored labels; use FlipClip(swap_labels=True) or remove the flip'
+                f'mirrored clips need mirrored labels; use FlipClip(swap_labels=True) or remove the flip{remark}'
             )
         inner = getattr(transform, 'transforms', ())
         for one in inner if isinstance(inner, Sequence) else [inner]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import NamedTuple
 
+from ...engine.data.file_kinds import VIDEOS, files_below, suffix_of
 from ...engine.files import some
 from .annotations import load_kinetics_csv
 
@@ -19,7 +20,6 @@ SPLITS = {'train': ('train',), 'val': ('val', 'validate', 'validation'), 'test':
 """Names of the folders and annotation files of each split."""
 
 PACKED = ('.tar', '.tar.gz', '.tgz')
-VIDEOS = ('.mp4', '.mkv', '.webm', '.avi', '.mov', '.flv', '.m4v', '.3gp')
 REPLACEMENTS = 'replacement_for_corrupted_k400'
 """CVDF's name for about 1400 training videos that replace the damaged ones in its parts."""
 
@@ -78,6 +78,11 @@ def packed_videos(root: Path, split: str) -> list[Path]:
 def videos_below(folder: Path) -> set[str]:
     """Return the videos below a folder, as relative paths, following links, without hidden files like macOS's `._`."""
     return set(_walk(folder))
+
+
+def skipped_below(folder: Path) -> Counter[str]:
+    """Files below a folder that are no videos, by suffix."""
+    return Counter(suffix_of(file) for file in files_below(folder) if suffix_of(file) not in VIDEOS)
 
 
 def annotation_file(root: Path, split: str) -> Path | None:

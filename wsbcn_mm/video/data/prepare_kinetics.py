@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ...engine.checkpoint.reading import sha256
 from ...engine.data.archives import unpack
+from ...engine.data.file_kinds import counted
 from ...engine.data.preparation import print_report, progress_bar
 from ...engine.files import nearest, some, update_atomically, write_atomically
 from .annotations import load_classes, load_path_label_lines
@@ -18,6 +19,7 @@ from .inventory import Clip, describe, take_inventory
 from .kinetics_layout import (
     CVDF,
     SPLITS,
+    YOUTUBE_ID,
     NamedClip,
     annotation_file,
     clips_by_annotations,
@@ -25,6 +27,7 @@ from .kinetics_layout import (
     find_replacements,
     find_videos,
     packed_videos,
+    skipped_below,
     video_folder,
     videos_below,
 )
@@ -92,11 +95,15 @@ def prepare_kinetics(
         unlisted = sorted(found[split] - {_below(clip) for clip in listed})
         if unlisted:
             notes.append(f'{split}: {len(unlisted)} videos are not in any list and not used: {some(unlisted)}')
+        skipped = skipped_below(video_folder(root, split))
+        if skipped:
+            notes.append(f'{split}: skipped, no videos by their suffix: {counted(skipped)}')
     rows = take_inventory(root, clips, console, processes=processes, deadline=deadline)
     usable = Counter(row.split for row in rows if row.status == OK)
     problems = [f'{split}: none of its clips can be used' for split in ('train', 'val') if not usable[split]]
     if len(classes) != num_classes:
         problems.append(f'{CLASS_FILE}: {len(classes)} classes, {num_classes} are published')
+        notes.append(f'videos of your own, not of Kinetics-400: tools/data/prepare_folder.py {root}')
     problems += _in_two_splits(clips)
     lines = [f'{len(classes)} classes, in the order of {CLASS_FILE}', *describe(rows, published), *notes]
     print_report(console, lines, problems, root / MANIFEST)
@@ -163,6 +170,12 @@ def _clips_in_list(root: Path, split: str, classes: Sequence[str]) -> list[Clip]
 
 def _with_labels(root: Path, split: str, named: Sequence[NamedClip], classes: Sequence[str]) -> list[Clip]:
     ids = {_key(name): label for label, name in enumerate(classes)}
+    if len(ids) < len(classes):
+        first = next(name for label, name in enumerate(classes) if ids[_key(name)] != label)
+        raise ValueError(
+            f'{root / CLASS_FILE}: the classes {first!r} and {classes[ids[_key(first)]]!r} differ by capitals or '
+            'underscores only'
+        )
     folder = video_folder(root, split).name
     clips = []
     for path, name, place in named:
@@ -189,10 +202,18 @@ def _below(clip: Clip) -> str:
 def _in_two_splits(clips: Sequence[Clip]) -> list[str]:
     splits: dict[str, set[str]] = defaultdict(set)
     for clip in clips:
-        video = re.sub(r'_[0-9]{6}_[0-9]{6}$', '', Path(clip.path).stem)
-        splits[video].add(clip.split)
+        splits[_video(clip.path)].add(clip.split)
     shared = [f'{video} ({" and ".join(sorted(where))})' for video, where in splits.items() if len(where) > 1]
     return [f'{len(shared)} videos are in two splits: {some(shared)}'] if shared else []
+
+
+def _video(path: str) -> str:
+    """The YouTube id in the path of a clip; a name without one means nothing outside its folder."""
+    folders, stem = Path(path).parts[1:-1], Path(path).stem
+    named = re.fullmatch(r'([\w-]{11})_[0-9]{6}_[0-9]{6}', stem)
+    if named:
+        return named[1]
+    return stem if len(stem) == YOUTUBE_ID and not folders else '/'.join([*Path(path).parts[:-1], stem])
 
 
 def _is_own(root: Path, name: str) -> bool:

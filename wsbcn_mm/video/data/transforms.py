@@ -14,7 +14,6 @@ Random numbers come from torch's global generator, which the loader seeds in eve
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from mmengine.registry import TRANSFORMS
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from ...engine.data.left_right import mirror_labels as mirror_labels
 from ..decoding.reader import check_backend, check_deadline, decode_error, open_video
 from .samples import ClipDataSample
 from .sampling import get_sampler
@@ -272,24 +272,6 @@ class FlipClip:
             if self.swap_labels:
                 results['label'], results['mirrored_label'] = results['mirrored_label'], results['label']
         return results
-
-
-def mirror_labels(classes: Sequence[str]) -> list[int | None]:
-    """Return the label of the mirrored clip for every class, from the words "left" and "right" in the class names.
-
-    A class without these words is its own mirror image. So is "pulling it right out", where the word is not a
-    direction. Another class maps to the class whose name has the two words exchanged, or to None if there is none.
-
-    >>> mirror_labels(['Moving left to right', 'Opening', 'Moving right to left', 'Turning left'])
-    [2, 1, 0, None]
-    """
-    labels = {name: label for label, name in enumerate(classes)}
-    return [labels.get(_swap_left_right(name)) for name in classes]
-
-
-def _swap_left_right(name: str) -> str:
-    other = {'left': 'right', 'right': 'left', 'Left': 'Right', 'Right': 'Left', 'LEFT': 'RIGHT', 'RIGHT': 'LEFT'}
-    return re.sub(rf'\b({"|".join(other)})\b(?! out\b)', lambda match: other[match.group()], name)
 
 
 @TRANSFORMS.register_module()
