@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.logging import print_log
-from mmengine.registry import VISBACKENDS
-from mmengine.visualization import LocalVisBackend
+from mmengine.registry import VISBACKENDS, VISUALIZERS
+from mmengine.visualization import LocalVisBackend, Visualizer
 
 from .files import NO_ROOM
+
+# `wsbcn_mm.segmentation` has another one of this name in mmseg's scope, which MMSegInferencer accepts.
+VISUALIZERS.register_module(name='RunVisualizer', module=Visualizer, force=True)
 
 
 @VISBACKENDS.register_module()
