@@ -12,8 +12,8 @@ from .memory.activations import ActivationMemoryHook
 from .memory.loaders import LoaderMemoryHook
 from .recipe.batch_plan import ParamSchedulerPerStepHook
 from .resume.accumulation import AccumulatedGradientsHook
-from .resume.order import IterationSeedHook
 from .resume.position import ResumePositionHook
+from .resume.seeds import IterationSeedHook
 from .statistics.averaging import EMAPerStepHook
 from .statistics.gaps import StatisticsGapHook
 from .statistics.norm_report import NormReportHook

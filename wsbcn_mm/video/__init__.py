@@ -10,7 +10,7 @@ require_openmmlab('video')
 
 from ..engine import hooks as _hooks  # noqa: F401
 from ..engine.recipe import precision as _mixed_precision  # noqa: F401
-from ..engine.resume import order as _seeded_samples  # noqa: F401
+from ..engine.resume import seeded_samples as _seeded_samples  # noqa: F401
 from .data import datasets, transforms
 from .evaluation import metrics, strips
 from .models import head, inflation, preprocessor, recognizer, resnet3d

@@ -1,4 +1,4 @@
-"""Real runs of both tasks that are killed by SIGKILL and resumed, and the study that does so many times."""
+"""Real runs of both tasks that are killed by SIGKILL and resumed, and the study that repeats this many times."""
 
 import csv
 import shutil
@@ -24,7 +24,7 @@ def data(tmp_path_factory):
 
 
 class Samples(Hook):
-    """Files that the iterations of a rank saw."""
+    """Records the files that each iteration of a rank reads."""
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         (sample,) = data_batch['data_samples']
@@ -33,14 +33,14 @@ class Samples(Hook):
 
 
 def seen(work_dir, ranks):
-    """Samples of all ranks, in the order that they have together."""
+    """Return the samples of all ranks in their common order."""
     lines = [(work_dir / f'samples{rank}.txt').read_text().splitlines() for rank in range(ranks)]
     return [line.split()[1] for together in zip(*lines, strict=True) for line in together]
 
 
 @pytest.fixture(scope='module')
 def whole(data, tmp_path_factory):
-    """Folder with a run of segmentation on one process and of video on two that nothing happened to."""
+    """Folder with an uninterrupted run of segmentation on one process, and one of video on two."""
     folder = tmp_path_factory.mktemp('whole')
     for case in (runs.Case('segmentation', 0, 1), runs.Case('video', 0, 2)):
         runs.Started(case, data, folder / case.task, Samples()).finish()
@@ -60,13 +60,13 @@ def test_a_killed_run_ends_with_the_same_bits(task, processes, workers, whole, d
     assert different == []
     assert values > 400
     output = (tmp_path / 'output0.txt').read_text()
-    assert f'going on at iteration {begin}: {begin * processes} samples seen, next sample ids ' in output
+    assert f'resuming at iteration {begin}: {begin * processes} samples seen, next sample ids ' in output
     accumulated = begin % runs.ACCUMULATION
-    said = f'the gradients of {accumulated} of {runs.ACCUMULATION} micro-batches are restored'
+    said = f'restored the gradients of {accumulated} of {runs.ACCUMULATION} micro-batches'
     assert (said in output) == (accumulated > 0)
 
 
-def test_another_number_of_processes_goes_on_in_the_same_order(whole, data, tmp_path):
+def test_another_number_of_processes_continues_in_the_same_order(whole, data, tmp_path):
     """Two processes until the third optimizer step; then one, which accumulates twice as much."""
     two = whole / 'video'
     work_dir = tmp_path / 'one'
@@ -76,9 +76,9 @@ def test_another_number_of_processes_goes_on_in_the_same_order(whole, data, tmp_
     output = (work_dir / 'output0.txt').read_text()
     assert (
         '1 instead of 2 device(s): accumulation 8 instead of 4 keeps 8 samples per optimizer step, and the order of '
-        'the data goes on'
+        'the data continues'
     ) in output
-    assert 'going on at iteration 24: 24 samples seen, next sample ids ' in output
+    assert 'resuming at iteration 24: 24 samples seen, next sample ids ' in output
     assert seen(work_dir, 1) == seen(two, 2)[24:]
     assert runs.resumed_from(work_dir) == 40
     before, after = (runs.last_checkpoint(folder)['optimizer']['param_groups'][0]['lr'] for folder in (two, work_dir))

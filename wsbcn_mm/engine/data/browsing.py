@@ -12,7 +12,7 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..resume.order import ORDER, seed_of, seeded
+from ..resume.seeds import ORDER, seed_of, seeded
 
 GAP = 4
 LINE_HEIGHT = 16

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from ...diagnostics.non_finite import tensors_in
-from ..resume.order import seeded
+from ..resume.seeds import seeded
 
 NO_LIMIT = 2**60
 """cgroups of the first version write a number beyond all memory where there is no limit."""
