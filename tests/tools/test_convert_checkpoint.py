@@ -62,7 +62,7 @@ def test_an_authors_file_is_converted_and_trained_from(tiny_data, tmp_path, caps
     convert(file, out, recipe('segmentation'), *VARIANT)
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == f"{file}: the BCN authors' ImageNet files (bcn-ws) -> bcn-ws"
-    assert 'beside the weights, not read: epoch, optimizer' in printed
+    assert 'other entries, not converted: epoch, optimizer' in printed
     assert re.match(r'stage +matched  missing  misshapen  left over', printed[2])
     assert 'left over in the file: fc.weight, fc.bias' in printed
     assert printed[-1] == f'-> {out}: {len(state)} entries, 100 % of the backbone'
@@ -117,7 +117,7 @@ def test_a_checkpoint_of_ours_with_code_in_it_becomes_one_without(tmp_path, caps
         convert(file, out, recipe('segmentation'))
     convert(file, out, recipe('segmentation'), '--trust')
     assert capsys.readouterr().out.splitlines()[-1] == (
-        f'{file} -> {out}: 1 entries as they were; left out: meta.who ({Code.__module__}.Code)'
+        f'{file} -> {out}: 1 entries unchanged; left out: meta.who ({Code.__module__}.Code)'
     )
     read = read_checkpoint(out)
     assert torch.equal(read.state['conv1.weight'], state['conv1.weight'])
@@ -142,7 +142,8 @@ def test_refusals_are_one_line_and_write_nothing(tmp_path):
     assert not out.exists()
     convert(tmp_path / 'bn.pth', out, recipe('segmentation', 'bn'))
     assert read_checkpoint(out).meta['fingerprint']['bn1'] == {'norm': 'BN', 'eps': 1e-5}
-    with pytest.raises(SystemExit, match=r'exists already, and is not overwritten$'):
+    with pytest.raises(SystemExit, match=r'already exists and is not overwritten: remove it or choose another name$'):
         convert(tmp_path / 'bn.pth', out, recipe('segmentation', 'bn'))
-    with pytest.raises(SystemExit, match=r'^not converted: it already says what it was trained with'):
+    message = f'not converted: {out} already records the norm and WS of its layers: it needs no conversion'
+    with pytest.raises(SystemExit, match=f'^{re.escape(message)}$'):
         convert(out, tmp_path / 'again.pth', recipe('segmentation', 'bn'))

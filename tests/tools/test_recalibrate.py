@@ -67,7 +67,7 @@ def test_what_it_refuses(trained, tmp_path):
     task, settings, checkpoint = trained
     taken = tmp_path / 'taken.pth'
     taken.touch()
-    with pytest.raises(SystemExit, match=r'not recalibrated: .*taken.pth exists already, and is not overwritten'):
+    with pytest.raises(SystemExit, match=r'not recalibrated: .*taken.pth already exists and is not overwritten'):
         recalibrate(task, checkpoint, taken, settings)
     with pytest.raises(SystemExit, match='not recalibrated: samples=0: at least one is needed'):
         recalibrate(task, checkpoint, tmp_path / 'new.pth', settings, '--samples', 0)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from projects.toy_data.data import CLIPS, SCENES
 from tests.tools.tiny_runs import METRIC, ROOT, iterations_in, logs, options, recipe, run_tool
-from wsbcn_mm.engine.checkpoint.guards import class_list
+from wsbcn_mm.engine.checkpoint.class_guard import class_list
 
 TASKS = ('segmentation', 'video')
 
@@ -144,15 +144,15 @@ def test_a_checkpoint_of_other_classes_is_refused(trained, tiny_data, tmp_path):
     torch.save(content, other)
     differs = re.escape(f'class 0 is {names[1]!r} in the checkpoint and {names[0]!r} in the data. ')
     short = options(task, tiny_data, 2)
-    with pytest.raises(ValueError, match=differs + 'If that is meant'):
+    with pytest.raises(ValueError, match=differs + 'If this is intended'):
         run_tool('test.py', recipe(task), other, '--work-dir', tmp_path / 'test', *short)
-    with pytest.raises(ValueError, match=differs + 'If that is meant'):
+    with pytest.raises(ValueError, match=differs + 'If this is intended'):
         run_tool('train.py', recipe(task), '--work-dir', tmp_path / 'load', *short, f'load_from={other}')
-    with pytest.raises(ValueError, match=differs + 'A run goes on with the list it began with'):
+    with pytest.raises(ValueError, match=differs + 'A resumed run must keep its class list'):
         run_tool('train.py', recipe(task), '--resume', other, '--work-dir', tmp_path / 'resume', *short)
     meant = options(task, tiny_data, 2, 'allow_class_mismatch=True')
     run_tool('test.py', recipe(task), other, '--work-dir', tmp_path / 'meant', *meant)
-    assert 'Taken all the same (allow_class_mismatch=True)' in logs(tmp_path / 'meant')[0]
+    assert 'Loaded anyway (allow_class_mismatch=True)' in logs(tmp_path / 'meant')[0]
 
 
 @pytest.mark.parametrize('task', TASKS)

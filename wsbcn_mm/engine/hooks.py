@@ -1,6 +1,7 @@
 """Hooks of one idea each; importing this package registers them."""
 
-from .checkpoint.guards import CheckpointGuardHook, ClassGuardHook
+from .checkpoint.class_guard import ClassGuardHook
+from .checkpoint.norm_guard import CheckpointGuardHook
 from .checkpoint.saving import SafeCheckpointHook
 from .data.advice import DataSpeedHook
 from .data.watchdog import LoaderWatchdogHook

@@ -62,8 +62,8 @@ def test_a_killed_run_ends_with_the_same_bits(task, processes, workers, whole, d
     output = (tmp_path / 'output0.txt').read_text()
     assert f'resuming at iteration {begin}: {begin * processes} samples seen, next sample ids ' in output
     accumulated = begin % runs.ACCUMULATION
-    said = f'restored the gradients of {accumulated} of {runs.ACCUMULATION} micro-batches'
-    assert (said in output) == (accumulated > 0)
+    message = f'restored the gradients of {accumulated} of {runs.ACCUMULATION} micro-batches'
+    assert (message in output) == (accumulated > 0)
 
 
 def test_another_number_of_processes_continues_in_the_same_order(whole, data, tmp_path):

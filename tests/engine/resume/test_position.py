@@ -103,12 +103,12 @@ def test_other_data_other_precision_and_missing_gradients_are_logged(trained, tm
 def test_augmentation_without_seeds_is_logged(trained, tmp_path):
     settings = dict(iters=5, accumulation=2, load_from=f'{trained[0].work_dir}/iter_4.pth', resume=True)
     resumed, _ = run(tmp_path / 'run', wrap=lambda data: data, **settings)
-    said = (
+    message = (
         'the training data are not wrapped in SeededSamples, as tools/train.py does: their augmentation differs from '
         'that of the previous run'
     )
-    assert said in log_of(resumed)
-    assert said not in log_of(run(tmp_path / 'wrapped', **settings)[0])
+    assert message in log_of(resumed)
+    assert message not in log_of(run(tmp_path / 'wrapped', **settings)[0])
 
 
 def test_a_sampler_without_a_seed_of_the_config_keeps_the_one_it_drew(trained, tmp_path):
@@ -148,11 +148,11 @@ def checkpoint_of(was, iteration, *schedulers):
 )
 def test_the_iteration_becomes_that_of_the_same_optimizer_step(was, iteration, now, expected):
     checkpoint = checkpoint_of(was, iteration)
-    said = fit_to_run(checkpoint, now)
+    message = fit_to_run(checkpoint, now)
     assert checkpoint['meta']['iter'] == expected
-    assert (said is None) == (was.devices == now.devices)
-    if said:
-        assert said.startswith(f'{now.devices} instead of {was.devices} device(s): accumulation {now.accumulation} ')
+    assert (message is None) == (was.devices == now.devices)
+    if message:
+        assert message.startswith(f'{now.devices} instead of {was.devices} device(s): accumulation {now.accumulation} ')
 
 
 def test_the_middle_of_an_accumulation_stays_with_its_devices():
@@ -218,8 +218,8 @@ def test_a_schedule_continues_in_other_units(schedulers, ticks, others):
 def test_a_finished_run_logs_that_nothing_is_left(trained, tmp_path):
     file = f'{trained[0].work_dir}/iter_6.pth'
     resumed, asked = run(tmp_path / 'run', iters=6, accumulation=2, load_from=file, resume=True)
-    said = 'the checkpoint is at iteration 6, and the run has 6: nothing is left to train'
-    assert said in log_of(resumed)
+    message = 'the checkpoint is at iteration 6, and the run has 6: nothing is left to train'
+    assert message in log_of(resumed)
     assert 'resuming at' not in log_of(resumed)
     assert asked == []
 

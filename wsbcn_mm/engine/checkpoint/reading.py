@@ -1,127 +1,68 @@
-"""Read checkpoints of unknown origin without running what is in them, and write those that say where they come from."""
+"""Read checkpoints of unknown origin without running code in them."""
 
 import hashlib
 import json
-import re
 import struct
-import zlib
 from importlib.util import find_spec
-from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
-from urllib.parse import urlparse
-from zipfile import BadZipFile, ZipFile, is_zipfile
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 import torch
-from mmengine.dist import barrier, is_main_process
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from ..environment import pip_install
-from ..files import write_atomically
-
-
-class DamagedCheckpointError(ValueError):
-    """A checkpoint file is not what was written."""
-
-
-def damage_in(path: str | Path) -> str | None:
-    """What is wrong with a file of torch.save, or None. Reads all of it, and runs nothing in it.
-
-    Files are zip archives since torch 1.6, with a checksum for every tensor, which torch.load does not compare. Older
-    ones are bare pickles without any.
-    """
-    path = Path(path)
-    with path.open('rb') as file:
-        start = file.read(4)
-    if not start:
-        return 'it is empty'
-    if start.startswith(b'\x80'):
-        return None
-    if start != b'PK\x03\x04':
-        return f'it starts with {start!r}, as no file of torch.save does'
-    try:
-        with ZipFile(path) as archive:
-            if not any(name.endswith('/data.pkl') for name in archive.namelist()):
-                return 'it is an archive, but none of torch.save'
-            damaged = archive.testzip()
-    except (BadZipFile, EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError, zlib.error) as error:
-        return f'it is not the archive it was: {error}'
-    return damaged and f'{damaged} in it does not fit its checksum'
-
-
-def checkpoints_of_a_run(folder: str | Path) -> list[Path]:
-    """Files that a run in this folder can go on from, the newest first: by name, as copying changes dates."""
-    return sorted((path for path in Path(folder).glob('*.pth') if step_of(path) and path.is_file()), key=step_of)[::-1]
-
-
-def step_of(path: Path) -> int:
-    """Iteration or epoch in the name of a run's checkpoint; 0 for other names."""
-    found = re.fullmatch(r'(?:iter|epoch)_(\d+)\.pth', path.name)
-    return int(found[1]) if found else 0
-
-
-def named_last(work_dir: str | Path) -> str:
-    """What `last_checkpoint` of a run names; empty if nothing."""
-    pointer = Path(work_dir) / 'last_checkpoint'
-    return pointer.read_text().strip() if pointer.is_file() else ''
-
-
-def checkpoints_to_resume(work_dir: str | Path) -> list[Path]:
-    """Local files that a run in this folder can go on from, in this order.
-
-    The one that `last_checkpoint` names comes first, then those before it, the newest first, and at last those after
-    it: the folder may have some of another, longer run.
-    """
-    named = named_last(work_dir)
-    if not named or '://' in named:
-        return [] if named else checkpoints_of_a_run(work_dir)
-    last = Path(named)
-    folders = dict.fromkeys([last.parent, Path(work_dir)])
-    others = [path for folder in folders for path in checkpoints_of_a_run(folder) if path != last]
-    others.sort(key=lambda path: step_of(path) > step_of(last))
-    return [last, *others] if last.is_file() else others
-
-
-def first_whole(paths: list[Path]) -> tuple[Path | None, dict[Path, str]]:
-    """The first file that is whole, and what is wrong with those before it."""
-    damaged: dict[Path, str] = {}
-    for path in paths:
-        damage = damage_in(path)
-        if damage is None:
-            return path, damaged
-        damaged[path] = damage
-    return None, damaged
-
+from .damage import DamagedCheckpointError, damage_in
 
 CONTAINERS = ('state_dict', 'model', 'model_state_dict', 'state_dict_ema')
-"""Keys under which training code keeps the weights of a checkpoint."""
+"""Keys under which training code stores the weights of a checkpoint."""
+
+
+def _history_statistic(owner: Any, name: str) -> Any:
+    """Stand in for getattr, with only the methods that mmengine's log histories look up."""
+    if owner is not HistoryBuffer or name not in ('current', 'max', 'mean', 'min'):
+        raise UnpicklingError(f'Unsupported getattr of {name!r}')
+    return getattr(owner, name)
+
+
+_NUMPY_KINDS = ('bool', 'int8', 'int16', 'int32', 'int64', 'uint8', 'uint16', 'uint32', 'uint64', 'float32', 'float64')
+HARMLESS: list[Any] = [
+    HistoryBuffer,
+    (_history_statistic, 'builtins.getattr'),
+    *((np.empty(0).__reduce__()[0], f'numpy.{core}.multiarray._reconstruct') for core in ('core', '_core')),
+    *((np.float64(0).__reduce__()[0], f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')),
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in _NUMPY_KINDS),
+]
+"""Types in checkpoints of mmengine's CheckpointHook other than tensors and plain data: log histories and numbers."""
 
 
 class CheckpointFile(NamedTuple):
-    """What a checkpoint file has."""
+    """Contents of a checkpoint file."""
 
     state: dict[str, Tensor]
     meta: dict[str, Any]
     ignored: list[str]
-    """Keys beside the weights, such as the optimizer's state."""
+    """Other keys, such as the optimizer's state."""
 
 
 def read_checkpoint(path: str | Path, *, trust: bool = False) -> CheckpointFile:
-    """Read .pth (and every other name that torch wrote), .safetensors or .npz.
+    """Read .safetensors, .npz, or a file of torch.save with any other suffix, such as .pth.
 
     Args:
-        trust: Read a pickle that needs more than tensors and plain data; it can run any code. Of a module in it the
-            state dict is taken.
+        path: File to read.
+        trust: Also read a pickle that needs more than tensors and plain data. It can run any code. A module in it is
+            replaced by its state dict.
 
     Raises:
-        DamagedCheckpointError: If the file is not what was written.
-        FileNotFoundError: If there is no such file.
+        DamagedCheckpointError: If the file is damaged.
+        FileNotFoundError: If the file does not exist.
         ImportError: For .safetensors without that package.
-        ValueError: If a pickle needs code and is not trusted, or no tensors are found.
+        ValueError: If a pickle needs code and `trust` is False, or the file contains no tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -149,15 +90,18 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> CheckpointFile:
 
 
 def read_pickle(path: str | Path, *, trust: bool = False, map_location: Any = 'cpu') -> Any:
-    """Read what torch.save wrote, without running anything in it: tensors, plain data, and mmengine's and numpy's own.
+    """Read a file of torch.save without running code in it.
+
+    It may contain tensors, plain data, and the types in `HARMLESS`.
 
     Args:
-        trust: Run the code that a pickle needs to be read, if it needs any.
-        map_location: Device of the tensors, as torch.load takes it.
+        path: File to read.
+        trust: Run the code in the pickle, if it needs any.
+        map_location: Device of the tensors, as in torch.load.
 
     Raises:
-        DamagedCheckpointError: If the file is not what was written.
-        ValueError: If it needs code and is not trusted.
+        DamagedCheckpointError: If the file is damaged.
+        ValueError: If it needs code and `trust` is False.
     """
     damage = damage_in(path)
     if damage:
@@ -168,41 +112,21 @@ def read_pickle(path: str | Path, *, trust: bool = False, map_location: Any = 'c
     except (EOFError, LookupError, RuntimeError, UnpicklingError, ValueError, struct.error) as error:
         needs_code = isinstance(error, UnpicklingError) or 'TorchScript' in str(error)
         if not needs_code:
-            if is_zipfile(path):  # whose checksums fit
+            if is_zipfile(path):  # whose checksums match
                 raise
-            raise DamagedCheckpointError(f'checkpoint {path} is damaged: {str(error) or "it ends too soon"}') from None
+            raise DamagedCheckpointError(f'checkpoint {path} is damaged: {str(error) or "it is truncated"}') from None
         if trust:
             return torch.load(path, map_location=map_location, weights_only=False)
         lines = [line.strip() for line in str(error).splitlines()]
         reason = next((line for line in lines if 'GLOBAL' in line or 'nsupported' in line), lines[0])
         raise ValueError(
-            f'{path} needs code to be read, not tensors and plain data alone ({reason}). A file like this can run '
-            'anything: if you know where it comes from, tools/convert_checkpoint.py --trust makes weights alone of it'
+            f'{path} needs code to be read, because it contains more than tensors and plain data ({reason}). Such a '
+            'file can run any code: if you trust it, extract the weights with tools/convert_checkpoint.py --trust'
         ) from None
 
 
-def _history_statistic(owner: Any, name: str) -> Any:
-    """What mmengine's log histories ask getattr for, and nothing else."""
-    if owner is not HistoryBuffer or name not in ('current', 'max', 'mean', 'min'):
-        raise UnpicklingError(f'Unsupported getattr of {name!r}')
-    return getattr(owner, name)
-
-
-_NUMPY_KINDS = ('bool', 'int8', 'int16', 'int32', 'int64', 'uint8', 'uint16', 'uint32', 'uint64', 'float32', 'float64')
-HARMLESS: list[Any] = [
-    HistoryBuffer,
-    (_history_statistic, 'builtins.getattr'),
-    *((np.empty(0).__reduce__()[0], f'numpy.{core}.multiarray._reconstruct') for core in ('core', '_core')),
-    *((np.float64(0).__reduce__()[0], f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')),
-    np.ndarray,
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in _NUMPY_KINDS),
-]
-"""What checkpoints of mmengine's own CheckpointHook have beside tensors and plain data: log histories and numbers."""
-
-
 def require_safetensors() -> None:
-    """Raise ImportError with what to do where the `convert` extra is missing."""
+    """Raise ImportError with the command to install safetensors, if it is missing."""
     if find_spec('safetensors') is None:
         raise ImportError(
             '.safetensors files need the package safetensors, which this environment lacks: '
@@ -216,11 +140,11 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
     try:
         with safe_open(path, 'pt') as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no iterable
-            said = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not iterable
+            metadata = file.metadata() or {}
     except SafetensorError as error:
         raise DamagedCheckpointError(f'checkpoint {path} is damaged: {error}') from None
-    return {'state_dict': state, 'meta': {key: _from_json(value) for key, value in said.items()}}
+    return {'state_dict': state, 'meta': {key: _from_json(value) for key, value in metadata.items()}}
 
 
 def _read_arrays(path: Path, trust: bool) -> dict[str, Tensor]:
@@ -238,85 +162,10 @@ def _from_json(text: str) -> Any:
         return text
 
 
-def write_checkpoint(path: str | Path, state: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Write weights with what is known of them: .safetensors (metadata as JSON), or mmengine's .pth otherwise.
-
-    Raises:
-        FileExistsError: If the file exists already.
-    """
-    refuse_existing(path)
-    # By way of memory: a file that torch.save names itself has that name in it, and may be left half-written.
-    if Path(path).suffix == '.safetensors':
-        require_safetensors()
-        from safetensors.torch import save
-
-        # Copies: that format has no tensors that share memory, as tied weights do.
-        own = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state.items()}
-        data = save(own, {key: json.dumps(value) for key, value in meta.items()})
-    else:
-        buffer = BytesIO()
-        torch.save({'meta': meta, 'state_dict': {key: tensor.contiguous() for key, tensor in state.items()}}, buffer)
-        data = buffer.getvalue()
-    write_atomically(path, data)
-
-
-def refuse_existing(path: str | Path) -> None:
-    """Raise FileExistsError for a file that would be overwritten."""
-    if Path(path).exists():
-        raise FileExistsError(f'{path} exists already, and is not overwritten')
-
-
 def sha256(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
+    """Return the hexadecimal SHA-256 of a file."""
     digest = hashlib.sha256()
     with Path(path).open('rb') as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-@CheckpointLoader.register_scheme(prefixes='', force=True)
-def load_from_file(filename: str, map_location: Any = None) -> Any:
-    """Read a local checkpoint: what torch.save wrote, or the .safetensors of tools/publish.py.
-
-    Args:
-        map_location: Device of the tensors, as torch.load takes it.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        DamagedCheckpointError: If it is not what was written, naming a whole one of the same run.
-        ValueError: If it needs code to be read.
-    """
-    path = Path(filename).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f'checkpoint {str(path)!r} does not exist')
-    if path.suffix == '.safetensors':
-        file = read_checkpoint(path)
-        return {'state_dict': file.state, 'meta': file.meta}
-    try:
-        return read_pickle(path, map_location=map_location)
-    except DamagedCheckpointError as error:
-        other, _ = first_whole([one for one in checkpoints_of_a_run(path.parent) if one != path])
-        raise DamagedCheckpointError(f'{error}. The newest whole one beside it: {other or "none"}') from None
-
-
-@CheckpointLoader.register_scheme(prefixes=('http://', 'https://'), force=True)
-def load_from_url(filename: str, map_location: Any = None) -> Any:
-    """Fetch a checkpoint into torch's folder of downloads, unless a file of that name is there, and read that.
-
-    Raises:
-        OSError: If it cannot be fetched.
-        ValueError: As `load_from_file`.
-    """
-    path = Path(torch.hub.get_dir()) / 'checkpoints' / Path(urlparse(filename).path).name
-    if is_main_process():
-        _fetch(filename, path)
-    barrier()
-    _fetch(filename, path)  # on other machines
-    return load_from_file(str(path), map_location)
-
-
-def _fetch(url: str, path: Path) -> None:
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path))

@@ -6,7 +6,8 @@ from zipfile import BadZipFile
 import torch
 from mmengine.config import Config
 
-from ..checkpoint.reading import HARMLESS, checkpoints_to_resume
+from ..checkpoint.reading import HARMLESS
+from ..checkpoint.selection import checkpoints_to_resume
 from ..recipe.batch_plan import accumulation_of, plan_batch
 from .position import KEY, Position
 
