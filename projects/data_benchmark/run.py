@@ -36,7 +36,7 @@ def measure(sides: Mapping[str, Callable[[int], Any]], samples: int, rounds: int
     import cv2
     import torch
 
-    from wsbcn_mm.engine.resume.order import seed_all
+    from wsbcn_mm.engine.resume.seeds import seed_all
 
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -50,7 +50,7 @@ def test_a_stock_config_gets_the_guards_and_its_checkpoint_is_evaluated(stock, t
     checkpoint = tmp_path / 'work' / 'iter_2.pth'
     run_tool('test.py', stock, checkpoint, '--work-dir', tmp_path / 'test', *options('segmentation', tiny_data, 2))
     assert (tmp_path / 'test' / 'metrics.json').is_file()
-    with pytest.raises(ValueError, match=r'Weights do not work with another norm'):
+    with pytest.raises(ValueError, match=r'Weights do not work under another norm'):
         run_tool(
             'test.py',
             *(recipe('segmentation', 'gn'), checkpoint, '--work-dir', tmp_path / 'other'),

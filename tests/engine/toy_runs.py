@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import wsbcn_mm.engine.hooks  # noqa: F401  registers them
-from wsbcn_mm.engine.resume.order import SeededSamples
+from wsbcn_mm.engine.resume.seeded_samples import SeededSamples
 from wsbcn_mm.layers import BatchChannelNorm, WSConv2d
 
 OWN_HOOKS = [dict(type=name) for name in ('IterationSeedHook', 'StepStatisticsHook', 'AccumulatedGradientsHook')]

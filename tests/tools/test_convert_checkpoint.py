@@ -1,4 +1,4 @@
-"""tools/convert_checkpoint.py on files with other projects' names, and training from its output."""
+"""tools/convert_checkpoint.py on files of other projects' naming, and training from what it wrote."""
 
 import re
 import runpy
@@ -13,7 +13,7 @@ from wsbcn_mm.engine.checkpoint.reading import read_checkpoint, sha256
 
 
 def convert(*arguments):
-    """Run `python tools/convert_checkpoint.py <arguments>` in this process."""
+    """`python tools/convert_checkpoint.py <arguments>`, in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, 'argv', ['tools/convert_checkpoint.py', *map(str, arguments)])
         runpy.run_path(str(ROOT / 'tools' / 'convert_checkpoint.py'), run_name='__main__')
@@ -58,11 +58,11 @@ def test_an_authors_file_is_converted_and_trained_from(tiny_data, tmp_path, caps
     state = tiny_resnet('bcn-ws')
     file = authors_file(tmp_path / 'rn18_bcn_ws.pth', state)
     out = tmp_path / 'pretrained' / 'resnet18_bcn_ws.pth'
-    capsys.readouterr()  # discard what OpenMMLab prints on import
+    capsys.readouterr()  # what OpenMMLab prints when it is imported
     convert(file, out, recipe('segmentation'), *VARIANT)
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == f"{file}: the BCN authors' ImageNet files (bcn-ws) -> bcn-ws"
-    assert 'not read, beside the weights: epoch, optimizer' in printed
+    assert 'other entries, not converted: epoch, optimizer' in printed
     assert re.match(r'stage +matched  missing  misshapen  left over', printed[2])
     assert 'left over in the file: fc.weight, fc.bias' in printed
     assert printed[-1] == f'-> {out}: {len(state)} entries, 100 % of the backbone'
@@ -106,18 +106,18 @@ def test_a_2d_file_enters_a_3d_recipe_as_2d_weights_that_it_inflates(tiny_data, 
 
 
 class Code:
-    """A class that a pickle needs."""
+    """What a pickle cannot be read without."""
 
 
 def test_a_checkpoint_of_ours_with_code_in_it_becomes_one_without(tmp_path, capsys):
     file, out = tmp_path / 'iter_2.pth', tmp_path / 'out.pth'
     state, meta = {'conv1.weight': torch.ones(2)}, {'fingerprint': {'conv1': {'conv': 'WS'}}, 'iter': 2}
     torch.save({'state_dict': state, 'meta': meta | {'who': Code()}}, file)
-    with pytest.raises(SystemExit, match=r'^not converted: .* contains more than tensors and plain data'):
+    with pytest.raises(SystemExit, match=r'^not converted: .* needs code to be read'):
         convert(file, out, recipe('segmentation'))
     convert(file, out, recipe('segmentation'), '--trust')
     assert capsys.readouterr().out.splitlines()[-1] == (
-        f'{file} -> {out}: 1 entries as they were; left out: meta.who ({Code.__module__}.Code)'
+        f'{file} -> {out}: 1 entries unchanged; left out: meta.who ({Code.__module__}.Code)'
     )
     read = read_checkpoint(out)
     assert torch.equal(read.state['conv1.weight'], state['conv1.weight'])
@@ -142,7 +142,8 @@ def test_refusals_are_one_line_and_write_nothing(tmp_path):
     assert not out.exists()
     convert(tmp_path / 'bn.pth', out, recipe('segmentation', 'bn'))
     assert read_checkpoint(out).meta['fingerprint']['bn1'] == {'norm': 'BN', 'eps': 1e-5}
-    with pytest.raises(SystemExit, match=r'already exists and is not overwritten$'):
+    with pytest.raises(SystemExit, match=r'already exists and is not overwritten: remove it or choose another name$'):
         convert(tmp_path / 'bn.pth', out, recipe('segmentation', 'bn'))
-    with pytest.raises(SystemExit, match=r'^not converted: it already has a fingerprint'):
+    message = f'not converted: {out} already records the norm and WS of its layers: it needs no conversion'
+    with pytest.raises(SystemExit, match=f'^{re.escape(message)}$'):
         convert(out, tmp_path / 'again.pth', recipe('segmentation', 'bn'))

@@ -51,7 +51,7 @@ def test_a_checkpoint_of_other_classes_is_refused_without_the_data(tmp_path):
     with pytest.raises(
         ValueError,
         match=r'^the checkpoint was trained with another class list \(4 classes, sha256 .*\) than the data have '
-        r"\(4 classes, sha256 .*\): class 0 is 'digit 4' in the checkpoint and 'background' in the data\. If that is",
+        r"\(4 classes, sha256 .*\): class 0 is 'digit 4' in the checkpoint and 'background' in the data\. If this is",
     ):
         run_tool(
             *('fold.py', recipe('segmentation'), tmp_path / 'trained.pth', '--work-dir', tmp_path / 'work'),

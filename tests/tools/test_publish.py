@@ -1,4 +1,4 @@
-"""tools/publish.py on a checkpoint of a real run, and tools/test.py on the published files."""
+"""tools/publish.py on a checkpoint of a real run, and tools/test.py on what it published."""
 
 import json
 import re
@@ -57,7 +57,8 @@ def test_what_is_published_is_what_was_trained_and_evaluates_alike(trained, tiny
     evaluated = json.loads((tmp_path / 'test' / 'metrics.json').read_text())
     assert {name: evaluated[name] for name in card['metrics']} == pytest.approx(card['metrics'])
 
-    with pytest.raises(SystemExit, match=rf'^not published: {out}.safetensors already exists and is not overwritten$'):
+    message = f'{out}.safetensors already exists and is not overwritten: remove it or choose another name'
+    with pytest.raises(SystemExit, match=f'^not published: {re.escape(message)}$'):
         run_tool('publish.py', checkpoint, metrics, f'{out}.safetensors')
 
 
@@ -65,20 +66,20 @@ def test_what_says_too_little_is_not_published(tmp_path):
     metrics = tmp_path / 'metrics.json'
     torch.save({'state_dict': {'w': torch.ones(1)}, 'meta': {'cfg': 'a = 1'}}, tmp_path / 'foreign.pth')
     arguments = (tmp_path / 'foreign.pth', metrics, tmp_path / 'out')
-    with pytest.raises(FileNotFoundError, match=r'metrics.json. do not exist: tools/test.py writes them'):
+    with pytest.raises(FileNotFoundError, match=r'metrics.json. do not exist: tools/test.py writes metrics.json'):
         publish(*arguments)
     for content, reason in (
-        ('{', r': JSON is expected: '),
-        ('{}', r' is \{\}: names and numbers are expected, as tools/test.py writes them$'),
-        ('{"mIoU": "good"}', r" is \{'mIoU': 'good'\}: names and numbers"),
+        ('{', r'is not valid JSON: '),
+        ('{}', r'contains \{\}: names and numbers are expected, as tools/test.py writes them$'),
+        ('{"mIoU": "good"}', r"contains \{'mIoU': 'good'\}: names and numbers"),
     ):
         metrics.write_text(content)
-        with pytest.raises(ValueError, match=f'^{re.escape(str(metrics))}{reason}'):
+        with pytest.raises(ValueError, match=f'^{re.escape(str(metrics))} {reason}'):
             publish(*arguments)
     metrics.write_text('{"mIoU": 70.0}')
     message = (
-        f'{tmp_path}/foreign.pth does not have dataset_meta, fingerprint in its meta: checkpoints of runs with '
-        'SafeCheckpointHook and CheckpointGuardHook, as recipes have them, do'
+        f'{tmp_path}/foreign.pth lacks dataset_meta, fingerprint in its meta: a checkpoint of a run with '
+        'SafeCheckpointHook and CheckpointGuardHook is expected, which the recipes use'
     )
     with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
         publish(*arguments)

@@ -1,4 +1,4 @@
-"""tools/train.py and tools/test.py on a few scenes and clips: train, evaluate, draw, resume, reject."""
+"""tools/train.py and tools/test.py on a few scenes and clips: train, evaluate, draw, continue, refuse."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from PIL import Image
 
 from projects.toy_data.data import CLIPS, SCENES
 from tests.tools.tiny_runs import METRIC, ROOT, iterations_in, logs, options, recipe, run_tool
-from wsbcn_mm.engine.checkpoint.guards import class_list
+from wsbcn_mm.engine.checkpoint.class_guard import class_list
 
 TASKS = ('segmentation', 'video')
 
@@ -90,7 +90,7 @@ def test_a_checkpoint_of_another_norm_is_neither_evaluated_nor_resumed(trained, 
 
 
 def test_a_resumed_run_is_the_run_that_was_never_stopped(trained, tiny_data, tmp_path):
-    """Segmentation resumes from a file in another folder, video from the last one in its own."""
+    """Segmentation continues from a file in another folder, video from the last one of its own."""
     task, straight = trained
     first = tmp_path / 'first'
     run_tool('train.py', recipe(task), '--work-dir', first, *options(task, tiny_data, 2))
@@ -132,7 +132,7 @@ def test_format_only_writes_label_files_and_evaluates_nothing(trained, tiny_data
 
 
 def test_a_checkpoint_of_other_classes_is_refused(trained, tiny_data, tmp_path):
-    """Two classes of the saved list are swapped, as if the run had used another order."""
+    """The classes of the saved list change places, as if the run had had another order."""
     task, work_dir = trained
     content = checkpoint(work_dir / 'iter_4.pth')
     names = list(content['meta']['dataset_meta']['classes'])
@@ -148,7 +148,7 @@ def test_a_checkpoint_of_other_classes_is_refused(trained, tiny_data, tmp_path):
         run_tool('test.py', recipe(task), other, '--work-dir', tmp_path / 'test', *short)
     with pytest.raises(ValueError, match=differs + 'If this is intended'):
         run_tool('train.py', recipe(task), '--work-dir', tmp_path / 'load', *short, f'load_from={other}')
-    with pytest.raises(ValueError, match=differs + 'A resumed run must keep its list'):
+    with pytest.raises(ValueError, match=differs + 'A resumed run must keep its class list'):
         run_tool('train.py', recipe(task), '--resume', other, '--work-dir', tmp_path / 'resume', *short)
     meant = options(task, tiny_data, 2, 'allow_class_mismatch=True')
     run_tool('test.py', recipe(task), other, '--work-dir', tmp_path / 'meant', *meant)

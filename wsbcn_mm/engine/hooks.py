@@ -1,6 +1,7 @@
 """Index of the hooks; importing it registers them."""
 
-from .checkpoint.guards import CheckpointGuardHook, ClassGuardHook
+from .checkpoint.class_guard import ClassGuardHook
+from .checkpoint.norm_guard import CheckpointGuardHook
 from .checkpoint.saving import SafeCheckpointHook
 from .data.advice import DataSpeedHook
 from .data.watchdog import LoaderWatchdogHook
@@ -12,8 +13,8 @@ from .memory.activations import ActivationMemoryHook
 from .memory.loaders import LoaderMemoryHook
 from .recipe.batch_plan import ParamSchedulerPerStepHook
 from .resume.accumulation import AccumulatedGradientsHook
-from .resume.order import IterationSeedHook
 from .resume.position import ResumePositionHook
+from .resume.seeds import IterationSeedHook
 from .statistics.averaging import EMAPerStepHook
 from .statistics.gaps import StatisticsGapHook
 from .statistics.norm_report import NormReportHook

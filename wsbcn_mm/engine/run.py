@@ -25,8 +25,8 @@ from .recipe.norms import check_layer_configs, switch_norm
 from .recipe.precision import use_amp
 from .recipe.task import require_segmentation
 from .recipe.tree import drop_pretrained
-from .resume.order import seed_samples
-from .resume.position import plan_batch_as_before
+from .resume.batch import plan_batch_as_before
+from .resume.seeded_samples import seed_samples
 
 __all__ = ['evaluate', 'is_main_process', 'require_segmentation', 'train']
 

@@ -17,7 +17,7 @@ with warnings.catch_warnings():
 
 from ..engine import hooks as _hooks  # noqa: F401
 from ..engine.recipe import precision as _mixed_precision  # noqa: F401
-from ..engine.resume import order as _seeded_samples  # noqa: F401
+from ..engine.resume import seeded_samples as _seeded_samples  # noqa: F401
 from .data.cityscapes import StrictCityscapesDataset
 from .data.folder import FolderSegDataset
 from .data.image_files import LoadImage

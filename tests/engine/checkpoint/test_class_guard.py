@@ -1,4 +1,4 @@
-"""Class lists in checkpoints, and what is refused with other data, through real Runners and files."""
+"""Class lists in checkpoints, and checkpoints that are rejected with other data, with real Runners and files."""
 
 import hashlib
 import re
@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
 
-from wsbcn_mm.engine.checkpoint.guards import class_list
+from wsbcn_mm.engine.checkpoint.class_guard import class_list
 from wsbcn_mm.engine.hooks import ClassGuardHook
 
 CLASSES = ('road', 'wall', 'fence')
@@ -103,13 +103,13 @@ def test_the_hash_is_of_the_order_and_not_of_the_form_of_unicode():
 
 
 @pytest.mark.parametrize('resume', [False, True])
-def test_the_same_list_goes_on(trained, tmp_path, resume):
+def test_the_same_list_is_accepted(trained, tmp_path, resume):
     runner = run(tmp_path, list(CLASSES), trained, resume)
     runner.train()
     assert f'the checkpoint has the classes of the data: 3 classes, sha256 {SHORT[CLASSES]}' in log_of(runner)
 
 
-def test_another_order_is_refused_with_the_first_class_that_differs(trained, tmp_path):
+def test_another_order_is_rejected_with_the_first_class_that_differs(trained, tmp_path):
     other = ('road', 'fence', 'wall')
     message = (
         f'the checkpoint was trained with another class list (3 classes, sha256 {SHORT[CLASSES]}) than the data have '
@@ -120,17 +120,17 @@ def test_another_order_is_refused_with_the_first_class_that_differs(trained, tmp
         run(tmp_path / 'train', other, trained).train()
     with pytest.raises(ValueError, match=f'^{re.escape(message + meant)}$'):
         run(tmp_path / 'test', other, trained).test()
-    anew = (
-        'A resumed run must keep its list; to start from its weights, use --cfg-options load_from=FILE '
+    resumed = (
+        'A resumed run must keep its class list. To start a new run from its weights, use --cfg-options load_from=FILE '
         'allow_class_mismatch=True instead of --resume'
     )
     for allowed in (False, True):
-        with pytest.raises(ValueError, match=f'^{re.escape(message + anew)}$'):
+        with pytest.raises(ValueError, match=f'^{re.escape(message + resumed)}$'):
             run(tmp_path / 'resume', other, trained, True, allow_class_mismatch=allowed).train()
     assert not list(tmp_path.rglob('*.pth'))
 
 
-def test_a_new_head_is_said_to_be_meant(trained, tmp_path):
+def test_a_new_head_is_allowed_on_request(trained, tmp_path):
     with pytest.raises(ValueError, match=r"class 2 is 'fence' in the checkpoint and missing in the data\. If this"):
         run(tmp_path / 'fewer', CLASSES[:2], trained).train()
     with pytest.raises(ValueError, match=r"class 3 is missing in the checkpoint and 'car' in the data\. If this"):
@@ -141,7 +141,7 @@ def test_a_new_head_is_said_to_be_meant(trained, tmp_path):
     assert torch.load(tmp_path / 'meant/iter_1.pth', weights_only=True)['meta']['num_classes'] == 2
 
 
-def test_a_checkpoint_without_the_hash_is_compared_by_its_list_and_without_a_list_said(trained, tmp_path):
+def test_a_checkpoint_without_the_hash_is_compared_by_its_list_and_a_missing_list_is_logged(trained, tmp_path):
     old = changed(trained, tmp_path, lambda meta: meta.pop('classes_sha256'))
     with pytest.raises(ValueError, match=r"class 1 is 'wall' in the checkpoint and 'fence' in the data"):
         run(tmp_path / 'other', ('road', 'fence', 'wall'), old).train()
@@ -176,4 +176,4 @@ def test_weights_loaded_without_data_are_compared_with_the_recipes_test_set(trai
     assert 'the checkpoint has the classes of the data: 3 classes' in log_of(runner)
     runner = run(tmp_path / 'unknown', CLASSES, test_dataloader={'dataset': {'type': 'Nowhere'}})
     runner.load_checkpoint(trained)
-    assert 'class names are not compared yet, as the test set cannot be built: ' in log_of(runner)
+    assert 'class names are not compared yet, because the test set cannot be built: ' in log_of(runner)

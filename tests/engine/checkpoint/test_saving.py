@@ -10,10 +10,7 @@ import resource
 import socket
 import time
 from collections import deque
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 import pytest
@@ -27,8 +24,10 @@ from mmengine.runner import CheckpointLoader, Runner, find_latest_checkpoint
 from torch import nn
 from torch.utils.data import Dataset
 
-from wsbcn_mm.engine.checkpoint.reading import checkpoints_to_resume, damage_in, write_checkpoint
-from wsbcn_mm.engine.checkpoint.saving import SafeCheckpointHook, occupy, to_plain
+from wsbcn_mm.engine.checkpoint.damage import damage_in
+from wsbcn_mm.engine.checkpoint.folder_lock import occupy
+from wsbcn_mm.engine.checkpoint.saving import SafeCheckpointHook
+from wsbcn_mm.engine.checkpoint.selection import checkpoints_to_resume
 from wsbcn_mm.engine.files import write_atomically
 from wsbcn_mm.engine.scalar_log import ScalarLog
 
@@ -107,7 +106,7 @@ def names(folder):
 
 @pytest.fixture
 def small_files():
-    """(allow no file of more than half a megabyte, allow all again), as a full disk and one that was cleared."""
+    """(limit files to half a megabyte, lift the limit), which simulates a full disk and a cleared one."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield (
         lambda runner=None: resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1])),
@@ -120,14 +119,14 @@ def small_files():
 def trained(tmp_path_factory):
     """The work_dir of three iterations with their three checkpoints."""
     folder = tmp_path_factory.mktemp('trained')
-    with DefaultScope.overwrite_default_scope('mmengine'):  # what the Runner sets is undone after it
+    with DefaultScope.overwrite_default_scope('mmengine'):  # restores the scope that the Runner sets
         run(folder, 3).train()
     return folder
 
 
 @pytest.fixture
 def copied(trained, tmp_path):
-    """The checkpoints of `trained` at another place."""
+    """The checkpoints of `trained`, copied to another folder."""
     for name in ('iter_1.pth', 'iter_2.pth', 'iter_3.pth'):
         (tmp_path / name).write_bytes((trained / name).read_bytes())
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_3.pth'))
@@ -144,8 +143,8 @@ def save_for_ever(runner, start):
         hook._save_checkpoint_with_step(runner, step, dict(epoch=0, iter=step))
 
 
-def test_a_process_killed_while_it_saves_leaves_a_whole_checkpoint(tmp_path):
-    """One that keeps a single checkpoint, killed at random moments, always in the midst of saving or just beside it."""
+def test_a_process_killed_while_it_saves_leaves_an_intact_checkpoint(tmp_path):
+    """The process keeps a single checkpoint and is killed at random moments while it saves, or between two saves."""
     runner = run(tmp_path, 1, max_keep_ckpts=1)
     runner.train()
     fork = multiprocessing.get_context('fork')
@@ -171,7 +170,7 @@ def test_a_process_killed_while_it_saves_leaves_a_whole_checkpoint(tmp_path):
     resumed = run(tmp_path, last + 1, resume=True, max_keep_ckpts=1)
     resumed.train()
     assert resumed.model.steps.item() == checkpoint['state_dict']['steps'].item() + 1
-    assert last > 1 or interrupted, 'no kill met a process that saved'
+    assert last > 1 or interrupted, 'no kill hit a process while it saved'
     assert not list(tmp_path.glob('.*.partial'))
 
 
@@ -182,7 +181,7 @@ def hold(folder, held, done):
         done.wait()
 
 
-def test_two_runs_in_one_folder_are_refused(tmp_path):
+def test_a_second_run_in_a_folder_is_rejected(tmp_path):
     fork = multiprocessing.get_context('fork')
     held, done = fork.Event(), fork.Event()
     other = fork.Process(target=hold, args=(tmp_path, held, done))
@@ -190,11 +189,11 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
     held.wait()
     message = (
         f'{tmp_path} is in use: process {other.pid} on {socket.gethostname()} trains there, and two runs would mix '
-        'their checkpoints. Use another --work-dir, or end that run first'
+        'their checkpoints. Use another --work-dir, or stop that run first'
     )
     with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
         run(tmp_path, 1).train()
-    assert list(tmp_path.glob('.*.partial')), 'it removed what the other one is writing'
+    assert list(tmp_path.glob('.*.partial')), 'it removed a file that the other run is writing'
     assert not list(tmp_path.glob('*.pth'))
     other.kill()
     other.join()
@@ -211,8 +210,8 @@ def test_a_full_disk_is_survived(tmp_path, small_files):
     runner.train()
     assert seen == [(['iter_1.pth', 'last_checkpoint'], str(tmp_path / 'iter_1.pth'))]
     message = (
-        f'{tmp_path}/iter_2.pth could not be written (File too large): free some space; earlier checkpoints are '
-        'unchanged, and training continues'
+        f'{tmp_path}/iter_2.pth could not be written (File too large): free disk space. Earlier checkpoints are '
+        'intact, and training continues'
     )
     assert message in log_of(runner)
     assert names(tmp_path) == ['iter_4.pth', 'last_checkpoint']
@@ -247,13 +246,13 @@ def test_a_run_whose_last_checkpoint_is_not_on_the_disk_ends_with_an_error(tmp_p
     assert torch.load(find_latest_checkpoint(tmp_path), weights_only=True)['meta']['iter'] == 1
 
 
-def test_an_error_that_is_no_full_disk_stops_the_run(tmp_path):
+def test_an_error_other_than_a_full_disk_stops_the_run(tmp_path):
     (tmp_path / 'iter_1.pth').mkdir()
     with pytest.raises(IsADirectoryError):
         run(tmp_path, 1).train()
 
 
-def test_the_best_checkpoint_stays_until_a_better_one_is_there(tmp_path, small_files):
+def test_the_best_checkpoint_stays_until_a_better_one_is_written(tmp_path, small_files):
     fill, clear = small_files
     runner = run(tmp_path, 1, save_best='acc', rule='greater')
     runner.train()
@@ -274,7 +273,7 @@ def test_the_best_checkpoint_stays_until_a_better_one_is_there(tmp_path, small_f
     assert (saved['best_score'], saved['best_ckpt']) == (0.6, str(tmp_path / 'best_acc_iter_3.pth'))
 
 
-def test_checkpoints_are_plain_and_a_run_goes_on_from_them(trained, tmp_path):
+def test_checkpoints_are_plain_and_resumable(trained, tmp_path):
     checkpoint = torch.load(trained / 'iter_2.pth', weights_only=True)
     assert checkpoint.keys() == {'meta', 'state_dict', 'message_hub', 'optimizer', 'param_schedulers'}
     assert checkpoint['state_dict']._metadata == Model().state_dict()._metadata
@@ -286,32 +285,17 @@ def test_checkpoints_are_plain_and_a_run_goes_on_from_them(trained, tmp_path):
     assert losses.data[0].tolist() == [0.0, -1.0, -2.0, -3.0]
 
 
-def test_what_is_not_plain_is_left_out_and_said(tmp_path):
+def test_values_that_are_not_plain_are_left_out_and_logged(tmp_path):
     note = dict(iter1=lambda runner: runner.message_hub.update_info('idea', {'why': Points(), 'what': np.float32(2)}))
     runner = run(tmp_path, 1, actions=note)
     runner.train()
     message = (
-        '1 entries are not saved: they are neither tensors nor plain data, and loading them would run '
-        f'code: message_hub.runtime_info.idea.why ({Points.__module__}.Points)'
+        '1 entries are not saved, because they are neither tensors nor plain data, and loading them would run code: '
+        f'message_hub.runtime_info.idea.why ({Points.__module__}.Points)'
     )
     assert message in log_of(runner)
     saved = torch.load(tmp_path / 'iter_1.pth', weights_only=True)['message_hub']['runtime_info']
     assert saved['idea'] == {'what': 2.0}
-
-
-def test_plain_values():
-    left_out = []
-    value = {
-        np.int64(3): np.arange(3), 'words': np.array(['a', 'b']), 'where': Path('here'), 'shape': torch.Size([1, 2]),
-        'many': [np.float64(0.1), {1, 2}, None, print], 'kind': torch.float16,
-    }  # fmt: skip
-    plain = to_plain(value, 'x', left_out)
-    assert plain.pop(3).tolist() == [0, 1, 2]
-    assert plain == {
-        'words': ['a', 'b'], 'where': 'here', 'shape': (1, 2), 'many': [0.1, {1, 2}, None, None], 'kind': torch.float16
-    }  # fmt: skip
-    assert type(plain['many'][0]) is float
-    assert left_out == ['x.many.3 (builtins.builtin_function_or_method)']
 
 
 def test_checkpoints_of_mmengines_own_hook_are_resumed(tmp_path):
@@ -332,32 +316,31 @@ class Harm:
 
 
 @pytest.mark.parametrize('harm', ['call', 'getattr'])
-def test_a_pickle_with_code_is_refused_and_does_not_run(harm, tmp_path):
+def test_a_pickle_with_code_is_rejected_and_does_not_run(harm, tmp_path):
     target = tmp_path / 'harmed'
     code = Harm(os.mkdir, str(target)) if harm == 'call' else Harm(getattr, np.ndarray, 'tofile')
     path = tmp_path / 'code.pth'
     torch.save({'state_dict': Model().state_dict(), 'code': code}, path)
-    message = rf'^{path} contains more than tensors and plain data, .* tools/convert_checkpoint.py --trust'
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf'^{path} needs code to be read, .* tools/convert_checkpoint.py --trust'):
         run(tmp_path / 'run', 1, load_from=str(path)).train()
     assert not target.exists()
 
 
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-200_000])
-    return r'the archive is broken: File is not a zip file'
+    return r'the archive is corrupt: File is not a zip file'
 
 
 def flip(path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    return r'.+ in it does not match its checksum'
+    return r'.+ does not match its checksum'
 
 
 def zero(path):
     path.write_bytes(bytes(path.stat().st_size))
-    return r"it starts with b'\\x00\\x00\\x00\\x00', unlike any file of torch.save"
+    return r"it starts with b'\\x00\\x00\\x00\\x00', unlike files of torch.save"
 
 
 def empty(path):
@@ -366,42 +349,44 @@ def empty(path):
 
 
 @pytest.mark.parametrize('hurt', [truncate, flip, zero, empty])
-def test_a_damaged_checkpoint_is_told_from_a_whole_one(hurt, copied):
+def test_a_damaged_checkpoint_is_distinguished_from_an_intact_one(hurt, copied):
     path = copied / 'iter_3.pth'
     assert damage_in(path) is None
     reason = hurt(path)
-    message = rf'^checkpoint {path} is damaged: {reason}\. The newest intact one beside it: {copied}/iter_2\.pth$'
+    message = (
+        rf'^checkpoint {path} is damaged: {reason}\. Latest intact checkpoint in its folder: {copied}/iter_2\.pth$'
+    )
     with pytest.raises(ValueError, match=message):
         CheckpointLoader.load_checkpoint(str(path))
 
 
-def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(copied):
+def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(copied):
     flip(copied / 'iter_3.pth')
     runner = run(copied, 3, resume=True)
     runner.train()
     assert f'checkpoint {copied}/iter_3.pth is damaged' in log_of(runner)
-    assert f'resuming from {copied}/iter_2.pth: last_checkpoint named {copied}/iter_3.pth' in log_of(runner)
+    assert f'resuming from {copied}/iter_2.pth instead of the last checkpoint ({copied}/iter_3.pth)' in log_of(runner)
     assert runner.model.steps.item() == 3
     assert damage_in(copied / 'iter_3.pth') is None
 
 
-def test_a_run_without_a_whole_checkpoint_does_not_start_anew_by_itself(copied):
+def test_a_run_without_an_intact_checkpoint_does_not_start_over(copied):
     for path in copied.glob('*.pth'):
         empty(path)
     message = (
-        f'no checkpoint in {copied} is intact (3 damaged), so the run cannot be resumed. To start from the beginning, '
-        'use another --work-dir or leave --resume out'
+        f'no checkpoint in {copied} is intact (3 damaged), so the run cannot resume. To start from the beginning, use '
+        'another --work-dir or omit --resume'
     )
     with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
         run(copied, 4, resume=True).train()
 
 
-def test_a_run_with_nothing_to_resume_says_that_it_begins(tmp_path):
+def test_a_run_with_nothing_to_resume_logs_that_it_starts_from_the_beginning(tmp_path):
     (tmp_path / 'iter_9.pth').mkdir()
     runner = run(tmp_path, 1, resume=True)
     runner.train()
-    said = f'no checkpoint in {tmp_path} to resume from: the run starts at its beginning'
-    assert said in log_of(runner)
+    message = f'{tmp_path} has no checkpoint to resume from: the run starts from the beginning'
+    assert message in log_of(runner)
 
 
 def test_those_before_a_damaged_checkpoint_come_before_those_of_a_longer_run(copied):
@@ -414,7 +399,7 @@ def test_those_before_a_damaged_checkpoint_come_before_those_of_a_longer_run(cop
 
 
 @pytest.mark.parametrize('content', [None, '', '/gone/iter_3.pth'])
-def test_a_run_that_was_moved_or_lost_its_last_checkpoint_file_goes_on(content, copied):
+def test_a_run_that_was_moved_or_lost_its_last_checkpoint_file_resumes(content, copied):
     if content is None:
         (copied / 'last_checkpoint').unlink()
     else:
@@ -433,36 +418,3 @@ def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path, small_fil
     clear()
     assert names(tmp_path) == ['file']
     assert (tmp_path / 'file').read_bytes() == b'before'
-
-
-@pytest.fixture
-def address(tmp_path, monkeypatch):
-    """Of a server that has the files of a folder, and of an empty folder of downloads."""
-    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
-    (tmp_path / 'served').mkdir()
-    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / 'served'))
-    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield tmp_path / 'served', f'http://127.0.0.1:{server.server_port}'
-        server.shutdown()
-
-
-def test_what_is_fetched_is_read_as_what_is_here(address, tmp_path):
-    served, url = address
-    torch.save({'state_dict': {'steps': torch.ones(1)}}, served / 'good.pth')
-    torch.save({'code': Harm(os.mkdir, str(tmp_path / 'harmed'))}, served / 'bad.pth')
-    for _ in range(2):  # the second one is not fetched
-        assert CheckpointLoader.load_checkpoint(f'{url}/good.pth?v=1')['state_dict']['steps'].item() == 1
-        (served / 'good.pth').unlink(missing_ok=True)
-    with pytest.raises(ValueError, match=r'hub/checkpoints/bad.pth contains more than tensors and plain data'):
-        CheckpointLoader.load_checkpoint(f'{url}/bad.pth')
-    assert not (tmp_path / 'harmed').exists()
-    with pytest.raises(OSError, match='404'):
-        CheckpointLoader.load_checkpoint(f'{url}/gone.pth')
-
-
-def test_published_weights_are_loaded(tmp_path):
-    write_checkpoint(tmp_path / 'w.safetensors', {'steps': torch.ones(1)}, {'fingerprint': {}})
-    loaded = CheckpointLoader.load_checkpoint(str(tmp_path / 'w.safetensors'))
-    assert loaded['state_dict']['steps'].item() == 1
-    assert loaded['meta'] == {'fingerprint': {}}

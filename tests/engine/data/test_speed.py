@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
 
 from wsbcn_mm.engine.data.speed import pipelines_of, time_samples, usable_cores
-from wsbcn_mm.engine.resume.order import SeededSamples
+from wsbcn_mm.engine.resume.seeded_samples import SeededSamples
 
 
 class LoadNumber:

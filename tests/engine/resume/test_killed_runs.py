@@ -1,4 +1,4 @@
-"""Real runs of both tasks, killed by SIGKILL and resumed, and a short run of the stress test."""
+"""Real runs of both tasks that are killed by SIGKILL and resumed, and the study that repeats this many times."""
 
 import csv
 import shutil
@@ -24,7 +24,7 @@ def data(tmp_path_factory):
 
 
 class Samples(Hook):
-    """Record the files of a rank's iterations."""
+    """Records the files that each iteration of a rank reads."""
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         (sample,) = data_batch['data_samples']
@@ -33,14 +33,14 @@ class Samples(Hook):
 
 
 def seen(work_dir, ranks):
-    """Return the samples of all ranks, in their common order."""
+    """Return the samples of all ranks in their common order."""
     lines = [(work_dir / f'samples{rank}.txt').read_text().splitlines() for rank in range(ranks)]
     return [line.split()[1] for together in zip(*lines, strict=True) for line in together]
 
 
 @pytest.fixture(scope='module')
 def whole(data, tmp_path_factory):
-    """Folder with uninterrupted runs: segmentation on one process, video on two."""
+    """Folder with an uninterrupted run of segmentation on one process, and one of video on two."""
     folder = tmp_path_factory.mktemp('whole')
     for case in (runs.Case('segmentation', 0, 1), runs.Case('video', 0, 2)):
         runs.Started(case, data, folder / case.task, Samples()).finish()
@@ -49,7 +49,7 @@ def whole(data, tmp_path_factory):
 
 @pytest.mark.parametrize(('task', 'processes', 'workers'), [('segmentation', 1, (2, 0)), ('video', 2, (0, 2))])
 def test_a_killed_run_ends_with_the_same_bits(task, processes, workers, whole, data, tmp_path):
-    """With 0 and 2 loader workers before and after the kill; the uninterrupted run has none."""
+    """With 0 and 2 loader workers, before and after the kill; the run that was not killed has none."""
     first = runs.Started(runs.Case(task, workers[0], processes), data, tmp_path)
     assert first.wait_until(lambda: first.done.value >= 10)
     first.kill()
@@ -62,11 +62,11 @@ def test_a_killed_run_ends_with_the_same_bits(task, processes, workers, whole, d
     output = (tmp_path / 'output0.txt').read_text()
     assert f'resuming at iteration {begin}: {begin * processes} samples seen, next sample ids ' in output
     accumulated = begin % runs.ACCUMULATION
-    said = f'the gradients of {accumulated} of {runs.ACCUMULATION} micro-batches are restored'
-    assert (said in output) == (accumulated > 0)
+    message = f'restored the gradients of {accumulated} of {runs.ACCUMULATION} micro-batches'
+    assert (message in output) == (accumulated > 0)
 
 
-def test_another_number_of_processes_goes_on_in_the_same_order(whole, data, tmp_path):
+def test_another_number_of_processes_continues_in_the_same_order(whole, data, tmp_path):
     """Two processes until the third optimizer step; then one, which accumulates twice as much."""
     two = whole / 'video'
     work_dir = tmp_path / 'one'
@@ -85,7 +85,7 @@ def test_another_number_of_processes_goes_on_in_the_same_order(whole, data, tmp_
     assert after == pytest.approx(before, abs=0.02)
 
 
-def test_the_stress_test_kills_compares_and_keeps_other_cases(data, tmp_path):
+def test_the_study_kills_compares_and_keeps_other_cases(data, tmp_path):
     results = tmp_path / 'kills.csv'
     other = dict.fromkeys(kill_and_resume.COLUMNS, 0) | dict(task='video', workers=2, processes=2)
     kill_and_resume.save([other], results)

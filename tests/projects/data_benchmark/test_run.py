@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from projects.data_benchmark import data, run, sides
-from wsbcn_mm.engine.resume.order import seed_all
+from wsbcn_mm.engine.resume.seeds import seed_all
 
 
 @pytest.fixture(scope='module')

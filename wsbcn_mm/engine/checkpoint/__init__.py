@@ -1,1 +1,1 @@
-"""Checkpoint files: reading, writing, guarding, converting and publishing them."""
+"""Checkpoint files: save, select, load, check, convert and publish them."""

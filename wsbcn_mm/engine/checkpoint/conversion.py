@@ -1,4 +1,4 @@
-"""Convert another project's checkpoint file to one of a recipe's model."""
+"""Convert another project's checkpoint file to the model of a recipe."""
 
 from pathlib import Path
 
@@ -7,8 +7,9 @@ from mmengine.registry import MODELS, init_default_scope
 
 from ...surgery.checkpoint_import import SOURCES, import_checkpoint, without_time
 from ...surgery.fingerprint import fingerprint
-from .reading import read_checkpoint, refuse_existing, sha256, write_checkpoint
-from .saving import to_plain
+from .plain_state import to_plain
+from .reading import read_checkpoint, sha256
+from .writing import refuse_existing, write_checkpoint
 
 
 def convert_file(
@@ -21,32 +22,32 @@ def convert_file(
     allow_mismatch: bool = False,
     trust: bool = False,
 ) -> str:
-    """Write another project's checkpoint as one of a recipe's model.
+    """Convert another project's checkpoint to one for the model of a recipe.
 
     Args:
-        file: Checkpoint of another project.
-        out: File to write, .pth or .safetensors.
-        cfg: Recipe that starts from no file.
-        part: 'backbone', with the names that its init_cfg loads, or the whole 'model'.
+        file: Checkpoint to read.
+        out: Checkpoint to write.
+        cfg: Recipe whose model is built without loading pretrained weights.
+        part: 'backbone', with the keys that its init_cfg loads, or the whole 'model'.
         source, allow_mismatch: See `import_checkpoint`.
-        trust: See `read_checkpoint`. A file of this package keeps its weights and plain meta data.
+        trust: See `read_checkpoint`. If `file` was written by this package, its weights and plain meta are copied.
 
     Returns:
-        A report: entries by stage, and every entry that was not matched.
+        A report: entries by stage, and all that were not matched.
 
     Raises:
         FileNotFoundError: If `file` does not exist.
-        FileExistsError: If `out` exists.
-        ValueError: As `read_checkpoint` and `import_checkpoint`, and for a file that needs no conversion.
+        FileExistsError: If `out` already exists.
+        ValueError: As in `read_checkpoint` and `import_checkpoint`, and for a file that needs no conversion.
     """
     refuse_existing(out)
     read = read_checkpoint(file, trust=trust)
     if 'fingerprint' in read.meta:
         if not trust:
-            raise ValueError('it already has a fingerprint: it needs no conversion')
+            raise ValueError(f'{file} already records the norm and WS of its layers: it needs no conversion')
         left_out: list[str] = []
         write_checkpoint(out, read.state, to_plain(read.meta, 'meta', left_out))
-        return f'{file} -> {out}: {len(read.state)} entries as they were; left out: {", ".join(left_out) or "nothing"}'
+        return f'{file} -> {out}: {len(read.state)} entries unchanged; left out: {", ".join(left_out) or "nothing"}'
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     model = MODELS.build(cfg.model)
     model = model.backbone if part == 'backbone' else model
@@ -73,8 +74,8 @@ def convert_file(
     write_checkpoint(out, found.state, meta)
     lines = [
         f'{file}: {SOURCES[imported.source].title} ({imported.comparison.theirs}) -> {imported.comparison.ours}',
-        *(f'loaded anyway: {line}' for line in imported.comparison.differences),
-        *([f'not read, beside the weights: {", ".join(read.ignored)}'] if read.ignored else []),
+        *(f'accepted mismatch: {line}' for line in imported.comparison.differences),
+        *([f'other entries, not converted: {", ".join(read.ignored)}'] if read.ignored else []),
         found.describe(),
         *(["2D weights: start from them with init_cfg type 'Inflated2d'"] if flat else []),
         f'-> {out}: {len(found.state)} entries, {100 * found.backbone_coverage():.0f} % of the backbone',

@@ -1,4 +1,4 @@
-"""Publish a trained model: weights without code or optimizer, their config, and a card of facts."""
+"""Publish a trained model: weights without code or optimizer, the config, and a card with metrics and origin."""
 
 import json
 from pathlib import Path
@@ -6,28 +6,34 @@ from typing import Any
 
 from mmengine.config import Config
 
-from .guards import class_list_in
-from .reading import read_checkpoint, refuse_existing, sha256, write_checkpoint
+from .class_guard import class_list_in
+from .reading import read_checkpoint, sha256
+from .writing import refuse_existing, write_checkpoint
 
 OF_THE_RUN = ('experiment_name', 'load_from', 'launcher', 'resume', 'work_dir')
-"""Keys of a resolved config that only concern one run."""
+"""Keys of a resolved config that describe one particular run."""
 
 
 def publish(checkpoint: str | Path, metrics: str | Path, out: str | Path) -> list[Path]:
-    """Write OUT.safetensors, OUT.py (its config) and OUT.json (everything else) from a checkpoint.
+    """Write OUT.safetensors (weights), OUT.py (training config) and OUT.json (model card) from a checkpoint.
 
     `tools/test.py OUT.py OUT.safetensors` evaluates them. The JSON has the class list, its hash, the norm recipe (the
     fingerprint of every layer), the metrics, iteration and seed, and the SHA-256 of the weights.
 
     Args:
-        checkpoint: Checkpoint of a run.
+        checkpoint: Checkpoint of a training run.
         metrics: The metrics.json that tools/test.py wrote for this checkpoint.
-        out: Name of the files, with or without `.safetensors`.
+        out: Path of the files, with or without `.safetensors`.
+
+    Returns:
+        Paths of the three files.
 
     Raises:
-        FileExistsError: If one of the files already exists. FileNotFoundError: If the checkpoint or the metrics do not
-            exist. ImportError: Without the package safetensors. ValueError: If the checkpoint lacks its config, classes
-            or fingerprint, or the metrics are not names and numbers.
+        FileExistsError: If one of the files already exists.
+        FileNotFoundError: If the checkpoint or the metrics do not exist.
+        ImportError: Without the package safetensors.
+        ValueError: If the checkpoint lacks its config, classes or fingerprint, or `metrics` does not map names to
+            numbers.
     """
     out = Path(str(out).removesuffix('.safetensors'))
     weights, recipe, card = (out.parent / f'{out.name}{suffix}' for suffix in ('.safetensors', '.py', '.json'))
@@ -38,8 +44,8 @@ def publish(checkpoint: str | Path, metrics: str | Path, out: str | Path) -> lis
     missing = [name for name in ('cfg', 'dataset_meta', 'fingerprint') if name not in meta]
     if missing:
         raise ValueError(
-            f'{checkpoint} does not have {", ".join(missing)} in its meta: checkpoints of runs with SafeCheckpointHook '
-            'and CheckpointGuardHook, as recipes have them, do'
+            f'{checkpoint} lacks {", ".join(missing)} in its meta: a checkpoint of a run with SafeCheckpointHook and '
+            'CheckpointGuardHook is expected, which the recipes use'
         )
     cfg = Config.fromstring(meta['cfg'], '.py')
     for name in OF_THE_RUN:
@@ -51,7 +57,7 @@ def publish(checkpoint: str | Path, metrics: str | Path, out: str | Path) -> lis
         weights, state, dict(fingerprint=meta['fingerprint'], dataset_meta=data, classes_sha256=classes_sha256)
     )
     cfg.dump(recipe)
-    facts: dict[str, Any] = dict(
+    contents: dict[str, Any] = dict(
         weights=weights.name,
         sha256=sha256(weights),
         config=recipe.name,
@@ -62,24 +68,26 @@ def publish(checkpoint: str | Path, metrics: str | Path, out: str | Path) -> lis
         seed=meta.get('seed'),
         norm_recipe=meta['fingerprint'],
     )
-    card.write_text(json.dumps(facts, indent=2) + '\n')
+    card.write_text(json.dumps(contents, indent=2) + '\n')
     return [weights, recipe, card]
 
 
 def read_metrics(path: str | Path) -> dict[str, float]:
-    """Read {name: number} from a metrics.json.
+    """Return {name: number} from a metrics.json.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If it holds anything else, or nothing.
+        ValueError: If it is empty or does not map names to numbers.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f'metrics {str(path)!r} do not exist: tools/test.py writes them as metrics.json')
+        raise FileNotFoundError(f'metrics {str(path)!r} do not exist: tools/test.py writes metrics.json')
     try:
         metrics = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f'{path}: JSON is expected: {error}') from None
+        raise ValueError(f'{path} is not valid JSON: {error}') from None
     if not isinstance(metrics, dict) or not metrics or not all(isinstance(v, (int, float)) for v in metrics.values()):
-        raise ValueError(f'{path} is {str(metrics)[:60]}: names and numbers are expected, as tools/test.py writes them')
+        raise ValueError(
+            f'{path} contains {str(metrics)[:60]}: names and numbers are expected, as tools/test.py writes them'
+        )
     return metrics

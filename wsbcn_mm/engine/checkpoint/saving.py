@@ -1,54 +1,41 @@
 """Write checkpoints atomically, as plain data, and never delete the last good one."""
 
-import fcntl
-import os
-import socket
-from collections import OrderedDict, deque
+from collections import deque
 from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
-import torch
 from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import CheckpointHook
-from mmengine.logging import HistoryBuffer
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import Tensor
 
-from .. import scalar_log as _scalar_log  # noqa: F401 - registers the log that recipes name
+from .. import scalar_log as _scalar_log  # noqa: F401 - recipes name it
 from ..files import NO_ROOM, remove_partial_files, write_atomically
-from .reading import checkpoints_to_resume, first_whole, named_last
-
-IN_USE = '.in_use'
-"""File that a training run locks in its folder."""
-
-
-SCALARS: tuple[type, ...] = (bool, int, float, complex, str, bytes)
-
-
-LEFT_OUT = object()
+from . import loading as _loading  # noqa: F401 - loads what is saved here
+from .folder_lock import occupy
+from .plain_state import history_from_plain, history_to_plain, to_plain
+from .selection import checkpoints_to_resume, first_whole, named_last
 
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
-    """mmengine's CheckpointHook, with the same arguments, for runs that may be killed at any moment.
+    """Replace mmengine's CheckpointHook, with the same arguments, for runs that may be killed at any moment.
 
-    * Checkpoints are written atomically. A new checkpoint is complete on the disk before `last_checkpoint` names it,
-      and an older one is removed only after that (mmengine removes first). So `max_keep_ckpts` + 1 checkpoints need
-      room.
-    * Checkpoints hold only tensors and plain data, and load under `torch.load(weights_only=True)`.
-    * If the disk is full, the save is skipped with an error, the previous checkpoint stays, and training continues. If
-      the last checkpoint of a run could not be written, the run ends with that error.
-    * `--resume` uses the checkpoint that `last_checkpoint` names. If it is damaged, the damage is reported and the
-      newest intact checkpoint before it is used.
-    * Before rank 0 writes, `gather_for_checkpoint(runner)` of every hook that has it runs on all ranks, so that hooks
-      can bring the other ranks' share to rank 0.
+    * Checkpoints are written atomically. A checkpoint gets its name when all of it is on the disk. Then
+      `last_checkpoint` is updated, and only then is an older checkpoint removed (mmengine removes first). The disk
+      needs room for `max_keep_ckpts` checkpoints and the one being written.
+    * Checkpoints contain only tensors and plain data, and load under `torch.load(weights_only=True)`.
+    * If the disk is full, the previous checkpoint stays, the hook logs an error, and training continues. If the last
+      checkpoint of a run could not be written, the run ends with that error.
+    * A resumed run without `load_from` uses the checkpoint that `last_checkpoint` names, or the latest intact one
+      before it. The log reports damaged ones.
+    * Before rank 0 writes, the hook calls `gather_for_checkpoint(runner)` of every hook that has it, on all ranks.
+      Hooks can gather the state of the other ranks there.
 
     Raises:
-        OSError: After training, if the last checkpoint is not on the disk.
-        ValueError: Before training, if a run to resume has checkpoints but no intact one, or if another process trains
-            in the same folder.
+        OSError: After training, if its last checkpoint is not on the disk.
+        ValueError: Before training, if all checkpoints of a run to resume are damaged, or if another process trains in
+            the same folder.
     """
 
     backend_args: dict[str, Any] | None
@@ -60,7 +47,7 @@ class SafeCheckpointHook(CheckpointHook):
             self.backend_args = dict(backend='atomic')
         self._held: TextIO | None = None
         self._unsaved: str | None = None
-        """Why the latest checkpoint is not on the disk."""
+        """Reason why the latest checkpoint is not on the disk; None if it is."""
 
     def before_run(self, runner: Runner) -> None:
         if runner.cfg.get('resume') and not runner.cfg.get('load_from'):
@@ -85,8 +72,8 @@ class SafeCheckpointHook(CheckpointHook):
             checkpoint[name] = to_plain(checkpoint[name], name, left_out)
         if left_out:
             runner.logger.warning(
-                f'{len(left_out)} entries are not saved: they are neither tensors nor plain data, and loading them '
-                f'would run code: {", ".join(left_out)}'
+                f'{len(left_out)} entries are not saved, because they are neither tensors nor plain data, and loading '
+                f'them would run code: {", ".join(left_out)}'
             )
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
@@ -133,7 +120,7 @@ class SafeCheckpointHook(CheckpointHook):
                 self._remove(self._path(one))
 
     def _keep(self, runner: Runner, step: int) -> list[int]:
-        """Add a checkpoint to those that are kept; return the steps of those to remove."""
+        """Add a checkpoint to those that are kept. Return the steps of those to remove."""
         if self.max_keep_ckpts <= 0:
             return []
         steps = [one for one in self.keep_ckpt_ids if one != step] + [step]
@@ -146,7 +133,7 @@ class SafeCheckpointHook(CheckpointHook):
             return
         runner.call_hook('gather_for_checkpoint')
         before, known = self._best_files(), best_so_far(runner)
-        self._set_best_files(dict.fromkeys(before))  # mmengine removes a file that it knows of before it writes another
+        self._set_best_files(dict.fromkeys(before))  # mmengine removes the known best file before it writes the new one
         try:
             super()._save_best_checkpoint(runner, metrics)
         except OSError as error:
@@ -163,10 +150,10 @@ class SafeCheckpointHook(CheckpointHook):
                 previous = before[metric]
                 if path and previous and previous != path:
                     self._remove(previous)
-                    runner.logger.info(f'removed the previous best checkpoint {previous}')
+                    runner.logger.info(f'The previous best checkpoint {previous} is removed')
 
     def _best_files(self) -> dict[str, str | None]:
-        """Return the path of the best checkpoint by each metric."""
+        """Return the path of the best checkpoint for each metric."""
         if len(self.key_indicators) == 1:
             return {'': self.best_ckpt_path}
         return dict(self.best_ckpt_path_dict)
@@ -185,22 +172,22 @@ class SafeCheckpointHook(CheckpointHook):
             self.file_backend.remove(path)
 
     def _say_no_room(self, runner: Runner, name: str, error: OSError) -> str:
-        """Log that a checkpoint could not be written for want of room; raise any other error."""
+        """Log that a checkpoint did not fit on the disk, and return the message. Raise errors of other kinds."""
         if error.errno not in NO_ROOM:
             raise error
         message = f'{name} could not be written ({error.strerror})'
-        runner.logger.error(f'{message}: free some space; earlier checkpoints are unchanged, and training continues')
+        runner.logger.error(f'{message}: free disk space. Earlier checkpoints are intact, and training continues')
         return message
 
 
 def best_so_far(runner: Runner) -> dict[str, Any]:
-    """Return scores and files of the best checkpoints, which mmengine keeps in the message hub."""
+    """Return the scores and files of the best checkpoints, as mmengine stores them for the next run."""
     noted = runner.message_hub.runtime_info
     return {name: value for name, value in noted.items() if name.startswith(('best_score', 'best_ckpt'))}
 
 
 def name_a_whole_checkpoint(runner: Runner) -> None:
-    """Make `last_checkpoint`, where the Runner looks for the file to resume from, name an intact one."""
+    """Make `last_checkpoint`, from which the Runner resumes, name an intact file."""
     folder, last = runner.work_dir, named_last(runner.work_dir)
     if '://' in last:
         return
@@ -209,98 +196,11 @@ def name_a_whole_checkpoint(runner: Runner) -> None:
         runner.logger.warning(f'checkpoint {path} is damaged: {damage}')
     if whole is None and (damaged or last):
         raise ValueError(
-            f'no checkpoint in {folder} is intact ({len(damaged)} damaged), so the run cannot be resumed. '
-            'To start from the beginning, use another --work-dir or leave --resume out'
+            f'no checkpoint in {folder} is intact ({len(damaged)} damaged), so the run cannot resume. To start from '
+            'the beginning, use another --work-dir or omit --resume'
         )
     if whole is None:
-        runner.logger.warning(f'no checkpoint in {folder} to resume from: the run starts at its beginning')
+        runner.logger.warning(f'{folder} has no checkpoint to resume from: the run starts from the beginning')
     elif str(whole) != last:
-        runner.logger.warning(f'resuming from {whole}: last_checkpoint named {last or "no file"}')
+        runner.logger.warning(f'resuming from {whole} instead of the last checkpoint ({last or "not named"})')
         write_atomically(Path(folder) / 'last_checkpoint', str(whole).encode())
-
-
-def occupy(folder: str | Path) -> TextIO:
-    """Lock a folder for this process, until the returned file is closed or the process ends.
-
-    It is a POSIX lock: forked processes do not inherit it, and shared file systems honour it on all machines.
-
-    Raises:
-        ValueError: If another process holds it.
-    """
-    file = (Path(folder) / IN_USE).open('a+', encoding='utf-8')
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        file.seek(0)
-        holder = file.read() or 'another process'
-        file.close()
-        raise ValueError(
-            f'{folder} is in use: {holder} trains there, and two runs would mix their checkpoints. Use another '
-            '--work-dir, or end that run first'
-        ) from None
-    except OSError:
-        return file  # a file system without locks
-    file.truncate(0)
-    file.write(f'process {os.getpid()} on {socket.gethostname()}')
-    file.flush()
-    return file
-
-
-def to_plain(value: Any, name: str, left_out: list[str]) -> Any:
-    """Convert a value to tensors, numbers, texts, dicts, lists, tuples and sets.
-
-    numpy scalars become numbers; numpy arrays become tensors, or lists if torch lacks the dtype; subclasses of plain
-    types become these types; paths become texts. Anything else is dropped from dicts and becomes None in lists.
-
-    Args:
-        value: The value.
-        name: Name of the value, for `left_out`.
-        left_out: Receives 'name (type)' of everything that was dropped.
-    """
-    plain = _to_plain(value, name, left_out)
-    return None if plain is LEFT_OUT else plain
-
-
-def _to_plain(value: Any, name: str, left_out: list[str]) -> Any:
-    if value is None or isinstance(value, (Tensor, torch.dtype, torch.device)):
-        return value
-    if isinstance(value, np.generic):
-        return _to_plain(value.item(), name, left_out)
-    if isinstance(value, np.ndarray):
-        try:
-            return torch.from_numpy(value.copy())
-        except TypeError:
-            return _to_plain(value.tolist(), name, left_out)
-    for kind in SCALARS:
-        if isinstance(value, kind):
-            return kind(value)
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, dict):
-        entries = {key: _to_plain(entry, f'{name}.{key}', left_out) for key, entry in value.items()}
-        kept = {to_plain(key, f'a key of {name}', left_out): e for key, e in entries.items() if e is not LEFT_OUT}
-        return _ordered_like(value, kept) if isinstance(value, OrderedDict) else kept
-    for kind in (list, tuple, set):
-        if isinstance(value, kind):
-            return kind(to_plain(entry, f'{name}.{number}', left_out) for number, entry in enumerate(value))
-    left_out.append(f'{name} ({type(value).__module__}.{type(value).__qualname__})')
-    return LEFT_OUT
-
-
-def _ordered_like(original: OrderedDict, entries: dict) -> OrderedDict:
-    """Return an OrderedDict with the attributes of the original: torch keeps module versions of a state dict there."""
-    ordered = OrderedDict(entries)
-    ordered.__dict__.update(vars(original))
-    return ordered
-
-
-def history_to_plain(history: HistoryBuffer) -> dict[str, Any]:
-    """Return the contents of a smoothed log value."""
-    values, counts = history.data
-    return {'values': values, 'counts': counts, 'max_length': history.max_length}
-
-
-def history_from_plain(plain: dict[str, Any]) -> HistoryBuffer:
-    """Invert `history_to_plain`."""
-    values, counts = (np.asarray(torch.as_tensor(plain[name]).cpu()) for name in ('values', 'counts'))
-    return HistoryBuffer(values, counts, plain['max_length'])

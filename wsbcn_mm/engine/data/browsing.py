@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from PIL import Image
 
-from ..resume.order import ORDER, seed_of, seeded
+from ..resume.seeds import ORDER, seed_of, seeded
 from .sheets import sheet
 
 PER_SHEET = 16

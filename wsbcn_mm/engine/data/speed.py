@@ -16,7 +16,8 @@ from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
 from torch.utils.data import DataLoader
 
-from ..resume.order import seed_samples, seeded
+from ..resume.seeded_samples import seed_samples
+from ..resume.seeds import seeded
 
 DECODING = ('Load', 'Decode')
 """Prefixes of the names of transforms that read and decode files."""

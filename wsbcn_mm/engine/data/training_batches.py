@@ -5,7 +5,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from ..resume.order import AUGMENTATION, SampleIndex, SeededSamples, seed_of
+from ..resume.order import SampleIndex
+from ..resume.seeded_samples import SeededSamples
+from ..resume.seeds import AUGMENTATION, seed_of
 
 
 def training_batches(loader: DataLoader, samples: int, *, rank: int = 0, ranks: int = 1) -> DataLoader:

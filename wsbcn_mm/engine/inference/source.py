@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...surgery.checkpoint_import import strip_prefix
 from ...surgery.export import SUFFIXES
 from ...surgery.fingerprint import compare, fingerprint
-from ..checkpoint.guards import fingerprint_in
+from ..checkpoint.norm_guard import fingerprint_in
 from ..checkpoint.reading import read_checkpoint
 from ..export import load_exported
 from ..files import nearest, require, some

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from ...diagnostics.non_finite import tensors_in
-from ..resume.order import seeded
+from ..resume.seeds import seeded
 from .host_memory import Room, available_memory, free_shared_memory, gibibytes
 
 WORKER = 32 * 2**20

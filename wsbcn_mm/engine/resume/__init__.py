@@ -1,1 +1,1 @@
-"""Resuming: the position in the data, the order of samples, and unfinished accumulation."""
+"""Resume: position in the data, batch, order and seeds of samples, and gradients of an unfinished accumulation."""

@@ -1,4 +1,4 @@
-"""Keep the gradients of an incomplete accumulation in checkpoints, from all ranks."""
+"""Save the gradients of an unfinished accumulation in checkpoints, from all ranks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,19 +15,19 @@ from torch import Tensor
 from ..runner import effective_batch, unwrapped_model
 
 State = dict[str, Tensor]
-
+"""Tensors of one rank by name."""
 
 KEY = 'accumulated_gradients'
-"""Entry of a checkpoint from the middle of an accumulation: name -> gradient, one dict per rank."""
+"""Entry of a checkpoint from the middle of an accumulation: a list of {name: gradient} by rank."""
 
 
 @HOOKS.register_module()
 class AccumulatedGradientsHook(Hook):
-    """Save and restore the accumulated gradients of an optimizer step that is not complete.
+    """Save and restore the gradients that an incomplete optimizer step has accumulated.
 
-    Only a checkpoint from the middle of an accumulation has them. Each rank accumulates its own, so they take the size
-    of the model per rank; SafeCheckpointHook gathers them. (mmengine warns that it starts the rest of that step from
-    zero; the warning remains.)
+    Only a checkpoint from the middle of an accumulation contains them. They take the size of the model once per rank,
+    since each rank accumulates its own until the step. SafeCheckpointHook gathers them. Without this hook, mmengine
+    starts the rest of that step from zero gradients. Its warning about that still appears.
     """
 
     def __init__(self) -> None:
@@ -53,33 +53,33 @@ class AccumulatedGradientsHook(Hook):
             return
         if not self._loaded:
             runner.logger.warning(
-                f'the checkpoint is from the middle of an accumulation and lacks gradients of its {batch.devices} '
+                f'the checkpoint is from the middle of an accumulation and lacks the gradients of its {batch.devices} '
                 f'device(s): the next step misses {done} of {batch.accumulation} micro-batches'
             )
         for name, parameter in unwrapped_model(runner).named_parameters():
             if name in self._loaded:
                 parameter.grad = self._loaded[name].to(parameter)
         if self._loaded:
-            runner.logger.info(f'the gradients of {done} of {batch.accumulation} micro-batches are restored')
+            runner.logger.info(f'restored the gradients of {done} of {batch.accumulation} micro-batches')
         self._loaded = {}
 
 
-def gradients(runner: Runner) -> dict[str, Tensor]:
-    """Return name -> gradient of this rank, for the parameters that have one."""
-    with torch.no_grad():
-        return {name: p.grad for name, p in unwrapped_model(runner).named_parameters() if p.grad is not None}
-
-
 def accumulating(runner: Runner) -> bool:
-    """Whether the last forward pass was in the middle of an accumulation."""
+    """Return whether the last forward pass was in the middle of an accumulation; the same on every rank."""
     wrapper = runner.optim_wrapper
     return isinstance(wrapper, OptimWrapper) and not wrapper.should_update()
 
 
-def gather_states(state: Mapping[str, Tensor]) -> list[State]:
-    """Return the states of all ranks, in order and on the CPU, on rank 0, and nothing elsewhere; a collective call.
+def gradients(runner: Runner) -> dict[str, Tensor]:
+    """Return {name: gradient} of this rank, for the parameters that have one."""
+    with torch.no_grad():
+        return {name: p.grad for name, p in unwrapped_model(runner).named_parameters() if p.grad is not None}
 
-    Tensors are sent one at a time, so a GPU needs room for only one.
+
+def gather_states(state: Mapping[str, Tensor]) -> list[State]:
+    """Return the states of all ranks in rank order, on the CPU of rank 0, and an empty list on other ranks.
+
+    All ranks must call it. Tensors are sent one at a time, so that a GPU needs memory for only one of them.
     """
     own = {name: tensor.detach().to('cpu', copy=True) for name, tensor in state.items()} if get_rank() == 0 else {}
     if get_world_size() == 1:

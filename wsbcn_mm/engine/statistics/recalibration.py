@@ -15,7 +15,7 @@ from torch import nn
 from ...diagnostics.running_statistics import NormStatistics, norms_with_statistics, put_statistics, statistics_of
 from ...diagnostics.statistics_gap import StatisticsGap, gaps_between
 from ...surgery.calibration import Calibration, calibrate, precise_statistics
-from ..checkpoint.reading import refuse_existing, write_checkpoint
+from ..checkpoint.writing import refuse_existing, write_checkpoint
 from ..data.training_batches import losses, training_batches
 from ..runner import averaged_model, unwrapped_model
 

@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from ...surgery.calibration import calibrate
 from ...surgery.fingerprint import Fingerprint, describe
 from ...surgery.start_from_bn import adopt_bn_weights
-from ..checkpoint.guards import fingerprint_in
+from ..checkpoint.norm_guard import fingerprint_in
 from ..data.training_batches import losses, training_batches
 from ..recipe.model import input_shape, run_all_parts
 from ..runner import effective_batch, unwrapped_model

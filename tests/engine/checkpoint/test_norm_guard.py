@@ -1,4 +1,4 @@
-"""What the guard writes into checkpoints and refuses to load, through real Runners, files and init_cfgs."""
+"""Fingerprints in checkpoints, and the weights that the guard rejects, with real Runners, files and init_cfgs."""
 
 import re
 from pathlib import Path
@@ -95,9 +95,9 @@ def log_of(runner):
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """{kind: a checkpoint of the guard's}."""
+    """{kind: a checkpoint that the guard wrote}."""
     files = {}
-    with DefaultScope.overwrite_default_scope('mmengine'):  # what the Runners set is undone after it
+    with DefaultScope.overwrite_default_scope('mmengine'):  # restores the scope that the Runners set
         for kind in ('bn', 'gn', 'gn-ws', 'bcn-ws'):
             folder = tmp_path_factory.mktemp(kind)
             run(folder, Model(kind)).train()
@@ -106,18 +106,18 @@ def trained(tmp_path_factory):
 
 
 def unstamped(file, folder, keep=lambda key: True):
-    """The weights of a checkpoint alone, as a foreign file."""
+    """Save only the weights of a checkpoint, like a foreign file."""
     state = torch.load(file, weights_only=False)['state_dict']
     path = folder / 'foreign.pth'
     torch.save({key: tensor for key, tensor in state.items() if keep(key)}, path)
     return str(path)
 
 
-def test_every_checkpoint_says_what_it_was_trained_with(trained):
+def test_every_checkpoint_records_its_fingerprint(trained):
     for kind, file in trained.items():
-        said = torch.load(file, weights_only=False)['meta']['fingerprint']
-        assert said == fingerprint(Model(kind))
-    assert said['backbone.bn1'] == {
+        layers = torch.load(file, weights_only=False)['meta']['fingerprint']
+        assert layers == fingerprint(Model(kind))
+    assert layers['backbone.bn1'] == {
         'norm': 'BCN', 'groups': 2, 'affine': 'group', 'eps': 1e-5, 'rate': 0.1, 'statistics': 'estimated'
     }  # fmt: skip
 
@@ -134,17 +134,17 @@ def test_a_checkpoint_of_the_same_kind_loads(kind, resume, trained, tmp_path):
 
 @pytest.mark.parametrize(('file', 'kind'), [('gn', 'gn-ws'), ('gn-ws', 'gn'), ('bn', 'gn'), ('bn', 'bcn-ws')])
 @pytest.mark.parametrize('resume', [False, True])
-def test_a_checkpoint_of_another_kind_is_refused(file, kind, resume, trained, tmp_path):
+def test_a_checkpoint_of_another_kind_is_rejected(file, kind, resume, trained, tmp_path):
     runner = run(tmp_path, Model(kind), load_from=trained[file], resume=resume)
     with pytest.raises(ValueError, match=f'^the checkpoint is {file}, the model {kind}: 2 x (conv|norm) '):
         runner.load_or_resume()
 
 
-def test_the_refusal_says_what_differs_and_what_to_do(trained, tmp_path):
+def test_the_error_names_the_difference_and_a_remedy(trained, tmp_path):
     message = (
         'the checkpoint is gn, the model gn-ws: 2 x conv plain in the checkpoint, WS in the model (the first: '
-        'conv1.conv). Weights do not work with another norm or another WS: use the recipe they come from, or '
-        'weights of the same kind (docs/pretrained.md). To load what fits anyway: '
+        'conv1.conv). Weights do not work under another norm or another WS than in training: use the recipe of the '
+        'checkpoint, or start from weights of the same kind (docs/pretrained.md). To load the matching entries anyway: '
         '--cfg-options allow_norm_mismatch=True'
     )
     with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
@@ -152,7 +152,7 @@ def test_the_refusal_says_what_differs_and_what_to_do(trained, tmp_path):
     assert not list(tmp_path.glob('*.pth'))
 
 
-def test_what_fits_is_taken_on_request(trained, tmp_path):
+def test_matching_entries_are_loaded_on_request(trained, tmp_path):
     runner = run(tmp_path, Model('gn-ws'), load_from=trained['gn'], allow_norm_mismatch=True)
     runner.load_or_resume()
     assert 'Loaded anyway (allow_norm_mismatch=True)' in log_of(runner)
@@ -160,12 +160,12 @@ def test_what_fits_is_taken_on_request(trained, tmp_path):
     assert torch.equal(runner.model.backbone.conv1.weight, weights['backbone.conv1.weight'])
 
 
-def test_a_foreign_file_in_a_model_with_ws_is_refused_and_in_one_without_is_said(trained, tmp_path):
+def test_a_foreign_file_is_rejected_by_a_model_with_ws_and_logged_by_one_without(trained, tmp_path):
     file = unstamped(trained['gn'], tmp_path)
     message = (
-        'the checkpoint (gn or gn-ws) does not say whether its filters were trained with Weight Standardization, as '
-        'the model (gn-ws) needs: tools/convert_checkpoint.py writes a file that does (docs/pretrained.md). To load '
-        'what fits anyway: --cfg-options allow_norm_mismatch=True'
+        'the checkpoint (gn or gn-ws) does not record whether its filters were trained with Weight Standardization, '
+        'as the model (gn-ws) requires: convert it with tools/convert_checkpoint.py (docs/pretrained.md). To load the '
+        'matching entries anyway: --cfg-options allow_norm_mismatch=True'
     )
     with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
         run(tmp_path / 'ws', Model('gn-ws'), load_from=file).load_or_resume()
@@ -174,7 +174,7 @@ def test_a_foreign_file_in_a_model_with_ws_is_refused_and_in_one_without_is_said
     assert 'the checkpoint: gn or gn-ws, assumed to be trained without WS; the model: gn' in log_of(runner)
 
 
-def test_part_of_a_backbone_is_refused_and_another_head_is_said(trained, tmp_path):
+def test_part_of_a_backbone_is_rejected_and_another_head_is_logged(trained, tmp_path):
     file = unstamped(trained['gn'], tmp_path, keep=lambda key: 'layer1' not in key)
     with pytest.raises(ValueError, match=r'^the checkpoint: only 50 % of the backbone would be loaded'):
         run(tmp_path / 'part', Model('gn'), load_from=file).load_or_resume()
@@ -186,8 +186,8 @@ def test_part_of_a_backbone_is_refused_and_another_head_is_said(trained, tmp_pat
 
 def test_a_run_of_another_model_is_not_resumed(trained, tmp_path):
     message = (
-        "the checkpoint to resume from is of another model: it lacks 1 entries of the recipe's (the first: scale) "
-        'and has 0 others (the first: none). To start from the weights that fit, use --cfg-options load_from=FILE '
+        "the checkpoint to resume from belongs to another model: it lacks 1 entries of the recipe's (the first: scale) "
+        'and has 0 others (the first: none). To start from the matching weights, use --cfg-options load_from=FILE '
         'instead of --resume'
     )
     model = Model('gn')
@@ -206,13 +206,13 @@ def test_weights_that_an_init_cfg_names_are_checked_too(trained, tmp_path):
     runner.train()
     log = log_of(runner)
     assert f'{trained["gn-ws"]}: gn-ws; the model: gn-ws' in log
-    assert f'{trained["gn-ws"]}: 6 entries fit' in log
+    assert f'{trained["gn-ws"]}: 6 entries match' in log
     with pytest.raises(ValueError, match=f'^{re.escape(trained["gn-ws"])} is gn-ws, the model gn: 2 x conv WS '):
         run(tmp_path / 'other', Model('gn', init_cfg=init)).train()
 
 
-def test_an_init_cfg_that_would_load_nothing_by_its_spelling_is_refused(trained, tmp_path):
-    """mmengine loads by key: without its prefix the file of a whole model leaves a backbone at its start."""
+def test_an_init_cfg_whose_keys_match_nothing_is_rejected(trained, tmp_path):
+    """mmengine loads by key: without its prefix, the file of a whole model leaves a backbone uninitialised."""
     message = f'{trained["gn"]}: only 0 % of the backbone would be loaded'
     with pytest.raises(ValueError, match=f'^{re.escape(message)}'):
         run(tmp_path, Model('gn', init_cfg=start(trained['gn']))).train()
