@@ -25,7 +25,7 @@ DOCUMENTS = sorted(
         ROOT.glob('*.md'),
         ROOT.glob('docs/**/*.md'),
         ROOT.glob('configs/**/README.md'),
-        ROOT.glob('projects/*/README.md'),
+        ROOT.glob('projects/**/README.md'),
     )
 )
 TREES = ('.ci', 'configs', 'docs', 'projects', 'tests', 'tools', 'wsbcn_mm')

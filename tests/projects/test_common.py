@@ -71,3 +71,11 @@ def imported(folder):
 def test_a_folder_imports_only_from_itself_and_from_the_shared_folders(folder):
     allowed = {'common': {'common', 'toy_data'}, 'toy_data': {'toy_data'}}.get(folder, {folder, 'common', 'toy_data'})
     assert [found for found in imported(PROJECTS / folder) if found[0] not in allowed] == []
+
+
+def test_the_index_has_a_line_for_each_study():
+    studies = sorted(file.parent.name for file in PROJECTS.glob('*/run.py'))
+    linked = re.findall(r'^\| \[(\w+)\]\(\1/README\.md\)', (PROJECTS / 'README.md').read_text(), re.MULTILINE)
+    assert sorted(linked) == studies
+    assert set(studies) == {*FOLDERS} - {'common', 'toy_data'}
+    assert all((PROJECTS / study / 'results').is_dir() for study in studies)

@@ -1,4 +1,4 @@
-"""The comparison runs, its sides make the same samples, and its table is what the rows say."""
+"""The comparison runs, its sides make the same samples, and its table agrees with the rows."""
 
 import csv
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_crops_are_the_same(made: Path) -> None:
         seed_all(seed)
         found = recipe(seed % 2)
         np.testing.assert_array_equal(found['data_samples'].gt_sem_seg.data, expected['data_samples'].gt_sem_seg.data)
-        # rounding by 1 before the distortion, which at times turns the hue of grey
+        # Rounding by 1 before the distortion sometimes turns the hue of grey.
         assert np.abs(found['inputs'].int() - expected['inputs'].int()).float().mean() < 0.5
 
 
@@ -53,7 +53,7 @@ def test_clips_are_the_same(made: Path) -> None:
         assert [one['frame_indices']] == two['data_samples'].frame_indices == three['data_samples'].frame_indices
         np.testing.assert_array_equal(two['inputs'], three['inputs'])
         normalised = (two['inputs'].numpy() - sides.MEAN[:, None, None, None]) / sides.STD[:, None, None, None]
-        # enlarged alike, made smaller with and without a filter
+        # Both enlarge alike, but only one filters when it shrinks.
         assert np.abs(one['inputs'].numpy() - normalised).mean() < 0.1
 
 

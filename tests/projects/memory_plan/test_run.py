@@ -1,4 +1,4 @@
-"""The study of planned memory runs, and its document says what its results say."""
+"""The study of planned memory runs, and its README agrees with its results."""
 
 import pytest
 

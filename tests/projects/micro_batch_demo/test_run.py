@@ -1,4 +1,4 @@
-"""The demo's runs: what is planned, what a work_dir says of one, what becomes of one that fails; and all of it once."""
+"""The demo's runs: the plan, the record of a work_dir, runs that fail, and one small demo as a whole."""
 
 import io
 import json
@@ -47,7 +47,7 @@ def test_the_short_demo_has_every_norm_at_one_sample_and_what_separates_the_batc
     assert all(r.work_dir.parent == tmp_path for r in runs)
 
 
-def test_the_full_demo_has_everything_with_every_seed_the_quick_runs_last(tmp_path):
+def test_the_full_demo_has_every_run_with_every_seed_and_the_quick_runs_last(tmp_path):
     runs = plan(tmp_path, full=True, seeds=3)
     assert len({(r.task, r.norm, r.setting, r.seed) for r in runs}) == len(runs) == 3 * 2 * len(NORMS) * len(SETTINGS)
     real = [r.setting == '1xb16-acc1' for r in runs]
@@ -226,7 +226,7 @@ default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=2))
 
 @pytest.mark.slow
 def test_the_demo_builds_trains_evaluates_and_reports(tmp_path, monkeypatch):
-    """`run.main` on a few scenes and clips: two iterations of bcn-ws on each task, one recipe that breaks."""
+    """`run.main` on a few scenes and clips: two iterations of bcn-ws on each task, and a broken recipe."""
     root, work = tmp_path / 'data', tmp_path / 'work'
 
     def build(_, console):
@@ -243,7 +243,7 @@ def test_the_demo_builds_trains_evaluates_and_reports(tmp_path, monkeypatch):
             recipe.write_text(SHORTENED.format(base=base, root=f'{root / folder}/'))
             runs.append(a_run(work_dir / task, task, setting='1xb1-acc1', recipe=recipe))
         broken = tmp_path / 'broken.py'
-        broken.write_text(f'_base_ = {str(recipe)!r}\nmodel = dict(head=dict(in_channels=63))\n')
+        broken.write_text(f'_base_ = {str(tmp_path / "missing.py")!r}\n')
         return [*runs, a_run(work_dir / 'broken', 'video', 'gn', '1xb1-acc1', broken)]
 
     monkeypatch.setattr(run, 'SAMPLES', 2)

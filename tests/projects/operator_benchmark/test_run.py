@@ -77,7 +77,7 @@ def test_the_library_passes_the_gate(shape, dtype, layout):
 
 
 def old_estimates(p: norms.Problem) -> torch.Tensor:
-    """Normalises with the estimates from before the batch, and then updates them correctly."""
+    """Normalise with the estimates from before the batch, and then update them correctly."""
     moved = norms.copy_of(p, None)
     norms.plain(moved)
     per_channel = (1, -1, 1, 1)
@@ -91,7 +91,7 @@ def old_estimates(p: norms.Problem) -> torch.Tensor:
 
 
 def doubled_gradient(p: norms.Problem) -> torch.Tensor:
-    """The right values; the gradient is that of twice the output."""
+    """Return the right values with the gradient of twice the output."""
     out = norms.bcn(p)
     return out + (out - out.detach())
 

@@ -1,4 +1,4 @@
-"""The study of running statistics runs, and its README says what its results say."""
+"""The study of running statistics runs, and its README agrees with its results."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The study of starts from BN runs, and its README says what its results say."""
+"""The study of starts from BN runs, and its README agrees with its results."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def test_the_table_in_the_readme_is_that_of_the_results():
 
 @pytest.mark.slow
 def test_a_quick_run(tmp_path, capsys):
-    """Real recipes, data and checkpoints: before the first step BN is the model it comes from."""
+    """Real recipes, data and checkpoints: before the first step, BN is the model that it starts from."""
     assert main(['--quick', '--work-dir', str(tmp_path)]) == 0
     rows = read_rows(tmp_path / 'results.csv')
     assert tuple(rows[0]) == COLUMNS

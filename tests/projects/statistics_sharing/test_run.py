@@ -1,4 +1,4 @@
-"""The study of shared statistics runs on two ranks, and its documents say what its results say."""
+"""The study of shared statistics runs on two ranks, and its documents agree with its results."""
 
 import csv
 
@@ -17,7 +17,7 @@ def test_the_tables_are_those_of_the_results():
 
 @pytest.mark.slow
 def test_a_quick_run(tmp_path, capsys):
-    """Real processes: 15 norms with 560 channels, whose messages are known."""
+    """Real processes with a known number of messages: 15 norms with 560 channels."""
     assert run.main(['--quick', '--work-dir', str(tmp_path)]) == 0
     with (tmp_path / 'collectives.csv').open() as file:
         rows = [row for row in csv.DictReader(file) if row['part'] == 'statistics']
