@@ -55,14 +55,16 @@ def test_what_was_found_is_said(tmp_path: Path, capsys) -> None:
 def test_a_folder_without_split_gets_one_that_stays(tmp_path: Path) -> None:
     names = {'': tuple('abcdefghij')}
     root = write_folder(tmp_path, layout='{kind}/{name}', names=names)
+    (root / 'images/notes.txt').touch()
     problems, printed = prepare(root, seed=5)
     assert problems == []
-    assert 'note: split by chance with seed 5: train.txt (8), val.txt (2)\n' in printed
+    assert 'note: split at random with seed 5: train.txt (8), val.txt (2)\n' in printed
+    assert 'note: skipped, neither images nor masks: 1 .txt\n' in printed
     lists = {split: (root / f'{split}.txt').read_text().split() for split in ('train', 'val')}
     assert sorted(lists['train'] + lists['val']) == list('abcdefghij')
     problems, printed = prepare(root)
     assert problems == []
-    assert 'split by chance' not in printed
+    assert 'split at random' not in printed
     assert {split: (root / f'{split}.txt').read_text().split() for split in lists} == lists
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is compared
         prepare(root, seed=6)

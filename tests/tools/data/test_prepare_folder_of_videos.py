@@ -261,7 +261,8 @@ def test_a_list(tmp_path: Path, mark: str) -> None:
     (root / 'clips.csv').write_text('\n'.join(mark.join(line) for line in lines), encoding='utf-8-sig')
     problems, printed = prepare(root, val_share=0.3)
     assert problems == []
-    assert 'note: 1 videos are in no list and are not used: videos/other.mp4\n' in printed
+    assert 'note: the videos and their labels are from clips.csv\n' in printed
+    assert 'note: 1 videos are not in any list and not used: videos/other.mp4\n' in printed
     by_split = splits(root)
     assert set(by_split) == {f'videos/{n}, a.mp4' for n in range(6)}
     for n in range(3):

@@ -78,7 +78,7 @@ def prepare_segmentation_folder(
         notes += _write_split(root, shares, seed or 0, group_by)
         places = find_splits(root)
     found = {split: pair_files(place, root, need_masks=split != 'test') for split, place in places.items()}
-    problems = [line for one in found.values() for line in one.problems]
+    problems = list(dict.fromkeys(line for one in found.values() for line in one.problems))
     problems += [
         f'{root} has no split {split}: make it beside {", ".join(places)}, or remove the split to have one made'
         for split in ('train', 'val')
@@ -90,7 +90,8 @@ def prepare_segmentation_folder(
     for one in found.values():
         problems += check_headers(one.pairs, root, damage=False)  # reading finds it
         notes += one.notes
-    skipped = sum((one.skipped for one in found.values()), Counter[str]())
+    # Splits by lists share their folders.
+    skipped = sum({places[split][:2]: one.skipped for split, one in found.items()}.values(), Counter[str]())
     if skipped:
         notes.append(f'skipped, neither images nor masks: {counted(skipped)}')
     files = _read_all(root, found, classes, processes, console)
@@ -151,7 +152,7 @@ def _write_split(root: Path, shares: Mapping[str, float], seed: int, group_by: s
     if not names:
         return []
     files = ', '.join(f'{split}.txt ({counts[split]})' for split in counts)
-    return [f'split by chance with seed {seed}' + f' and group_by={group_by!r}' * bool(group_by) + f': {files}']
+    return [f'split at random with seed {seed}' + f' and group_by={group_by!r}' * bool(group_by) + f': {files}']
 
 
 def _read_all(
