@@ -80,6 +80,20 @@ def test_a_folder_without_split_gets_one_that_stays(tmp_path: Path) -> None:
     assert 'note: 1 masks are in no split: masks/new.png\n' in printed
 
 
+def test_an_image_without_mask_is_in_the_split_and_a_problem_each_time(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, layout='{kind}/{name}')
+    (root / 'masks/c.png').rename(root / 'masks/cc.png')
+    for _ in range(2):
+        assert prepare(root)[0] == [f'images/c.png has no mask masks/c.png; nearest existing name: {root}/masks/cc.png']
+    bare = tmp_path / 'bare'
+    save_mask(bare / 'masks/a.png', labels(0))
+    (bare / 'images').mkdir()
+    (bare / 'images/a.heic').touch()
+    (bare / 'classes.txt').write_text('floor\nroad\ncar\n')
+    with pytest.raises(FileNotFoundError, match=r'^images has no image, but 1 .heic. Accepted: .jpg '):
+        prepare(bare)
+
+
 def test_images_beside_the_sub_folders(tmp_path: Path) -> None:
     root = write_folder(tmp_path)
     save_image(root / 'images/more/new.png')

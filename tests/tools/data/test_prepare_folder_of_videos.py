@@ -288,6 +288,21 @@ def test_lists_with_splits(tmp_path: Path) -> None:
     assert len(dataset(root, 'val', test_mode=True)) == 1
 
 
+def test_a_list_with_numbers_beside_a_list_of_names(tmp_path: Path) -> None:
+    root = write_clips(tmp_path, *(f'v/{n}.mp4' for n in range(4)))
+    (root / 'classes.txt').write_text('walk\nrun\n')
+    (root / 'clips.csv').write_text('path,label\n' + ''.join(f'v/{n}.mp4,{n % 2}\n' for n in range(4)))
+    problems, printed = prepare(root)
+    assert problems == []
+    assert 'note: labels are places in classes.txt, from 0\n' in printed
+    assert [row['label'] for row in rows(root)] == ['walk', 'run', 'walk', 'run']
+    (root / 'clips.csv').write_text('path,label\n' + ''.join(f'v/{n}.mp4,{n % 2 + 1}\n' for n in range(4)))
+    assert error_of(root) == (
+        f'{root}/clips.csv:3: label=2: 0 to 1 is accepted, the places in {root}/classes.txt; they must count from 0, '
+        'subtract 1 from each'
+    )
+
+
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
