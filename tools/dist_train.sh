@@ -5,5 +5,5 @@ set -euo pipefail
 [ $# -ge 2 ] || { sed -n '2,3s/^# //p' "$0" >&2; exit 2; }
 config=$1 devices=$2
 shift 2
-source "$(dirname "$0")/torchrun.sh"
+source "$(dirname "$0")/launch.sh"
 run_on "$devices" "$(dirname "$0")/train.py" "$config" "$@"

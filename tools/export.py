@@ -44,6 +44,7 @@ def main() -> None:
 
     from wsbcn_mm.engine import export as exporting
     from wsbcn_mm.engine.export import load_pixels, require_onnx
+    from wsbcn_mm.engine.inference.source import facts_for_inference
     from wsbcn_mm.engine.recipe.load import load_checkpoint_into, load_recipe
     from wsbcn_mm.engine.recipe.task import task_of
     from wsbcn_mm.surgery.export import SUFFIXES
@@ -72,7 +73,8 @@ def main() -> None:
     )
     axes = list(deployment.AXES.values())
     report = out.with_suffix('.json')
-    exporting.write_report(done, report, recipe=args.config, checkpoint=args.checkpoint, free_axes=axes)
+    facts = facts_for_inference(cfg, args.checkpoint)
+    exporting.write_report(done, report, recipe=args.config, checkpoint=args.checkpoint, free_axes=axes, **facts)
     print(done.folding)
     for name, file in done.files.items():
         print(f'{name}: {file}, {file.stat().st_size / 2**20:.1f} MiB', *done.comparisons[name], sep='\n')

@@ -5,5 +5,5 @@ set -euo pipefail
 [ $# -ge 3 ] || { sed -n '2,3s/^# //p' "$0" >&2; exit 2; }
 partition=$1 job=$2 config=$3
 shift 3
-source "$(dirname "$0")/srun.sh"
+source "$(dirname "$0")/launch.sh"
 srun_on "$partition" "$job" "$(dirname "$0")/train.py" "$config" "$@"

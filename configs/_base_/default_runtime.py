@@ -30,6 +30,7 @@ default_hooks = dict(
 activation_memory = 'all'  # 'save_conv' and 'full_checkpoint' keep less: docs/memory.md
 randomness = dict(seed=0)  # deterministic=True repeats runs to the last bit, slower: docs/guards.md
 log_level = 'INFO'
-visualizer = dict(type='Visualizer', vis_backends=[dict(type='ScalarLog')])  # survives a full disk
+# RunVisualizer is mmseg's visualizer for segmentation, mmengine's for video. ScalarLog survives a full disk.
+visualizer = dict(type='RunVisualizer', vis_backends=[dict(type='ScalarLog')])
 load_from = None
 resume = False

@@ -1,4 +1,4 @@
-"""What is installed is judged before it is used, and each fault has one line that says what to do."""
+"""Installed packages are checked before they are used, and each fault has one line with its remedy."""
 
 from importlib import metadata
 
@@ -20,8 +20,8 @@ from wsbcn_mm.engine.environment import (
 )
 
 TWO_STOCK = (
-    'stock OpenMMLab packages are installed (mmcv-lite, mmengine). They own the same folders as their maintained '
-    'continuations (onedl-mmcv, onedl-mmengine, onedl-mmsegmentation), and uninstalling one breaks the other. '
+    'stock OpenMMLab packages are installed (mmcv-lite, mmengine). They share folders with their maintained '
+    'forks (onedl-mmcv, onedl-mmengine, onedl-mmsegmentation), and uninstalling one breaks the other. '
     'Use a fresh environment, or run\n'
     '    pip uninstall -y mmcv-lite mmengine onedl-mmcv onedl-mmengine onedl-mmsegmentation\n'
     '    pip install onedl-mmcv onedl-mmengine onedl-mmsegmentation'
@@ -29,17 +29,17 @@ TWO_STOCK = (
 
 
 def add_distribution(folder, name):
-    """A distribution as pip leaves it, found through sys.path."""
+    """Create the metadata of an installed distribution."""
     info = folder / f'{name}-1.0.dist-info'
     info.mkdir()
     (info / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n')
 
 
-def test_stock_packages_are_named_with_what_to_do():
+def test_stock_packages_are_named_with_a_remedy():
     assert stock_packages_message(['torch', 'mmengine', 'onedl-mmengine', 'mmcv-lite']) == TWO_STOCK
 
 
-def test_the_maintained_continuations_are_fine():
+def test_the_maintained_forks_are_accepted():
     assert stock_packages_message(['torch', 'onedl-mmengine', 'onedl-mmcv', 'onedl-mmsegmentation']) is None
     environment.require_openmmlab()
 
@@ -72,18 +72,18 @@ def test_a_torchvision_built_for_another_torch_is_explained(tmp_path, monkeypatc
     (tmp_path / 'mixed_vision.py').write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert import_error('mixed_vision') == (
-        "mixed_vision: RuntimeError: torchvision's native part does not fit this torch (a CPU-only torch with the "
-        "registry's torchvision): install both from the same source"
+        "mixed_vision: RuntimeError: torchvision's native code does not match this torch (for example a CPU-only torch "
+        "and PyPI's torchvision): install both from the same source"
     )
 
 
-def test_what_is_not_installed_is_named_with_the_command_that_installs_it(monkeypatch):
+def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr(environment, 'find_spec', lambda name: None if name.startswith('mm') else name)
     tested = environment.tested_versions()
     with pytest.raises(ImportError) as error:
         environment.require_openmmlab('video')
     assert str(error.value) == (
-        'mmengine, mmcv are not installed, which wsbcn_mm.video cannot do without:\n'
+        'wsbcn_mm.video needs mmengine, mmcv, which are not installed. To install:\n'
         f'    pip install onedl-mmengine=={tested["onedl-mmengine"]} onedl-mmcv=={tested["onedl-mmcv"]}'
     )
 
@@ -99,11 +99,11 @@ def test_the_table_has_every_package_with_its_version(capsys):
     assert (
         f'\ndecoders: decord {metadata.version("decord2")}, PyAV {metadata.version("av")} with FFmpeg ' in printed.out
     )
-    assert printed.out.endswith('\n\neverything that the recipes need is there\n')
+    assert printed.out.endswith('\n\nall packages that the recipes need are installed\n')
     assert printed.err == ''
 
 
-def test_what_is_missing_or_too_old_has_one_command_and_what_is_optional_has_none(monkeypatch, capsys):
+def test_missing_and_old_packages_have_one_command_and_optional_ones_none(monkeypatch, capsys):
     needed = {'torch': ('>=2.11', ''), 'rich': ('>=99', 'video'), 'decord9': ('>=3.4', 'video')}
     monkeypatch.setattr(
         environment, 'requirements', lambda: needed | {'onnx9': ('>=1', 'deploy'), 'timm': ('', 'test')}
@@ -121,12 +121,11 @@ def test_what_is_missing_or_too_old_has_one_command_and_what_is_optional_has_non
         'timm': 'ok',
     }
     assert printed.err == (
-        '\nwsbcn_mm: what the recipes need is not all there. To install it:\n'
-        '    pip install rich==99.1 decord9==3.4.0\n'
+        '\nwsbcn_mm: the recipes need other packages. To install them:\n    pip install rich==99.1 decord9==3.4.0\n'
     )
 
 
-def test_a_torchvision_that_does_not_import_comes_anew_with_torch(tmp_path, monkeypatch):
+def test_a_torchvision_that_does_not_import_is_reinstalled_with_torch(tmp_path, monkeypatch):
     (tmp_path / 'mixed_again.py').write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(environment, 'MODULES', {'mixed_again': 'torchvision'})
@@ -159,11 +158,11 @@ def test_the_requirements_are_those_of_the_package():
     assert set(found) <= set(environment.tested_versions())
 
 
-def test_a_missing_compiler_is_said_and_no_error(monkeypatch, tmp_path):
+def test_a_missing_compiler_is_reported_without_an_error(monkeypatch, tmp_path):
     monkeypatch.setenv('WSBCN_MM_CACHE', str(tmp_path))
     monkeypatch.setenv('CC', 'no-such-compiler')
     found = compiler()
-    assert found.text.startswith('BCN on CPU is slower, because ops/bcn/c.c cannot be compiled: ')
+    assert found.text.startswith('ops/bcn/c.c cannot be compiled, so BCN on CPU is slower: ')
     assert "'no-such-compiler'" in found.text
     assert found.command == 'apt-get install gcc libc6-dev'
     monkeypatch.setenv('WSBCN_MM_COMPILE', '0')
@@ -178,6 +177,6 @@ def test_the_accelerator_is_named(monkeypatch):
     assert accelerator() == ('accelerator', 'none: everything runs on CPU', None)
     monkeypatch.setattr(environment, 'NVIDIA_DRIVER', environment.PACKAGE)
     monkeypatch.setattr(torch.version, 'cuda', '13.0')
-    assert accelerator().text == 'there is an NVIDIA GPU that torch cannot use: its CUDA 13.0 may need a newer driver'
+    assert accelerator().text == 'torch cannot use the NVIDIA GPU: its CUDA 13.0 may need a newer driver'
     monkeypatch.setattr(torch.version, 'cuda', None)
     assert accelerator().command.startswith('pip install --force-reinstall torch==')

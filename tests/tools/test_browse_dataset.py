@@ -13,7 +13,7 @@ from PIL import Image
 from tests.segmentation.small_trees import cityscapes_tree
 from tests.tools.tiny_runs import FOLDERS, ROOT, recipe, run_tool
 from tests.video.clip_files import write_clip, write_frames
-from wsbcn_mm.engine.data.browsing import GAP, LINE_HEIGHT, MARGIN
+from wsbcn_mm.engine.data.sheets import GAP, LINE_HEIGHT, MARGIN
 
 
 def cityscapes(root: Path) -> None:

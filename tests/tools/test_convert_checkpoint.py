@@ -62,7 +62,7 @@ def test_an_authors_file_is_converted_and_trained_from(tiny_data, tmp_path, caps
     convert(file, out, recipe('segmentation'), *VARIANT)
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == f"{file}: the BCN authors' ImageNet files (bcn-ws) -> bcn-ws"
-    assert 'beside the weights, not read: epoch, optimizer' in printed
+    assert 'not read, beside the weights: epoch, optimizer' in printed
     assert re.match(r'stage +matched  missing  misshapen  left over', printed[2])
     assert 'left over in the file: fc.weight, fc.bias' in printed
     assert printed[-1] == f'-> {out}: {len(state)} entries, 100 % of the backbone'
@@ -144,5 +144,5 @@ def test_refusals_are_one_line_and_write_nothing(tmp_path):
     assert read_checkpoint(out).meta['fingerprint']['bn1'] == {'norm': 'BN', 'eps': 1e-5}
     with pytest.raises(SystemExit, match=r'already exists and is not overwritten$'):
         convert(tmp_path / 'bn.pth', out, recipe('segmentation', 'bn'))
-    with pytest.raises(SystemExit, match=r'^not converted: it already says what it was trained with'):
+    with pytest.raises(SystemExit, match=r'^not converted: it already has a fingerprint'):
         convert(out, tmp_path / 'again.pth', recipe('segmentation', 'bn'))

@@ -21,7 +21,7 @@ def test_an_empty_environment_gets_the_command_to_install(tmp_path):
     """Python without packages, except for the metadata of this one."""
     done = doctor_in(tmp_path)
     assert done.returncode == 1
-    assert done.stderr == ('wsbcn_mm: not installed. To install it and what it needs:\n    python tools/set_up.py\n')
+    assert done.stderr == ('wsbcn_mm is not installed. To install it:\n    python tools/set_up.py\n')
     needs = ['torch>=2.11', 'decord2>=3.4; extra == "video"', 'onnx>=1.18; extra == "deploy"']
     lines = ['Metadata-Version: 2.1', 'Name: wsbcn_mm', 'Version: 0.1.0', *(f'Requires-Dist: {need}' for need in needs)]
     for file, text in {'wsbcn_mm/__init__.py': '', 'wsbcn_mm-0.1.0.dist-info/METADATA': '\n'.join(lines)}.items():
@@ -30,7 +30,7 @@ def test_an_empty_environment_gets_the_command_to_install(tmp_path):
     done = doctor_in(tmp_path)
     assert done.returncode == 1
     head, _, command = done.stderr.strip().partition('\n    ')
-    assert head == 'wsbcn_mm: what the recipes need is not all there. To install it:'
+    assert head == 'wsbcn_mm: the recipes need other packages. To install them:'
     assert re.match(r'pip install torch==[\d.]+ decord2==[\d.]+ ', command)
     assert re.search(r'^torch +-  +[\d.]+ +missing$', done.stdout, re.MULTILINE)
     assert re.search(r'^onnx +-  +[\d.]+ +not installed \(deploy\)$', done.stdout, re.MULTILINE)

@@ -68,12 +68,12 @@ def test_what_says_too_little_is_not_published(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'metrics.json. do not exist: tools/test.py writes them'):
         publish(*arguments)
     for content, reason in (
-        ('{', r'is no JSON: '),
-        ('{}', r'is \{\}: names and numbers are expected, as tools/test.py writes them$'),
-        ('{"mIoU": "good"}', r"is \{'mIoU': 'good'\}: names and numbers"),
+        ('{', r': JSON is expected: '),
+        ('{}', r' is \{\}: names and numbers are expected, as tools/test.py writes them$'),
+        ('{"mIoU": "good"}', r" is \{'mIoU': 'good'\}: names and numbers"),
     ):
         metrics.write_text(content)
-        with pytest.raises(ValueError, match=f'^{re.escape(str(metrics))} {reason}'):
+        with pytest.raises(ValueError, match=f'^{re.escape(str(metrics))}{reason}'):
             publish(*arguments)
     metrics.write_text('{"mIoU": 70.0}')
     message = (

@@ -84,7 +84,7 @@ def runs(tiny_data, tmp_path_factory):
 @pytest.mark.parametrize('task', TASKS)
 def test_two_slurm_jobs_meet_separately(task, runs):
     assert len({ports_of(dict(SLURM_JOB_ID=job))[0] for job in JOBS.values()}) == 1
-    assert runs[2][task].count(f'srun: 2 processes of job {JOBS[task]}.0 meet on localhost') == 1
+    assert runs[2][task].count(f'srun: 2 processes of job {JOBS[task]}.0 connect to localhost') == 1
 
 
 @pytest.mark.parametrize('task', TASKS)

@@ -1,9 +1,9 @@
-"""Is what is installed what the recipes need?
+"""Check the installed packages against those that the recipes need.
 
     python tools/doctor.py
 
-prints what is there beside what the tests run with, and for whatever is wrong the command that makes it right. Nothing
-but the standard library is imported before it has been looked at, and this file runs without its package.
+prints the installed and the tested versions, and a command that repairs what is wrong. Until the check is done, only
+the standard library is imported. This file also runs without its package.
 """
 
 import operator
@@ -28,7 +28,7 @@ FORKS = {
     'mmcv-full': 'onedl-mmcv',
     'mmsegmentation': 'onedl-mmsegmentation',
 }
-"""OpenMMLab's own distributions and the maintained continuations that install into the same folders."""
+"""OpenMMLab's own distributions, and the maintained forks that install into the same folders."""
 
 MODULES = {
     'torch': 'torch',
@@ -39,24 +39,24 @@ MODULES = {
     'decord': 'decord2',
     'av': 'av',
 }
-"""What the recipes import, and the distribution that has it."""
+"""Modules that the recipes import, and the distributions that provide them."""
 
 NEEDED = {
     '': ('mmengine', 'mmcv'),
     'segmentation': ('torchvision', 'mmengine', 'mmcv', 'mmseg'),
     'video': ('torchvision', 'mmengine', 'mmcv'),
 }
-"""Modules that a part of this package cannot be imported without."""
+"""Modules that a part of this package needs on import."""
 
 SAME_MODULES = {'decord2': 'decord', 'opencv-python': 'opencv-python-headless'}
-"""Distributions that do as well as those named first."""
+"""Alternative distributions of the same modules."""
 
 RECIPES = ('', 'segmentation', 'video')
-"""Extras that the recipes need; those of the others are reported and not missed."""
+"""Extras that the recipes need. Distributions of other extras are reported, but may be missing."""
 
 
 class Package(NamedTuple):
-    """An installed, tested or required distribution, and what is to be said of it."""
+    """An installed, tested or required distribution, and the verdict on it."""
 
     name: str
     installed: str | None
@@ -69,7 +69,7 @@ class Package(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What is to be said of a part of the machine, and the command that would help, if one would."""
+    """A finding on a part of the machine, and a command that helps, if there is one."""
 
     name: str
     text: str
@@ -77,29 +77,29 @@ class Finding(NamedTuple):
 
 
 def installed_distributions() -> set[str]:
-    """Names of the installed distributions, normalised."""
+    """Return the normalised names of the installed distributions."""
     return {name.lower().replace('_', '-') for d in metadata.distributions() if (name := d.metadata['Name'])}
 
 
 def stock_packages_message(installed: Iterable[str]) -> str | None:
-    """What to do about stock OpenMMLab packages among `installed`; None if there are none."""
+    """Return how to replace stock OpenMMLab packages among `installed`; None if there are none."""
     stock = sorted(set(FORKS) & set(installed))
     if not stock:
         return None
     forks = sorted({FORKS[name] for name in FORKS})
     return (
-        f'stock OpenMMLab packages are installed ({", ".join(stock)}). They own the same folders as their maintained '
-        f'continuations ({", ".join(forks)}), and uninstalling one breaks the other. Use a fresh environment, or run\n'
+        f'stock OpenMMLab packages are installed ({", ".join(stock)}). They share folders with their maintained '
+        f'forks ({", ".join(forks)}), and uninstalling one breaks the other. Use a fresh environment, or run\n'
         f'    pip uninstall -y {" ".join(stock)} {" ".join(forks)}\n'
         f'    pip install {" ".join(forks)}'
     )
 
 
 def require_openmmlab(part: str = '') -> None:
-    """Raise ImportError with what to do where stock OpenMMLab packages are installed, or what `part` needs is not.
+    """Raise ImportError with a remedy if stock OpenMMLab packages are installed or `part` lacks a package.
 
     Args:
-        part: 'segmentation', 'video' or, for what both need, nothing.
+        part: 'segmentation', 'video', or '' for what both need.
     """
     message = stock_packages_message(installed_distributions())
     if message:
@@ -107,37 +107,37 @@ def require_openmmlab(part: str = '') -> None:
     missing = [module for module in NEEDED[part] if find_spec(module) is None]
     if missing:
         raise ImportError(
-            f'{", ".join(missing)} {"is" if len(missing) == 1 else "are"} not installed, which '
-            f'{f"wsbcn_mm.{part}" if part else "the tools"} cannot do without:\n'
+            f'{f"wsbcn_mm.{part} needs" if part else "the tools need"} {", ".join(missing)}, which '
+            f'{"is" if len(missing) == 1 else "are"} not installed. To install:\n'
             f'    {pip_install([MODULES[module] for module in missing])}'
         )
 
 
 def import_error(module: str) -> str | None:
-    """One line on why `module` does not import; None if it does."""
+    """Return one line on why `module` cannot be imported; None if it can."""
     try:
         import_module(module)
     except Exception as error:
         text = str(error).splitlines()[0] if str(error) else ''
         if 'torchvision::nms does not exist' in text:
             text = (
-                "torchvision's native part does not fit this torch (a CPU-only torch with the registry's torchvision): "
-                'install both from the same source'
+                "torchvision's native code does not match this torch (for example a CPU-only torch and PyPI's "
+                'torchvision): install both from the same source'
             )
         return f'{module}: {type(error).__name__}: {text}'
     return None
 
 
 def tested_versions() -> dict[str, str]:
-    """Versions that the tests run with, by distribution: those of constraints.txt, none where links were not copied."""
+    """Return the tested version of each distribution, from constraints.txt; empty if the package lacks this file."""
     file = PACKAGE / '.mim' / 'constraints.txt'
     return dict(re.findall(r'^([\w-]+)==([\w.]+)', file.read_text(), re.MULTILINE)) if file.is_file() else {}
 
 
 def requirements() -> dict[str, tuple[str, str]]:
-    """(versions that are accepted, the first extra that asks for it) of every requirement, by distribution.
+    """Return (accepted versions, first extra that requires it) of every requirement, by distribution.
 
-    Empty where this package is on the path without being installed.
+    The result is empty if this package is on the path without being installed.
     """
     try:
         lines = metadata.requires('wsbcn_mm') or []
@@ -152,30 +152,30 @@ def requirements() -> dict[str, tuple[str, str]]:
 
 
 def is_accepted(version: str, bounds: str) -> bool:
-    """Whether '2.12.0+cu130' is within '>=2.11,<3'."""
+    """Return whether a version such as '2.12.0+cu130' is within bounds such as '>=2.11,<3'."""
     signs = {'>=': operator.ge, '<': operator.lt, '==': operator.eq}
     found = re.findall(r'(>=|<|==)([\d.]+)', bounds)
     return all(signs[sign](numbers(version), numbers(bound)) for sign, bound in found)
 
 
 def numbers(version: str) -> list[int]:
-    """'2.12.0+cu130' -> [2, 12, 0]."""
+    """Split a version: '2.12.0+cu130' -> [2, 12, 0]."""
     return [int(number) for number in re.findall(r'\d+', version.split('+')[0])]
 
 
 def pip_install(names: Iterable[str]) -> str:
-    """The command that installs these distributions in the versions that the tests run with."""
+    """Return the command that installs these distributions in their tested versions."""
     tested = tested_versions()
     return ' '.join(['pip install', *(f'{name}=={tested[name]}' if name in tested else name for name in names)])
 
 
 def reinstall(names: Iterable[str]) -> str:
-    """The command that replaces these distributions, whatever is there."""
+    """Return the command that reinstalls these distributions, whatever is installed."""
     return pip_install(names).replace('install', 'install --force-reinstall', 1)
 
 
 def packages() -> list[Package]:
-    """Every distribution that the tests run with or that is required."""
+    """Return every tested or required distribution."""
     tested, required = tested_versions(), requirements()
     failures = {MODULES[module]: error for module in MODULES if (error := import_error(module))}
     found = []
@@ -197,7 +197,7 @@ def packages() -> list[Package]:
 
 
 def installed_version(name: str) -> str | None:
-    """Version of a distribution or of the one that has the same modules, None if there is neither."""
+    """Return the version of a distribution or of its alternative; None if neither is installed."""
     for distribution in (name, SAME_MODULES.get(name, name)):
         try:
             return metadata.version(distribution)
@@ -207,7 +207,7 @@ def installed_version(name: str) -> str | None:
 
 
 def accelerator() -> Finding:
-    """The GPUs that torch can use, or why it uses none."""
+    """Report the GPUs that torch can use, or why it cannot use any."""
     import torch
 
     if torch.cuda.is_available():
@@ -216,17 +216,17 @@ def accelerator() -> Finding:
         return Finding('accelerator', f'{text}; torch was built with CUDA {torch.version.cuda or torch.version.hip}')
     if not NVIDIA_DRIVER.exists():
         return Finding('accelerator', 'none: everything runs on CPU')
-    there = 'there is an NVIDIA GPU that torch cannot use: '
+    unusable = 'torch cannot use the NVIDIA GPU: '
     if torch.version.cuda is None:
-        return Finding('accelerator', f'{there}it was built without CUDA', reinstall(['torch', 'torchvision']))
-    return Finding('accelerator', f'{there}its CUDA {torch.version.cuda} may need a newer driver', 'nvidia-smi')
+        return Finding('accelerator', f'{unusable}it was built without CUDA', reinstall(['torch', 'torchvision']))
+    return Finding('accelerator', f'{unusable}its CUDA {torch.version.cuda} may need a newer driver', 'nvidia-smi')
 
 
 def compiler() -> Finding:
-    """Whether BCN's passes on CPU run in C, with how many threads."""
+    """Report whether BCN's passes on CPU run in C, and with how many threads."""
     import torch
 
-    # By name: this file also runs without its package.
+    # An absolute import: this file also runs without its package.
     from wsbcn_mm.ops.bcn.c_library import FAILURES, build_library
 
     if os.environ.get('WSBCN_MM_COMPILE') == '0':
@@ -235,14 +235,14 @@ def compiler() -> Finding:
         build_library(PACKAGE / 'ops' / 'bcn' / 'c.c')
     except FAILURES as error:
         reason = str(getattr(error, 'stderr', None) or error).strip().splitlines()[-1]
-        text = f'BCN on CPU is slower, because ops/bcn/c.c cannot be compiled: {reason}'
+        text = f'ops/bcn/c.c cannot be compiled, so BCN on CPU is slower: {reason}'
         return Finding('C compiler', text, 'apt-get install gcc libc6-dev')
     name = os.environ.get('CC', 'cc')
-    return Finding('C compiler', f'{name} has compiled ops/bcn/c.c, OpenMP with {torch.get_num_threads()} threads')
+    return Finding('C compiler', f'{name} compiled ops/bcn/c.c, OpenMP with {torch.get_num_threads()} threads')
 
 
 def decoders() -> Finding:
-    """The video decoders and FFmpeg's version in PyAV."""
+    """Report the versions of the video decoders and of PyAV's FFmpeg."""
     import av
     import decord
 
@@ -252,12 +252,12 @@ def decoders() -> Finding:
 
 
 def repair(found: Iterable[Package]) -> str | None:
-    """The command that makes right what is wrong; None if nothing is."""
+    """Return the command that repairs what is wrong; None if nothing is."""
     wrong = [one for one in found if one.wrong]
     absent = [one.name for one in wrong if one.installed is None or one.verdict.endswith('is needed')]
     if absent or not wrong:
         return pip_install(absent) if absent else None
-    # What is there and does not import: torch and torchvision must come from the same source.
+    # Installed, but not importable: torch and torchvision must come from the same source.
     broken = {one.name for one in wrong}
     if broken & {'torch', 'torchvision'}:
         broken = {'torch', 'torchvision'}
@@ -265,32 +265,38 @@ def repair(found: Iterable[Package]) -> str | None:
 
 
 def main() -> int:
-    """Print what is there, and how to make right what is wrong; returns 1 if the recipes cannot run."""
+    """Print what is installed and how to repair what is wrong. Return 1 if the recipes cannot run, else 0."""
     print(f'wsbcn_mm in {PACKAGE}\nPython {sys.version.split()[0]}, {sys.executable}\n', flush=True)
     stock = stock_packages_message(installed_distributions())
     if stock:
         print(f'wsbcn_mm: {stock}', file=sys.stderr)
         return 1
     if find_spec('wsbcn_mm') is None:
-        print('wsbcn_mm: not installed. To install it and what it needs:\n    python tools/set_up.py', file=sys.stderr)
+        print(
+            'wsbcn_mm is not installed. To install it:\n    python tools/set_up.py',
+            file=sys.stderr,
+        )
         return 1
     found = packages()
     print(table([('package', 'installed', 'tested with', 'verdict'), *(one.row() for one in found)]), flush=True)
     command = repair(found)
     if command:
-        print('\nwsbcn_mm: what the recipes need is not all there. To install it:\n    ' + command, file=sys.stderr)
+        print(
+            '\nwsbcn_mm: the recipes need other packages. To install them:\n    ' + command,
+            file=sys.stderr,
+        )
         return 1
     print()
     for finding in (compiler(), accelerator(), decoders()):
         print(f'{finding.name}: {finding.text}')
         if finding.command:
             print(f'    {finding.command}')
-    print('\neverything that the recipes need is there')
+    print('\nall packages that the recipes need are installed')
     return 0
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as lines of aligned columns."""
+    """Format rows as lines of aligned columns."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return '\n'.join('  '.join(map(str.ljust, row, widths)).rstrip() for row in rows)
 

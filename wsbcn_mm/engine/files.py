@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever stops the process or fills the disk."""
+"""Write files atomically, and name missing files together with the nearest existing name."""
 
 import difflib
 import errno
@@ -9,20 +9,23 @@ from pathlib import Path
 from mmengine.fileio import LocalBackend, register_backend
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""A full disk, a used-up quota, a limit on the size of files."""
+"""Errors of a full disk, an exceeded quota and a limit on the size of files."""
 
 PARTIAL = '.partial'
-"""Suffix of a file that is being written, and of what is left of it where the process was killed."""
+"""Suffix of a file while it is written. A killed process leaves such a file behind."""
+
+SHOWN = 3
+"""Number of names that a message lists."""
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write a file in place of the one of that name, which stays as it was until the new one is on the disk.
+    """Write a file atomically. An existing file stays unchanged until the new one is on the disk.
 
-    The data go to a hidden file in the same folder and reach the disk before it takes the name; then the folder, which
-    has the name, reaches the disk.
+    The data go to a hidden file in the same folder. This file is synchronised to the disk and then renamed to `path`.
+    Finally the folder, which has the name, is synchronised.
 
     Raises:
-        OSError: If it cannot be written; nothing is left of it then.
+        OSError: If the file cannot be written. The hidden file is removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,10 +47,10 @@ def write_atomically(path: str | Path, data: bytes) -> None:
 
 
 def update_atomically(path: str | Path, data: bytes) -> bool:
-    """`write_atomically`, unless the file has these bytes already: a prepared folder may be read-only.
+    """Call `write_atomically`, unless the file has these bytes already: a prepared folder may be read-only.
 
     Returns:
-        Whether it was written.
+        Whether the file was written.
     """
     path = Path(path)
     if path.is_file() and path.read_bytes() == data:
@@ -57,7 +60,7 @@ def update_atomically(path: str | Path, data: bytes) -> bool:
 
 
 def remove_partial_files(folder: str | Path) -> list[Path]:
-    """Remove what killed processes left half-written in a folder; gives their paths."""
+    """Remove the partial files of killed processes from a folder, and return their paths."""
     left = sorted(Path(folder).glob(f'.*{PARTIAL}'))
     for path in left:
         path.unlink(missing_ok=True)
@@ -66,29 +69,25 @@ def remove_partial_files(folder: str | Path) -> list[Path]:
 
 @register_backend('atomic', force=True)
 class AtomicBackend(LocalBackend):
-    """mmengine's backend of local files with atomic writes; `backend_args=dict(backend='atomic')` asks for it."""
+    """mmengine's backend for local files, with atomic writes. Select it with `backend_args=dict(backend='atomic')`."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         write_atomically(filepath, obj)
 
 
-SHOWN = 3
-"""How many names a message lists."""
-
-
 def missing(files: Sequence[Path]) -> str:
-    """'missing: a, b, c and 2 more; nearest existing name: d' for files that are not there."""
+    """Describe missing files: 'missing: a, b, c and 2 more; nearest existing name: d'."""
     return f'missing: {some(map(str, files))}; {nearest(files[0])}'
 
 
 def require(path: Path) -> None:
-    """Raise FileNotFoundError for a file or folder that does not exist, naming the nearest thing that does."""
+    """Raise FileNotFoundError with the nearest existing name, if a file or folder does not exist."""
     if not path.exists():
         raise FileNotFoundError(f'{path} does not exist; {nearest(path)}')
 
 
 def nearest(path: Path) -> str:
-    """'nearest existing name: ...' for a path that does not exist: what is most like it where the path breaks off."""
+    """Return 'nearest existing name: ...' for a missing path: the most similar name in its last existing folder."""
     folder, name = path, ''
     while not folder.is_dir():
         folder, name = folder.parent, folder.name
@@ -100,7 +99,7 @@ def nearest(path: Path) -> str:
 
 
 def some(names: Iterable[str]) -> str:
-    """'a, b, c and 7 more'."""
+    """Join names: 'a, b, c and 7 more'."""
     listed = list(names)
     more = f' and {len(listed) - SHOWN} more' if len(listed) > SHOWN else ''
     return ', '.join(listed[:SHOWN]) + more

@@ -1,4 +1,4 @@
-"""Register the layers where every OpenMMLab scope finds them."""
+"""Register the layers in the root registry, which every OpenMMLab scope searches."""
 
 from mmengine.registry import MODELS
 
@@ -8,7 +8,7 @@ CONVS = ('WSConv1d', 'WSConv2d', 'WSConv3d', 'WSConvTranspose1d', 'WSConvTranspo
 
 
 def register_layers() -> None:
-    """Put the six WSConv classes and 'BCN' into mmengine's root registry; a second call changes nothing."""
+    """Register the six WSConv classes and 'BCN' in mmengine's root registry. A second call changes nothing."""
     for name in CONVS:
         MODELS.register_module(name=name, module=getattr(layers, name), force=MODELS.get(name) is getattr(layers, name))
     MODELS.register_module(

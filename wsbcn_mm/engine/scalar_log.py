@@ -1,4 +1,4 @@
-"""The log of scalars under a full disk."""
+"""Log scalars even if the disk is full."""
 
 import logging
 import os
@@ -7,22 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.logging import print_log
-from mmengine.registry import VISBACKENDS
-from mmengine.visualization import LocalVisBackend
+from mmengine.registry import VISBACKENDS, VISUALIZERS
+from mmengine.visualization import LocalVisBackend, Visualizer
 
 from .files import NO_ROOM
+
+# `wsbcn_mm.segmentation` has another one of this name in mmseg's scope, which MMSegInferencer accepts.
+VISUALIZERS.register_module(name='RunVisualizer', module=Visualizer, force=True)
 
 
 @VISBACKENDS.register_module()
 class ScalarLog(LocalVisBackend):
-    """mmengine's LocalVisBackend, which leaves out the lines that there is no room for, where its own ends training.
+    """Like mmengine's LocalVisBackend, but skip lines if the disk is full, instead of ending training.
 
-    The first such line of a file is said, and how many there were when there is room again. No line is there in part.
+    The first skipped line of a file is an error in the log. The number of skipped lines follows when there is space
+    again. Lines are never written in part.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._left_out: Counter[Path] = Counter()
+        self._skipped: Counter[Path] = Counter()
 
     def _dump(self, value_dict: dict, file_path: str, file_format: str) -> None:
         path = Path(file_path)
@@ -34,10 +38,11 @@ class ScalarLog(LocalVisBackend):
                 raise
             if path.exists():
                 os.truncate(path, size)
-            if not self._left_out[path]:
-                print_log(f'{path} cannot be written ({error.strerror}): training goes on', 'current', logging.ERROR)
-            self._left_out[path] += 1
+            if not self._skipped[path]:
+                message = f'{path} cannot be written ({error.strerror}): training continues without these lines'
+                print_log(message, 'current', logging.ERROR)
+            self._skipped[path] += 1
             return
-        left_out = self._left_out.pop(path, 0)
-        if left_out:
-            print_log(f'{path} lacks {left_out} lines, as there was no room', 'current', logging.WARNING)
+        skipped = self._skipped.pop(path, 0)
+        if skipped:
+            print_log(f'{path} lacks {skipped} lines: the disk was full', 'current', logging.WARNING)

@@ -28,6 +28,7 @@ from .evaluation.metrics import StrictIoUMetric
 from .evaluation.overlays import OverlayHook
 from .evaluation.predictions import SavePredictions
 from .evaluation.tta import MeanProbability
+from .inference import visualizer as _visualizer  # noqa: F401 - recipes name it
 from .models.checks import NormCheckHook
 from .models.heads import DeepLabV3Head, DeepLabV3PlusHead
 

@@ -11,9 +11,8 @@ from .fold import require_folded
 
 Axes = Mapping[int, str]
 """Dynamic axes of the input, and their names."""
-
 LONGEST = 2**31
-"""An axis that may be as long as this is dynamic."""
+"""An axis that may be at least this long is dynamic."""
 
 
 def export(network: nn.Module, example: Tensor, path: str | Path, *, to: str, axes: Axes) -> None:
@@ -21,7 +20,7 @@ def export(network: nn.Module, example: Tensor, path: str | Path, *, to: str, ax
 
     Args:
         network: A folded network with one input and one output.
-        example: An input. Its dynamic axes need a length of at least 2, as torch treats 1 as a constant. For
+        example: An input. Its dynamic axes need a length of at least 2: torch treats 1 as a constant. For
             `torch_export` the same holds for feature maps.
         path: File to write. It contains the weights; ONNX is limited to 2 GB of them.
         to: One of `FORMATS`.
@@ -66,8 +65,8 @@ def to_torch_export(network: nn.Module, example: Tensor, path: str, axes: Axes) 
         longest = program.range_constraints[given.meta['val'].shape[axis].node.expr].upper
         if longest < LONGEST:
             raise ValueError(
-                f'example of shape {tuple(example.shape)}: a feature map has length 1, so that {name} (axis {axis}) '
-                f'would be at most {longest} in the file: a larger example is expected'
+                f'example of shape {tuple(example.shape)}: a feature map has length 1, which limits {name} (axis '
+                f'{axis}) to {longest} in the file: a larger example is expected'
             )
     torch.export.save(program, path)
 

@@ -4,6 +4,7 @@ metainfo = dict(
     classes=('background', 'digit 0', 'digit 1', 'digit 4'),
     palette=[[40, 40, 40], [230, 25, 75], [60, 180, 75], [245, 130, 48]])
 train_pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
+test_pipeline = train_pipeline
 train_dataloader = dict(
     batch_size=1,
     num_workers=0,
@@ -28,7 +29,7 @@ val_dataloader = dict(
         data_root=data_root,
         data_prefix=dict(img_path='leftImg8bit/val', seg_map_path='gtFine/val'),
         test_mode=True,
-        pipeline=train_pipeline))
+        pipeline=test_pipeline))
 test_dataloader = val_dataloader
 val_evaluator = dict(type='StrictIoUMetric', iou_metrics=['mIoU', 'mDice'])
 test_evaluator = val_evaluator

@@ -1,4 +1,4 @@
-"""Texts from numbers."""
+"""The verdicts on given times."""
 
 import pytest
 
@@ -20,7 +20,7 @@ CROP = SampleTime((Stage('LoadImage', 0.01), Stage('Warp', 0.02), Stage('PackSeg
             0,
             8,
             'data 60 % of the step (0.600 of 1.000 s), decode-bound: decode 80 % of the 50 ms of a sample (DecodeClip '
-            '80 %); num_workers=1 instead of 0 would make 20 samples/s, on 8 cores',
+            '80 %); num_workers=1 instead of 0 would load 20 samples/s on 8 cores',
         ),
         (
             0.9,
@@ -28,7 +28,7 @@ CROP = SampleTime((Stage('LoadImage', 0.01), Stage('Warp', 0.02), Stage('PackSeg
             2,
             2,
             'data 90 % of the step (0.900 of 1.000 s), augment-bound: augment 75 % of the 40 ms of a sample (Warp '
-            '50 %); 80 samples/s need 4 workers with a core each, and there are 2 cores',
+            '50 %); 80 samples/s need 4 workers with a core each; 2 cores are available',
         ),
         (
             0.2,
@@ -36,8 +36,8 @@ CROP = SampleTime((Stage('LoadImage', 0.01), Stage('Warp', 0.02), Stage('PackSeg
             4,
             8,
             'data 20 % of the step (0.200 of 1.000 s), decode-bound: decode 80 % of the 50 ms of a sample (DecodeClip '
-            '80 %); 1 of the 4 workers would make 10 samples/s with a core each and a fast disk: look for what else '
-            'runs on the 8 cores, and where the files are',
+            '80 %); 1 of the 4 workers would load 10 samples/s with a core each and a fast disk: check the other load '
+            'on the 8 cores and the speed of the disk',
         ),
     ],
 )
@@ -46,26 +46,26 @@ def test_training(waited: float, sample: SampleTime | None, workers: int, cores:
 
 
 def test_loader() -> None:
-    makes = 'num_workers=2 on 4 cores makes 38 samples/s, one thread alone 20'
+    makes = 'num_workers=2 on 4 cores loads 38 samples/s, a single thread 20'
     assert judge_loader(CLIP, 38.0, workers=2, cores=4, batch=1, step=None) == [
         'decode-bound: decode 80 % of the 50 ms of a sample (DecodeClip 80 %)',
         makes,
-        'fine or not depends on the model: --step-time SECONDS',
+        'whether this is enough depends on the model: set --step-time SECONDS',
     ]
     assert judge_loader(CLIP, 38.0, workers=2, cores=4, batch=1, step=0.025) == [
-        'fine: the model takes 40 samples/s',
+        'fine: the model consumes 40 samples/s',
         makes,
-        'if anything, it is decode-bound: decode 80 % of the 50 ms of a sample (DecodeClip 80 %)',
+        'decode-bound: decode 80 % of the 50 ms of a sample (DecodeClip 80 %)',
     ]
     assert judge_loader(CLIP, 38.0, workers=2, cores=4, batch=1, step=0.0125) == [
         'expected: data 52 % of the step (0.014 of 0.026 s), decode-bound: decode 80 % of the 50 ms of a sample '
         '(DecodeClip 80 %)',
         makes,
-        'num_workers=4 instead of 2 would make 80 samples/s, on 4 cores',
+        'num_workers=4 instead of 2 would load 80 samples/s on 4 cores',
     ]
 
 
-def test_large_videos_are_told_to_be_copied() -> None:
+def test_smaller_copies_of_large_videos_are_advised() -> None:
     large = CLIP._replace(frame_size=(720, 1280))
     advice = 'copies of the videos with a short side of 256 have 1/7.9 of the 1280x720 pixels'
     assert smaller_copies(large) == [advice]

@@ -1,4 +1,4 @@
-"""Archives in parts, which are read as one stream, and what a second run reads again."""
+"""Split archives are read as one stream, and a second run reads only what changed."""
 
 import gzip
 import io
@@ -45,7 +45,7 @@ def test_parts_are_one_archive_that_is_read_once(tmp_path: Path, compress: bool)
     assert run(parts, tmp_path) == len(FILES)
     assert {name: (tmp_path / name).read_bytes() for name in FILES} == FILES
     times = [part.stat() for part in parts]
-    for part, time in zip(parts, times, strict=True):  # as long and as old as before, and unreadable
+    for part, time in zip(parts, times, strict=True):  # same size and time, but unreadable
         part.write_bytes(b'x' * time.st_size)
         os.utime(part, ns=(time.st_atime_ns, time.st_mtime_ns))
     assert run(parts, tmp_path) == 0
@@ -54,7 +54,7 @@ def test_parts_are_one_archive_that_is_read_once(tmp_path: Path, compress: bool)
         run(parts, tmp_path)
 
 
-def test_what_is_missing_or_was_cut_short_is_written_again(tmp_path: Path) -> None:
+def test_missing_and_truncated_files_are_written_again(tmp_path: Path) -> None:
     parts = cut(tmp_path, tar(FILES))
     run(parts, tmp_path)
     (tmp_path / 'set/3.webm').unlink()
@@ -65,7 +65,7 @@ def test_what_is_missing_or_was_cut_short_is_written_again(tmp_path: Path) -> No
 
 @pytest.mark.parametrize('compress', [True, False])
 @pytest.mark.parametrize('unpacked_before', [False, True])
-def test_a_missing_last_part_is_damage_even_where_its_files_are_there(
+def test_a_missing_last_part_is_damage_even_if_its_files_exist(
     tmp_path: Path, compress: bool, unpacked_before: bool
 ) -> None:
     parts = cut(tmp_path, tar(FILES, compress))
@@ -87,20 +87,19 @@ def test_a_gap_in_the_parts_is_named(tmp_path: Path) -> None:
     assert numbered_parts(tmp_path, 'set') == []
     for part in cut(tmp_path, tar(FILES))[1:4:2]:
         part.unlink()
-    message = (
-        f'3 parts of set are in {tmp_path}, and set-01, set-03 missing: they are one archive that was cut up, '
-        'and are needed all'
-    )
+    message = f'{tmp_path} has 3 parts of set, but lacks set-01, set-03: the archive is split, and all parts are needed'
     with pytest.raises(FileNotFoundError, match=f'^{re.escape(message)}$'):
         numbered_parts(tmp_path, 'set')
 
 
-def test_members_outside_the_folder_are_refused(tmp_path: Path) -> None:
+def test_members_outside_the_folder_are_rejected(tmp_path: Path) -> None:
     (tmp_path / 'set.tar').write_bytes(tar({'set/../../secret.webm': b''}, compress=False))
-    with pytest.raises(ValueError, match=r"set.tar has the member 'set/../../secret.webm', outside the folder"):
+    with pytest.raises(
+        ValueError, match=r"set.tar has the member 'set/../../secret.webm', which is outside the target folder"
+    ):
         run(tmp_path / 'set.tar', tmp_path)
     (tmp_path / 'other.tar').write_bytes(tar({'other/1.webm': b''}))
-    with pytest.raises(ValueError, match=r'other.tar has no files below set/: it is another archive$'):
+    with pytest.raises(ValueError, match=r'other.tar has no files below set/: this is not the expected archive$'):
         run(tmp_path / 'other.tar', tmp_path)
     (tmp_path / 'empty.tgz').write_bytes(gzip.compress(b''))
     with pytest.raises(ValueError, match=r'empty.tgz is neither a zip nor a tar archive'):

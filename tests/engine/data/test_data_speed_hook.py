@@ -1,4 +1,4 @@
-"""The verdict of real trainings, whose data are quick or slow."""
+"""The verdict on real trainings with fast or slow data."""
 
 import logging
 import time
@@ -45,7 +45,7 @@ class Net(BaseModel):
 
 
 def verdicts(folder: Path, name: str, dataset, iterations: int = 14, step: float = 0.02) -> list[tuple[int, str]]:
-    """(level, text) of what the hook logs in a training."""
+    """Return (level, text) of every message that the hook logs in a training."""
     runner = Runner(
         model=Net(step),
         work_dir=str(folder),
@@ -80,10 +80,10 @@ def test_slow_data_are_decode_bound(tmp_path: Path) -> None:
     assert level == logging.WARNING
     assert 'decode-bound: decode ' in text
     assert '(LoadSlowly ' in text
-    assert text.endswith('. tools/benchmark_data.py RECIPE has all stages')
+    assert text.endswith('. tools/benchmark_data.py RECIPE times every stage')
 
 
-def test_data_without_a_pipeline_get_a_verdict_too(tmp_path: Path) -> None:
+def test_data_without_a_pipeline_have_a_verdict_too(tmp_path: Path) -> None:
     class Plain(torch.utils.data.Dataset):
         def __len__(self):
             return 8
@@ -100,6 +100,6 @@ def test_a_shorter_training_has_none(tmp_path: Path) -> None:
     assert verdicts(tmp_path, 'short', samples(0.0), iterations=11) == []
 
 
-def test_numbers_that_leave_nothing_to_count_are_refused() -> None:
+def test_numbers_that_leave_nothing_to_count_are_rejected() -> None:
     with pytest.raises(ValueError, match=r'^iterations=10, skipped=10: 0 <= skipped < iterations is expected$'):
         HOOKS.build(dict(type='DataSpeedHook', iterations=10))

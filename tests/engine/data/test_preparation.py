@@ -1,4 +1,4 @@
-"""What the commands that prepare data print, and how they end."""
+"""Output and exit code of the commands that prepare data."""
 
 from io import StringIO
 from pathlib import Path
@@ -9,12 +9,12 @@ from rich.console import Console
 from wsbcn_mm.engine.data.preparation import PROBLEMS_SHOWN, exit_code_of, print_report
 
 
-def test_a_report_shows_the_first_problems_and_where_all_are():
+def test_a_report_shows_the_first_problems_and_names_the_manifest():
     printed = StringIO()
-    problems = [f'file [{number}] is not there' for number in range(PROBLEMS_SHOWN + 2)]
+    problems = [f'file [{number}] does not exist' for number in range(PROBLEMS_SHOWN + 2)]
     print_report(Console(file=printed), ['2 files'], problems, Path('data/manifest.csv'))
     lines = printed.getvalue().splitlines()
-    assert lines[:2] == ['2 files', 'wrong: file [0] is not there']
+    assert lines[:2] == ['2 files', 'wrong: file [0] does not exist']
     assert lines[-2:] == [f'wrong: {problems[PROBLEMS_SHOWN - 1]}', 'and 2 more, all in data/manifest.csv']
 
 
@@ -29,7 +29,7 @@ def test_a_report_shows_the_first_problems_and_where_all_are():
         (OSError(30, 'Read-only', 'b/m.csv'), 1, "OSError: [Errno 30] Read-only: 'b/m.csv'"),
     ],
 )
-def test_the_exit_code_says_whether_all_is_well(outcome, code, line, capsys):
+def test_the_exit_code_tells_whether_the_data_are_complete(outcome, code, line, capsys):
     def prepare(root, console):
         if isinstance(outcome, Exception):
             raise outcome

@@ -1,4 +1,4 @@
-"""Real pipelines are timed without a trace left in them, and workers run one thread each."""
+"""Timing leaves pipelines unchanged, and workers run one thread each."""
 
 import random
 import time
@@ -32,7 +32,7 @@ class Pack:
 
 
 class Threads:
-    """What a worker may use."""
+    """Report the threads that a worker may use."""
 
     def __call__(self, results):
         threads = [torch.get_num_threads(), cv2.getNumThreads(), torch.utils.data.get_worker_info() is not None]
@@ -67,11 +67,11 @@ def test_stages_of_joined_and_wrapped_datasets() -> None:
     assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_num_threads()) == numbers[1:]
 
 
-def test_it_ends_in_time_and_refuses_what_it_cannot_time() -> None:
+def test_timing_ends_in_time_and_rejects_what_it_cannot_time() -> None:
     assert time_samples(Numbers(LoadNumber(), Pack()), 10_000, at_most=0.02).samples < 20
     with pytest.raises(ValueError, match=r'^samples=0: at least 1 is needed$'):
         time_samples(Numbers(Pack()), 0)
-    with pytest.raises(ValueError, match=r'^list has no pipeline whose transforms could be timed$'):
+    with pytest.raises(ValueError, match=r'^list has no pipeline: only datasets with a pipeline can be timed$'):
         time_samples([1, 2, 3], 2)
 
 
@@ -83,7 +83,7 @@ def test_cores_are_shared_by_the_processes_of_a_machine(monkeypatch: pytest.Monk
 
 
 def test_workers_run_one_thread_each() -> None:
-    """As the Runner of a recipe sets them up, whatever the training process has."""
+    """Workers are set up as by the Runner of a recipe; the training process has more threads."""
     before = torch.get_num_threads(), cv2.getNumThreads()
     try:
         torch.set_num_threads(2)

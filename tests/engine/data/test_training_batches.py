@@ -1,4 +1,4 @@
-"""Batches to measure on: spread over the data, the same every time, and nobody else's random numbers."""
+"""Batches for measurements: spread over the data, reproducible, without an effect on other random numbers."""
 
 import random
 
@@ -32,7 +32,7 @@ def test_they_are_spread_over_the_data_and_shared_by_the_ranks():
 
 
 @pytest.mark.parametrize('workers', [0, 1])
-def test_they_are_the_same_every_time_and_leave_random_numbers_alone(workers):
+def test_they_are_reproducible_and_do_not_change_random_numbers(workers):
     loader = DataLoader(Points(), batch_size=3, num_workers=workers)
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     batches = training_batches(loader, 6)
@@ -45,7 +45,7 @@ def test_they_are_the_same_every_time_and_leave_random_numbers_alone(workers):
     assert all(map(torch.equal, first, elsewhere))
 
 
-def test_what_they_cannot_be_taken_from():
+def test_wrong_numbers_and_data_without_a_length_are_rejected():
     with pytest.raises(ValueError, match='samples=0: at least one is needed'):
         training_batches(LOADER, 0)
 
@@ -53,5 +53,7 @@ def test_what_they_cannot_be_taken_from():
         def __iter__(self):
             return iter(())
 
-    with pytest.raises(ValueError, match=r'the training data \(Stream\) have no length to choose samples from'):
+    with pytest.raises(
+        ValueError, match=r'the training data \(Stream\) have no length: a dataset with a length is needed'
+    ):
         training_batches(DataLoader(Stream()), 5)

@@ -13,7 +13,7 @@ from wsbcn_mm.engine.data.watchdog import LoaderWatchdogHook, WatchedItems, desc
 
 
 def read_pipe(info):
-    """An item whose pipe has no writer hangs, as a file on a dead drive does."""
+    """Read an item. A pipe without a writer hangs like a file on a failed drive."""
     if os.path.exists(info['path']):
         with open(info['path'], 'rb') as pipe:
             pipe.read()
@@ -33,18 +33,18 @@ class Pipes(WatchedItems, BaseDataset):
 
 
 class Run:
-    """What a hook sees of a Runner."""
+    """The part of a Runner that the hook uses."""
 
     def __init__(self, loader):
         self.train_dataloader = self.val_dataloader = loader
 
 
-def test_a_loader_that_hangs_is_described_until_it_goes_on(tmp_path, monkeypatch):
-    said = []
-    monkeypatch.setattr(wsbcn_mm.engine.data.watchdog, 'print_log', lambda text, *args: said.append(text))
+def test_a_loader_that_hangs_is_described_until_it_continues(tmp_path, monkeypatch):
+    messages = []
+    monkeypatch.setattr(wsbcn_mm.engine.data.watchdog, 'print_log', lambda text, *args: messages.append(text))
     os.mkfifo(tmp_path / '2')
     run = Run(DataLoader(Pipes(tmp_path, 4), batch_size=1, num_workers=2))
-    # Lets the hanging item go, from outside, as a drive that comes back.
+    # Releases the hanging item, like a drive that recovers.
     writer = Timer(1.5, lambda: os.close(os.open(tmp_path / '2', os.O_WRONLY)))
     watchdog = LoaderWatchdogHook(patience=0.2)
     batches = iter(run.train_dataloader)
@@ -58,8 +58,8 @@ def test_a_loader_that_hangs_is_described_until_it_goes_on(tmp_path, monkeypatch
     writer.join()
     assert number == 3
     pipe = re.escape(repr(str(tmp_path / '2')))
-    waits = [text for text in said if re.search(f'worker 0 on {pipe} for', text)]
-    assert 1 <= len(waits) <= 4  # after 0.2 s, and each time the wait has doubled
+    waits = [text for text in messages if re.search(f'worker 0 on {pipe} for', text)]
+    assert 1 <= len(waits) <= 4  # After 0.2 s, and whenever the wait has doubled.
     assert re.fullmatch(rf'no batch from the train loader for \d s: worker 0 on {pipe} for \d s', waits[-1])
 
 
@@ -67,16 +67,16 @@ def test_descriptions_without_workers_and_without_whereabouts(tmp_path):
     dataset = Pipes(tmp_path, 2)
     loader = DataLoader(dataset, batch_size=1)
     now = time.monotonic()
-    assert describe_wait('val', loader, now) == 'no batch from the val loader for 0 s: its 0 workers are on no file'
+    assert describe_wait('val', loader, now) == 'no batch from the val loader for 0 s: its 0 workers are idle'
     with dataset.whereabouts.on(1):
         text = describe_wait('val', loader, now)
     assert text == f"no batch from the val loader for 0 s: this process on '{tmp_path}/1' for 0 s"
     assert describe_wait('test', DataLoader([1, 2]), now) == (
-        'no batch from the test loader for 0 s; what its 0 workers are on is not known for a list'
+        'no batch from the test loader for 0 s; the files of its 0 workers are unknown for a list'
     )
 
 
-def test_the_time_behind_the_last_batch_is_no_waiting(tmp_path):
+def test_the_time_after_the_last_batch_does_not_count(tmp_path):
     watchdog = LoaderWatchdogHook()
     loader = DataLoader(Pipes(tmp_path, 2), batch_size=1)
 
@@ -92,5 +92,5 @@ def test_the_time_behind_the_last_batch_is_no_waiting(tmp_path):
     assert watchdog._waiting is None
     watchdog.after_val_epoch(run)
     assert watchdog._waiting[0] == 'train'
-    with pytest.raises(ValueError, match=r'^patience=0: seconds above 0 are needed$'):
+    with pytest.raises(ValueError, match=r'^patience=0: a number of seconds above 0 is expected$'):
         LoaderWatchdogHook(0)

@@ -27,7 +27,7 @@ def test_pairs_are_counted_as_scikit_learn_counts_them(dtype):
     assert count_pairs(truth, predicted, 7).sum() == truth.numel()
 
 
-def test_what_does_not_count_may_have_any_label():
+def test_masked_elements_may_have_any_label():
     truth = torch.tensor([0, 1, 255, -3])
     found = count_pairs(truth, torch.tensor([0, 0, 900, -7]), 2, (truth == 0) | (truth == 1))
     assert found.tolist() == [[1, 0], [1, 0]]
@@ -40,14 +40,14 @@ def test_sums_that_float32_cannot_hold_are_exact():
     assert total[0, 0] == 2**24 + 1
 
 
-def test_most_confused_pairs_come_first_and_right_ones_not_at_all():
+def test_most_confused_pairs_come_first_and_correct_ones_are_left_out():
     confusion = torch.tensor([[90, 10, 0], [3, 5, 0], [0, 0, 0]])
     assert most_confused(confusion, 5) == [Confused(0, 1, 10, 0.1), Confused(1, 0, 3, 0.375)]
     assert most_confused(confusion, 1) == [Confused(0, 1, 10, 0.1)]
     assert most_confused(torch.eye(3).long(), 5) == []
 
 
-def test_names_and_shares_of_what_is_absent():
+def test_names_and_ratios_of_absent_classes():
     assert class_names(None, 2) == class_names(dict(num_annotated=3), 2) == ['class 0', 'class 1']
     assert class_names(dict(classes=('a', 'b')), 2) == ['a', 'b']
     shares = ratio(torch.tensor([1, 0]), torch.tensor([3, 0]))

@@ -29,13 +29,13 @@ def test_a_sampler_that_would_pad_stops_the_run_before_it_starts(three_processes
     with pytest.raises(ValueError, match='round_up=False') as error:
         getattr(three_processes, stage)(runner(round_up=True))
     assert str(error.value) == (
-        '3 processes cannot share 7 samples evenly, and the sampler of SimpleNamespace would have 2 of them scored '
-        "twice: set sampler=dict(type='DefaultSampler', shuffle=False, round_up=False) in val_dataloader and "
+        '3 processes cannot share 7 samples evenly: the sampler of SimpleNamespace would pad, and 2 samples would be '
+        "scored twice; set sampler=dict(type='DefaultSampler', shuffle=False, round_up=False) in val_dataloader and "
         'test_dataloader'
     )
 
 
-def test_what_pads_nothing_or_counts_otherwise_passes(three_processes):
+def test_samplers_without_padding_and_other_metrics_are_accepted(three_processes):
     three_processes.before_test(runner(round_up=False))
     three_processes.before_test(runner(round_up=True, samples=9))
     three_processes.before_test(runner(round_up=True, metric='DumpResults'))

@@ -65,7 +65,7 @@ def evaluator(task: str, **kwargs) -> Evaluator:
 
 
 def evaluate(task: str, size: int, *, round_up: bool = False, batch: int = 1, **kwargs) -> dict[str, float]:
-    """This rank's part of a validation, as mmengine's loop does it."""
+    """Run this rank's part of a validation, like mmengine's loop."""
     data = [SAMPLES[task](number) for number in range(size)]
     sampler = DefaultSampler(data, shuffle=False, round_up=round_up)
     judge = evaluator(task, **kwargs)
@@ -79,11 +79,11 @@ def evaluate(task: str, size: int, *, round_up: bool = False, batch: int = 1, **
 
 
 def refuse(*_, **__):
-    raise AssertionError('a collective while batches are processed: ranks have different numbers of them')
+    raise AssertionError('a collective while batches are processed: ranks have different numbers of batches')
 
 
 def worker(rank: int, folder: str) -> None:
-    """The largest group first; then its last process drops out and the others make a group of their own."""
+    """Run the largest group first. Then its last process leaves, and the others form a new group."""
     torch.set_num_threads(1)
     for world in WORLDS:
         if rank < world:
@@ -128,21 +128,21 @@ def ranks(request, folder):
 @pytest.mark.parametrize('task', METRICS)
 @pytest.mark.parametrize('size', [*SIZES, FEWER_THAN_RANKS])
 def test_any_number_of_ranks_gives_the_same_bits(ranks, task, size):
-    alone = evaluate(task, size)
-    assert alone == evaluate(task, size, batch=4)
-    assert len(set(alone.values())) > 1
+    one_rank = evaluate(task, size)
+    assert one_rank == evaluate(task, size, batch=4)
+    assert len(set(one_rank.values())) > 1
     for result in ranks:
-        assert list(result[task, size].items()) == list(alone.items())
+        assert list(result[task, size].items()) == list(one_rank.items())
 
 
-def test_padding_samplers_are_refused_on_every_rank(ranks):
+def test_padding_samplers_are_rejected_on_every_rank(ranks):
     repeated = {2: 1, 3: 2}[len(ranks)]
     first = {'segmentation': '0.png, 1.png', 'video': '0, 1'}
     for result in ranks:
         for task, unit in (('segmentation', 'images'), ('video', 'annotated clips')):
             assert result[task, 'padded'] == (
                 f'{repeated} of 7 {unit} were scored more than once (the first: '
-                f'{", ".join(first[task].split(", ")[:repeated])}). Samplers that pad do this: set '
+                f'{", ".join(first[task].split(", ")[:repeated])}). The sampler pads: set '
                 "sampler=dict(type='DefaultSampler', shuffle=False, round_up=False) in val_dataloader and "
                 'test_dataloader'
             )
@@ -150,13 +150,13 @@ def test_padding_samplers_are_refused_on_every_rank(ranks):
 
 def test_files_are_written_once_and_hold_every_rank(ranks, folder):
     for task in METRICS:
-        evaluate(task, 21, out_dir=folder / 'alone' / task)
+        evaluate(task, 21, out_dir=folder / 'one_rank' / task)
         for name in ('confusion.csv', 'per_class.csv', 'confusion.png'):
             file = folder / str(len(ranks)) / f'{task}21' / name
-            assert file.read_bytes() == (folder / 'alone' / task / name).read_bytes()
+            assert file.read_bytes() == (folder / 'one_rank' / task / name).read_bytes()
 
 
-def test_no_forward_pass_of_an_evaluation_talks_to_other_ranks(ranks):
+def test_no_forward_pass_of_an_evaluation_communicates(ranks):
     assert {'all_reduce', 'all_gather', 'broadcast', 'barrier', 'all_gather_object'} <= set(COLLECTIVES)
     for result in ranks:
         assert result['evaluation forward'] == [True] * 3
@@ -176,7 +176,7 @@ def process(judge: Evaluator, task: str, numbers) -> Evaluator:
     return judge
 
 
-def test_samples_that_are_missing_are_an_error_unless_allowed(log):
+def test_missing_samples_are_an_error_unless_allowed(log):
     with pytest.raises(ValueError, match='were not scored') as error:
         process(evaluator('video'), 'video', [0, 3]).evaluate(7)
     assert str(error.value) == (
@@ -199,11 +199,11 @@ def test_an_evaluation_leaves_nothing_for_the_next_one():
     assert process(judge, 'video', [0, 1]).evaluate(2)['acc/num_clips'] == 2
     with pytest.raises(ValueError, match=r'^none of 2 annotated clips was scored: the dataset or the loader is empty$'):
         judge.evaluate(2)
-    with pytest.raises(ValueError, match=r'^2 annotated clips were evaluated, of a dataset of 1$'):
+    with pytest.raises(ValueError, match=r'^2 annotated clips were evaluated, but the dataset has 1$'):
         process(judge, 'video', [0, 1]).evaluate(1)
 
 
-def test_folders_are_those_of_the_run_and_of_the_iteration(tmp_path, monkeypatch):
+def test_the_folder_follows_the_run_and_the_iteration(tmp_path, monkeypatch):
     logger = MMLogger('folder_of_a_run', log_file=str(tmp_path / 'run.log'))
     hub = MessageHub('folder_of_a_run')
     monkeypatch.setattr(MMLogger, 'get_current_instance', lambda: logger)
@@ -214,10 +214,10 @@ def test_folders_are_those_of_the_run_and_of_the_iteration(tmp_path, monkeypatch
     assert evaluation_folder('elsewhere') == Path('elsewhere/iter_2000')
 
 
-def test_a_full_disk_costs_the_files_and_not_the_result(log, tmp_path):
+def test_a_full_disk_loses_the_files_but_not_the_result(log, tmp_path):
     (tmp_path / 'file').touch()
     assert evaluate('video', 7, out_dir=tmp_path / 'file' / 'folder')['acc/num_clips'] == 7
-    assert 'files of the evaluation are not complete: ' in log.text
+    assert 'the files of the evaluation are incomplete: ' in log.text
 
 
 def test_totals_stay_on_the_device_of_the_counts():

@@ -24,11 +24,11 @@ from wsbcn_mm.layers import BatchChannelNorm, WSConv2d
 
 WORLD, ITERATIONS, ACCUMULATION = 2, 8, 2
 RUNS = {'ddp': None, 'sharded': None, 'resumed': 'sharded/iter_4.pth', 'ddp_resumed': 'sharded/iter_4.pth'}
-"""Run: the checkpoint it goes on from."""
+"""Run: the checkpoint that it resumes from."""
 
 
 class Images(Dataset):
-    """Random images; an odd number, which two ranks cannot share."""
+    """Random images; validation has an odd number, which two ranks cannot share equally."""
 
     def __init__(self, length, scale=1.0):
         self.length, self.scale = length, scale
@@ -136,7 +136,7 @@ def worker(rank, folder):
             f'{folder}/{name}_{rank}.pt',
         )
     dist.barrier()
-    # The last run ends for rank 1 alone, in the first iteration, and the other learns of it when that process has gone.
+    # The last run fails only on rank 1, in the first iteration. Rank 0 fails when the process of rank 1 has exited.
     try:
         train(folder, 'bright', scale=1e30 if rank else 1.0)
     except RuntimeError as error:
@@ -183,7 +183,7 @@ def test_the_checkpoint_loads_without_shards(folder):
     Toy().load_state_dict(torch.load(best, weights_only=True)['state_dict'], strict=True)
 
 
-def test_a_loss_that_is_no_number_on_one_rank_ends_all_and_asks_no_other_rank_for_its_shards(folder):
+def test_a_non_finite_loss_on_one_rank_ends_all_ranks_without_gathering_shards(folder):
     other, bad = ((folder / f'bright_{rank}.txt').read_text() for rank in range(WORLD))
     assert re.match(r'NonFiniteError: iteration 1 on rank 1: loss is (nan|inf)\n', bad)
     assert '\nnot run again: its shards would wait for the other ranks; one process shows the first module\n' in bad
@@ -204,15 +204,15 @@ def runner_with(*hooks, wrapper=OptimWrapper, accumulation=1):
         (runner_with(EMAHook()), 'EMAHook averages whole parameters'),
         (
             runner_with(CheckpointHook()),
-            'CheckpointHook would save the shards of rank 0 alone: SafeCheckpointHook is needed',
+            'CheckpointHook would save only the shards of rank 0: use SafeCheckpointHook',
         ),
         (
             runner_with(SafeCheckpointHook(by_epoch=False, interval=3), accumulation=2),
-            'checkpoints every 3 iterations fall into accumulations of 2',
+            'checkpoints every 3 iterations interrupt accumulations of 2',
         ),
     ],
 )
-def test_what_needs_whole_parameters_is_refused(runner, reason):
-    message = f"model_wrapper_cfg type='FullyShard' does not go with this recipe: {reason}"
+def test_features_that_need_whole_parameters_are_rejected(runner, reason):
+    message = f"model_wrapper_cfg type='FullyShard' does not support this recipe: {reason}"
     with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
         refuse_what_needs_whole_parameters(runner)

@@ -1,4 +1,4 @@
-"""One recipe starts under python, torchrun and srun, and what cannot work is refused before the Runner is built."""
+"""One recipe starts under python, torchrun and srun; invalid combinations are rejected before the Runner is built."""
 
 import os
 import re
@@ -23,8 +23,8 @@ SRUN = dict(
 SALLOC = dict(SLURM_JOB_ID='421337', SLURM_NTASKS='8', SLURM_NODELIST='gpu[03-04]')
 TORCHRUN = dict(RANK='1', WORLD_SIZE='2', LOCAL_RANK='1', MASTER_ADDR='127.0.0.1', MASTER_PORT='29500')
 SYNC_BN_ON_CPU = (
-    "norm_cfg type='SyncBN' runs on GPUs only, and there is none: use dict(type='BCN', statistics='sync'), "
-    'which shares statistics on CPU too'
+    "norm_cfg type='SyncBN' needs GPUs, and none is available: use dict(type='BCN', statistics='sync'), "
+    'which also shares statistics on CPU'
 )
 
 
@@ -38,7 +38,7 @@ def clear(monkeypatch):
 
 @pytest.fixture
 def bare(monkeypatch):
-    """An environment of no launcher, on a machine without GPU."""
+    """An environment without a launcher, on a machine without GPU."""
     clear(monkeypatch)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     return monkeypatch
@@ -58,8 +58,8 @@ def torchrun(bare):
         dist.destroy_process_group()
 
 
-def test_an_unknown_launcher_is_refused():
-    with pytest.raises(ValueError, match=r"^launcher='mpi' is unknown: choose one of auto, none, pytorch, slurm$"):
+def test_an_unknown_launcher_is_rejected():
+    with pytest.raises(ValueError, match=r"^launcher='mpi': one of auto, none, pytorch, slurm is expected$"):
         prepare_launch(Config({}), 'mpi')
 
 
@@ -76,31 +76,31 @@ def test_an_unknown_launcher_is_refused():
         (SRUN | dict(SLURM_NTASKS='8', SLURM_STEP_NUM_TASKS='1'), 'none'),
         (SRUN | dict(SLURM_NTASKS='2') | TORCHRUN, 'pytorch'),
         (SALLOC, 'none'),
-        # The script of sbatch is the first task of no step; salloc may open its shell in a step of Slurm's own.
+        # The script of sbatch runs outside any step; salloc may open its shell in a step that Slurm reserves.
         (SALLOC | dict(SLURM_PROCID='0', SLURM_LOCALID='0'), 'none'),
         (SALLOC | dict(SLURM_PROCID='0', SLURM_LOCALID='0', SLURM_STEP_ID=str(0xFFFFFFFB)), 'none'),
         (SALLOC | dict(SLURM_PROCID='0', SLURM_STEP_ID=str(0xFFFFFFFA), SLURM_STEP_NUM_TASKS='1'), 'none'),
     ],
 )
-def test_the_environment_tells_the_launcher(environ, launcher):
+def test_the_environment_determines_the_launcher(environ, launcher):
     assert detect_launcher(environ) == launcher
 
 
 def test_a_world_without_a_rank_is_explained():
     message = (
-        'WORLD_SIZE=4 without RANK: this process does not know which one it is. Start with torchrun '
+        'WORLD_SIZE=4 without RANK: the rank of this process is unknown. Start with torchrun '
         '(tools/dist_train.sh), or unset WORLD_SIZE for a single process'
     )
     with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
         detect_launcher(dict(WORLD_SIZE='4'))
 
 
-def test_unused_tasks_of_a_slurm_job_are_said(bare, capsys):
+def test_unused_tasks_of_a_slurm_job_are_logged(bare, capsys):
     for name, value in SALLOC.items():
         bare.setenv(name, value)
     prepare_launch(Config({}))
     assert capsys.readouterr().out == (
-        'one process trains: Slurm has 8 tasks for this job, which start with srun before python\n'
+        'training in one process, although this Slurm job has 8 tasks: start them with srun before python\n'
     )
 
 
@@ -108,7 +108,7 @@ def test_slurm_outside_srun_is_explained(bare):
     for name, value in (SRUN | SALLOC | dict(SLURM_STEP_ID=str(0xFFFFFFFA))).items():
         bare.setenv(name, value)
     message = (
-        "launcher='slurm' in a shell that Slurm gave out, not in an srun task: put srun before python, or start with "
+        "launcher='slurm' in a Slurm allocation, but outside an srun task: put srun before python, or start with "
         'tools/slurm_train.sh'
     )
     with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
@@ -120,11 +120,11 @@ def test_slurm_outside_srun_is_explained(bare):
     [
         (
             dict(RANK='2'),
-            'RANK=2 with WORLD_SIZE=2: ranks go from 0 to 1. Start all processes with the same torchrun '
+            'RANK=2 with WORLD_SIZE=2: a rank from 0 to 1 is expected. Start all processes with the same torchrun '
             '(tools/dist_train.sh)',
         ),
-        (dict(RANK='one'), "RANK='one' is no number from 0 on: torchrun would have set one"),
-        (dict(LOCAL_RANK='-1'), "LOCAL_RANK='-1' is no number from 0 on: torchrun would have set one"),
+        (dict(RANK='one'), "RANK='one': a non-negative integer is expected, as torchrun sets it"),
+        (dict(LOCAL_RANK='-1'), "LOCAL_RANK='-1': a non-negative integer is expected, as torchrun sets it"),
     ],
 )
 def test_variables_that_contradict_each_other_are_explained(changed, message, bare):
@@ -135,12 +135,12 @@ def test_variables_that_contradict_each_other_are_explained(changed, message, ba
     assert not dist.is_initialized()
 
 
-def test_no_launcher_in_one_process_of_many_is_refused(bare):
+def test_no_launcher_in_one_process_of_many_is_rejected(bare):
     for name, value in TORCHRUN.items():
         bare.setenv(name, value)
     message = (
-        "launcher='none' in process 1 of 2 that torchrun started: each would train by itself and write over the "
-        'others. Leave --launcher out, or start with python'
+        "launcher='none' in process 1 of 2 of torchrun: each process would train separately and overwrite the files of "
+        'the others. Omit --launcher, or start with python'
     )
     with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
         prepare_launch(Config({}), 'none')
@@ -190,20 +190,20 @@ def test_the_process_group_is_that_of_the_recipe(torchrun):
 
 
 @pytest.mark.parametrize('kind', ['SyncBN', 'MMSyncBN'])
-def test_sync_bn_on_cpu_is_refused_wherever_it_is(kind, torchrun):
+def test_sync_bn_on_cpu_is_rejected_anywhere_in_the_model(kind, torchrun):
     cfg = Config(dict(model=dict(decode_head=[dict(norm_cfg=dict(type=kind))])))
     with pytest.raises(ValueError, match=f'^{re.escape(SYNC_BN_ON_CPU)}$'):
         prepare_launch(cfg, 'pytorch')
     assert not dist.is_initialized()
 
 
-def test_conversion_to_sync_bn_on_cpu_is_refused(torchrun):
+def test_conversion_to_sync_bn_on_cpu_is_rejected(torchrun):
     message = SYNC_BN_ON_CPU.replace("norm_cfg type='SyncBN'", "sync_bn='torch'")
     with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
         prepare_launch(Config(dict(sync_bn='torch')), 'pytorch')
 
 
-def test_a_path_that_mentions_sync_bn_is_no_norm(torchrun):
+def test_a_path_that_mentions_sync_bn_does_not_count_as_a_norm(torchrun):
     prepare_launch(Config(dict(work_dir='work_dirs/against_SyncBN', model=dict(type='SyncBNFree'))), 'pytorch')
     assert dist.is_initialized()
 
@@ -260,7 +260,7 @@ def test_more_processes_than_gpus_are_explained(torchrun):
     torchrun.setattr(torch.cuda, 'is_available', lambda: True)
     torchrun.setattr(torch.cuda, 'device_count', lambda: 4)
     torchrun.setenv('LOCAL_RANK', '4')
-    message = 'process 5 of this machine has no GPU: it sees 4. Start as many processes as GPUs'
+    message = 'LOCAL_RANK=4: a number below the 4 visible GPUs is expected. Start at most one process per GPU'
     with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
         prepare_launch(Config({}), 'pytorch')
     torchrun.setenv('LOCAL_RANK', '3')

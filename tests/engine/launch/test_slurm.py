@@ -1,4 +1,4 @@
-"""What srun tells its tasks becomes what torchrun would have told them."""
+"""The variables of srun are translated into those of torchrun."""
 
 import re
 
@@ -33,8 +33,9 @@ def test_first_host_of_a_node_list(nodes, host):
 
 
 @pytest.mark.parametrize('nodes', ['', ',gpu1', '[1-2'])
-def test_a_node_list_without_a_host_is_refused(nodes):
-    with pytest.raises(ValueError, match=f'^{re.escape(f"SLURM_NODELIST={nodes!r} names no host")}$'):
+def test_a_node_list_without_a_host_is_rejected(nodes):
+    message = f'SLURM_NODELIST={nodes!r}: a list of host names is expected'
+    with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
         first_host(nodes)
 
 
@@ -49,7 +50,7 @@ def test_srun_variables_become_those_of_torchrun():
     }
 
 
-def test_address_and_port_that_are_set_stay():
+def test_an_address_and_a_port_that_are_set_are_kept():
     given = slurm_to_torchrun(SRUN | {'MASTER_ADDR': '10.0.0.7', 'MASTER_PORT': '4000'})
     assert (given['MASTER_ADDR'], given['MASTER_PORT']) == ('10.0.0.7', '4000')
 
@@ -58,7 +59,7 @@ def test_the_nodes_of_the_step_come_before_those_of_the_job():
     assert slurm_to_torchrun(SRUN | {'SLURM_STEP_NODELIST': 'gpu04'})['MASTER_ADDR'] == 'gpu04'
 
 
-def test_jobs_and_steps_have_ports_of_their_own_outside_the_ephemeral_ones():
+def test_jobs_and_steps_have_different_ports_below_the_ephemeral_ones():
     jobs = [SRUN | {'SLURM_JOB_ID': str(j), 'SLURM_STEP_ID': str(s)} for j in range(77_000, 77_100) for s in range(6)]
     ports = [int(slurm_to_torchrun(job)['MASTER_PORT']) for job in jobs]
     assert len(set(ports)) == len(ports)

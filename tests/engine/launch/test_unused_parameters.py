@@ -1,4 +1,4 @@
-"""No recipe trains parameters that its loss does not reach, and a model that does is refused by their names."""
+"""Recipes have no trainable parameters without a gradient; a model that has some is rejected with their names."""
 
 import re
 from pathlib import Path
@@ -13,14 +13,14 @@ from wsbcn_mm.engine.recipe.load import load_recipe
 CONFIGS = Path(__file__).parents[3] / 'configs'
 TINY = 'tiny/deeplabv3_r18-tiny_bcn-ws_1xb1-acc1-2.4k_digits-64x64.py'
 STAGE_3 = dict(in_index=2, in_channels=64)
-"""A head that reads the third stage, so that nothing reads the fourth."""
+"""A head that reads the third stage, which leaves the fourth unused."""
 REFUSED = (
-    '15 parameters are trained, but the loss does not reach them: backbone.layer4.0.conv1.weight, '
+    '15 trainable parameters receive no gradient from the loss: backbone.layer4.0.conv1.weight, '
     'backbone.layer4.0.bn1.weight, backbone.layer4.0.bn1.bias, backbone.layer4.0.conv2.weight, '
     'backbone.layer4.0.bn2.weight, backbone.layer4.0.bn2.bias, backbone.layer4.0.downsample.0.weight, '
     'backbone.layer4.0.downsample.1.weight, backbone.layer4.0.downsample.1.bias, backbone.layer4.1.conv1.weight '
-    'and 5 more. DistributedDataParallel would wait for their gradients and stop in the second step. Take them out of '
-    'the model, freeze them (requires_grad=False), or have them looked for in every step, which costs time: '
+    'and 5 more. DistributedDataParallel would wait for their gradients and stop in the second step. Remove them from '
+    'the model, freeze them (requires_grad=False), or let each step search for them, which costs time: '
     '--cfg-options find_unused_parameters=True'
 )
 
@@ -47,11 +47,11 @@ def recipe():
         'resnet3d/slowonly-r50_bcn-ws_1xb1-acc64-132k_sthv2-8seg-224x224.py',
     ],
 )
-def test_recipes_use_all_that_they_train(name):
+def test_recipes_use_all_trainable_parameters(name):
     assert unused_parameters(load_recipe(str(CONFIGS / name))) == []
 
 
-def test_parameters_out_of_reach_are_refused_by_name_and_nothing_random_happens(recipe):
+def test_parameters_without_a_gradient_are_rejected_by_name_and_random_states_are_kept(recipe):
     random = torch.get_rng_state()
     with pytest.raises(ValueError, match=f'^{re.escape(REFUSED)}$'):
         refuse_unused_parameters(recipe)
@@ -68,7 +68,7 @@ def test_parameters_out_of_reach_are_refused_by_name_and_nothing_random_happens(
         dict(model_wrapper_cfg=dict(type='FullyShard')),
     ],
 )
-def test_nothing_is_refused_that_works(change, recipe):
+def test_configs_that_work_are_accepted(change, recipe):
     recipe.update(change)
     refuse_unused_parameters(recipe)
 
@@ -81,11 +81,11 @@ def test_frozen_stages_need_no_gradient(recipe):
     assert unused_parameters(video) == []
 
 
-def test_what_cannot_be_checked_is_said_and_trains(recipe, capsys):
+def test_a_model_that_cannot_be_checked_is_logged_and_trains(recipe, capsys):
     recipe.model.data_preprocessor.pop('size')
     recipe.train_dataloader.dataset.pipeline = []
     refuse_unused_parameters(recipe)
     assert capsys.readouterr().out == (
-        'not checked for parameters without a gradient: ValueError: the recipe does not give the size of its inputs: '
-        'set --input-shape\n'
+        'the model was not checked for parameters without a gradient: ValueError: the recipe does not give the size of '
+        'its inputs: set --input-shape\n'
     )

@@ -86,7 +86,7 @@ def test_the_stage_is_read_from_where_the_error_came_from(when, stage, tmp_path,
     assert type(error.value) is (RuntimeError if when == 'step' else torch.OutOfMemoryError)
 
 
-def test_other_errors_are_left_alone():
+def test_other_errors_do_not_change():
     with pytest.raises(RuntimeError, match=r'^mat1 and mat2 shapes'), explaining_out_of_memory(Config(), 'a.py'):
         torch.zeros(2, 3) @ torch.zeros(2, 3)
     assert is_out_of_memory(MemoryError())

@@ -1,4 +1,4 @@
-"""What a batch plan makes of recipes, and that Runners train by it as by a batch that needs no accumulation."""
+"""Batch plans of recipes, and Runners that train with them as with one batch without accumulation."""
 
 import copy
 import re
@@ -54,7 +54,7 @@ def epoch_recipe(*schedulers):
 
 
 @pytest.mark.parametrize('path', sorted(CONFIGS.glob('[!_]*/*.py')), ids=lambda path: path.stem)
-def test_the_base_batch_of_a_recipe_is_the_one_its_name_says(path):
+def test_the_base_batch_of_a_recipe_is_that_of_its_name(path):
     devices, per_device, accumulation = map(int, re.search(r'_(\d+)xb(\d+)-acc(\d+)-', path.name).groups())
     (schedule,) = re.findall(r"'\.\./(_base_/schedules/[^']+)'", path.read_text())
     scaling = recipe_of(schedule).auto_scale_lr
@@ -95,12 +95,12 @@ def test_without_flags_and_on_the_recipes_devices_nothing_changes():
     )
 
 
-def test_on_fewer_devices_the_recipes_numbers_hold_and_one_line_says_what_that_means():
+def test_on_fewer_devices_the_recipes_numbers_stay_and_one_line_reports_the_effect():
     cfg = recipe(VOC)
     before = cfg.to_dict()
     assert plan_batch(cfg, 1)[-1] == (
-        'effective batch 2, the recipe is tuned for 16: learning rate 0.007 stays, 33100 iterations see 66200 samples '
-        'instead of 529600; --global-batch 16 keeps what the recipe means'
+        'effective batch 2, but the recipe is tuned for 16: the learning rate stays 0.007, 33100 iterations process '
+        '66200 samples instead of 529600; --global-batch 16 restores the batch of the recipe'
     )
     after = cfg.to_dict()
     del after['batch_plan']
@@ -111,12 +111,14 @@ def test_on_fewer_devices_the_recipes_numbers_hold_and_one_line_says_what_that_m
     ('devices', 'advice'),
     [
         (3, 'global batch 16 is not a multiple of 3 device(s) x 2 = 6: the nearest are 12 and 18'),
-        (4, '--global-batch 16 keeps what the recipe means'),
+        (4, '--global-batch 16 restores the batch of the recipe'),
     ],
 )
 def test_what_the_line_advises_can_be_done(devices, advice):
     line = plan_batch(recipe(VOC), devices)[-1]
-    assert line.startswith(f'effective batch {2 * devices}, the recipe is tuned for 16: learning rate 0.007 stays, ')
+    assert line.startswith(
+        f'effective batch {2 * devices}, but the recipe is tuned for 16: the learning rate stays 0.007, '
+    )
     assert line.endswith(f'; {advice}')
 
 
@@ -125,25 +127,25 @@ def test_what_the_line_advises_can_be_done(devices, advice):
     [
         (
             {'train_cfg.max_iters': 10},
-            'is scheduled for 33100 optimizer steps, and this run has 10: its schedule is',
+            'is scheduled for 33100 optimizer steps, but this run has 10: the schedule is',
         ),
         (
             {'optim_wrapper.accumulative_counts': 3},
-            'is scheduled for 33100 optimizer steps, and this run has 11034',
+            'is scheduled for 33100 optimizer steps, but this run has 11034',
         ),
-        ({'train_cfg.max_iters': 40_000}, 'and this run has 40000: from step 33100 on it stays as it is'),
+        ({'train_cfg.max_iters': 40_000}, 'but this run has 40000: it is constant from step 33100 on'),
         ({'param_scheduler': [dict(type='LinearLR', end=90_000, by_epoch=False)]}, 'is scheduled for 90000 optimizer'),
         ({'param_scheduler': [dict(type='LinearLR', end=500, by_epoch=False)]}, None),
         ({'param_scheduler': [dict(type='MultiStepLR', milestones=[9], by_epoch=False)]}, None),
     ],
-    ids=['shorter run', 'accumulation', 'longer run', 'long warm-up', 'warm-up alone', 'no end'],
+    ids=['shorter run', 'accumulation', 'longer run', 'long warm-up', 'only warm-up', 'no end'],
 )
-def test_a_schedule_that_is_not_as_long_as_the_run_is_said(changes, expected):
+def test_a_schedule_that_is_not_as_long_as_the_run_is_reported(changes, expected):
     cfg = recipe(VOC)
     cfg.merge_from_dict(changes)
-    said = [line for line in plan_batch(cfg, 8) if line.startswith('the learning rate is scheduled for ')]
-    assert len(said) == (expected is not None)
-    assert all(expected in line and line.endswith("('end' in param_scheduler)") for line in said)
+    reported = [line for line in plan_batch(cfg, 8) if line.startswith('the learning rate is scheduled for ')]
+    assert len(reported) == (expected is not None)
+    assert all(expected in line and line.endswith("(set 'end' in param_scheduler)") for line in reported)
 
 
 @pytest.mark.parametrize('name', [VOC, VOC_ACCUMULATED])
@@ -159,7 +161,7 @@ def test_a_global_batch_is_accumulated_where_devices_are_few(name):
     assert cfg.batch_plan.run.samples == cfg.batch_plan.recipe.samples == 529_600
 
 
-def test_per_device_alone_keeps_the_recipes_batch():
+def test_per_device_without_global_batch_keeps_the_recipes_batch():
     cfg = recipe(VOC)
     plan_batch(cfg, 2, per_device=4)
     assert (cfg.train_dataloader.batch_size, cfg.optim_wrapper.accumulative_counts) == (4, 2)
@@ -212,7 +214,9 @@ def test_enabled_scaling_counts_accumulation_and_is_not_left_to_mmengine():
     cfg = iteration_recipe(auto_scale_lr=dict(base_batch_size=4, enable=True))
     cfg.optim_wrapper.accumulative_counts = 2
     line = plan_batch(cfg, 1)[-1]
-    assert line.startswith('effective batch 8, the recipe is tuned for 4: learning rate 0.04 becomes 0.08')
+    assert line.startswith(
+        'effective batch 8, but the recipe is tuned for 4: the learning rate changes from 0.04 to 0.08'
+    )
     assert cfg.optim_wrapper.optimizer.lr == 0.08
     assert cfg.auto_scale_lr == dict(base_batch_size=8, enable=False)
 
@@ -238,35 +242,35 @@ def test_epochs_stay_epochs_and_a_warm_up_in_iterations_does_not():
     )
 
 
-def refused(cfg, message, **asked):
+def rejects(cfg, message, **asked):
     with pytest.raises(ValueError, match=f'^{re.escape(message)}'):
         plan_batch(cfg, 1, **(asked or dict(global_batch=8)))
 
 
-def test_what_cannot_be_planned_is_refused_by_name():
+def test_what_cannot_be_planned_is_rejected_by_name():
     nearest = (
         'global batch 6 is not a multiple of 1 device(s) x 4 = 4: the nearest are 4 and 8; 6 itself works with 2 or 3'
     )
-    refused(iteration_recipe(), nearest, global_batch=6)
-    refused(iteration_recipe(), 'samples per device=0: at least 1 is expected', per_device=0)
-    refused(iteration_recipe(), 'LinearLR would last 1 optimizer step(s) at a global batch of 16, ', global_batch=16)
-    unknown = '--global-batch and --per-device need to know the batch that the recipe was tuned for: add --cfg-options'
-    refused(iteration_recipe(auto_scale_lr=None), unknown)
-    refused(iteration_recipe(auto_scale_lr=dict(base_batch_size=4, rule='cubic')), "learning-rate rule='cubic': ")
-    refused(iteration_recipe([dict(type='ExponentialLR', gamma=0.9, by_epoch=False)]), 'ExponentialLR decays with')
-    refused(iteration_recipe(train_dataloader={}), '--global-batch and --per-device need a recipe with train_dataload')
+    rejects(iteration_recipe(), nearest, global_batch=6)
+    rejects(iteration_recipe(), 'samples per device=0: at least 1 is expected', per_device=0)
+    rejects(iteration_recipe(), 'LinearLR would last 1 optimizer step(s) at a global batch of 16, ', global_batch=16)
+    unknown = '--global-batch and --per-device need the batch that the recipe was tuned for: add --cfg-options'
+    rejects(iteration_recipe(auto_scale_lr=None), unknown)
+    rejects(iteration_recipe(auto_scale_lr=dict(base_batch_size=4, rule='cubic')), "learning-rate rule='cubic': ")
+    rejects(iteration_recipe([dict(type='ExponentialLR', gamma=0.9, by_epoch=False)]), 'ExponentialLR decays in')
+    rejects(iteration_recipe(train_dataloader={}), '--global-batch and --per-device need a recipe with train_dataload')
     two = dict(a=dict(optimizer=dict(lr=1)), b=dict(optimizer=dict(lr=1)))
-    refused(iteration_recipe(optim_wrapper=two), '--global-batch and --per-device need a recipe with one optimizer')
+    rejects(iteration_recipe(optim_wrapper=two), '--global-batch and --per-device need a recipe with one optimizer')
     loop = dict(type='IterBasedTrainLoop', max_iters=10, dynamic_intervals=[(5, 1)])
-    refused(iteration_recipe(train_cfg=loop), '--global-batch and --per-device do not convert train_cfg.dynamic_int')
+    rejects(iteration_recipe(train_cfg=loop), '--global-batch and --per-device do not convert train_cfg.dynamic_int')
     for scheduler in (
         dict(type='PolyLR', by_epoch=False),
         dict(type='PolyLR', end=12, by_epoch=True, convert_to_iter_based=True),
     ):
-        refused(epoch_recipe(scheduler), 'PolyLR leaves it to mmengine to count its iterations', per_device=1)
+        rejects(epoch_recipe(scheduler), 'PolyLR lets mmengine count its iterations', per_device=1)
 
 
-def test_without_flags_a_recipe_of_another_form_is_left_alone():
+def test_without_flags_a_recipe_of_another_form_does_not_change():
     for changed in (
         dict(train_dataloader={}),
         dict(optim_wrapper=dict(a=dict(optimizer=dict(lr=1)))),
@@ -299,7 +303,7 @@ class Images(Dataset):
 
 
 class Toy(BaseModel):
-    """Two norms that treat each sample by itself; in float64, as ten steps multiply rounding errors."""
+    """Norms that treat each sample separately, in float64, because ten steps multiply rounding errors."""
 
     def __init__(self):
         super().__init__()
@@ -310,7 +314,7 @@ class Toy(BaseModel):
         self.double()
 
     def init_weights(self):
-        """Keeps what __init__ made."""
+        """Keep the weights from __init__."""
 
     def forward(self, inputs, mode='loss'):
         out = self.net(inputs)
@@ -318,7 +322,7 @@ class Toy(BaseModel):
 
 
 class RatesOfSteps(Hook):
-    """Learning rate of every optimizer step."""
+    """Record the learning rate of every optimizer step."""
 
     def __init__(self):
         self.seen = []
@@ -329,7 +333,7 @@ class RatesOfSteps(Hook):
 
 
 def train(folder, cfg):
-    """Learning rates and weights of a run."""
+    """Return the learning rates and the weights of a run."""
     rates, model = RatesOfSteps(), Toy()
     loader = dict(
         dataset=Images(),
@@ -347,14 +351,14 @@ def train(folder, cfg):
         param_scheduler=cfg.param_scheduler,
         default_hooks=cfg.default_hooks.to_dict() | dict(checkpoint=None),
         custom_hooks=[rates],
-        # mmengine's loggers are known by experiment and second.
+        # mmengine identifies loggers by experiment and second.
         experiment_name=f'{folder.parent.name}-{folder.name}',
     ).train()
     return rates.seen, [parameter.detach() for parameter in model.parameters()]
 
 
 @pytest.mark.parametrize('schedulers', [WARM_UP_AND_POLY, DROPS], ids=['poly', 'steps'])
-def test_accumulated_micro_batches_train_as_the_batch_they_stand_for(schedulers, tmp_path):
+def test_accumulated_micro_batches_train_like_one_batch(schedulers, tmp_path):
     runs = {}
     for per_device in (4, 1):
         cfg = iteration_recipe(schedulers)

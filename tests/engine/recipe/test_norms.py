@@ -1,4 +1,4 @@
-"""--norm on recipes: every layer changes, nothing of the old norm stays, and what does not pass keys on is refused."""
+"""--norm on recipes: every layer changes, no key of the old norm stays, and parts that drop keys are rejected."""
 
 import re
 from collections import Counter
@@ -45,8 +45,8 @@ def test_every_policy_has_its_fragment():
         *((TINY, norm, 24, 20, 2) for norm in NORMS),
     ],
 )
-def test_a_switched_recipe_is_what_the_name_says(recipe, norm, norms, convs, classifiers):
-    """`convs`: those of the backbone that a norm follows."""
+def test_a_switched_recipe_matches_its_name(recipe, norm, norms, convs, classifiers):
+    """`convs`: convolutions of the backbone with a norm after them."""
     cfg, policy = load(recipe), get_policy(norm)
     report = switch_norm(cfg, norm, FRAGMENTS)
     model = build_model(cfg)
@@ -56,7 +56,7 @@ def test_a_switched_recipe_is_what_the_name_says(recipe, norm, norms, convs, cla
     assert count_convs(model) == Counter({kind: n for kind, n in expected.items() if n})
     assert report[0].endswith(f' -> {norms} {policy.norm}')
     assert 'model.backbone' in report[2]
-    # Whoever reads the dumped config finds nothing of the old norm.
+    # The dumped config has no trace of the old norm.
     assert not re.search(r"'type': '(BN3d)'", repr(cfg.model)) or norm in ('bn', 'bn-ws')
     switch_norm(cfg, norm, FRAGMENTS)
     assert count_norms(build_model(cfg)) == count_norms(model)
@@ -72,13 +72,13 @@ def test_shipped_recipes_have_no_stale_key_and_name_all_parts(folder):
         assert set(parts) == {'model.backbone', *heads}, path.name
 
 
-def test_the_report_says_what_was_and_what_is():
+def test_the_report_lists_old_and_new_layers():
     cfg = load('deeplabv3/deeplabv3_r50-d8_bcn-ws_1xb1-acc8-80k_cityscapes-512x1024.py')
     assert switch_norm(cfg, 'syncbn', FRAGMENTS) == [
         'norms: 60 BCN -> 60 SyncBN',
         'convolutions: 60 WS, 2 plain -> 62 plain',
         'rewritten: model.backbone, model.decode_head, model.auxiliary_head',
-        'dropped, as the new norm does not have them: num_groups=32, rate=0.1, warmup=True',
+        'dropped, not keys of the new norm: num_groups=32, rate=0.1, warmup=True',
         'pretrained weights: pretrained/resnet50_bcn_ws.pth -> pretrained/resnet50_bn.pth',
     ]
     assert cfg.norm_cfg == dict(type='SyncBN')
@@ -121,7 +121,7 @@ def test_keys_of_a_norm_cfg_that_stay(old, wanted, new):
 
 
 def stock_config():
-    """An mmsegmentation recipe of a user, without conv_cfg anywhere."""
+    """Return a user's mmsegmentation recipe without any conv_cfg."""
     norm = dict(type='SyncBN', requires_grad=True)
     head = dict(channels=64, num_classes=5, align_corners=False, norm_cfg=norm)
     return Config(
@@ -155,7 +155,7 @@ def test_a_config_that_mmsegmentation_ships_is_switched_as_it_is(name):
         'model.backbone.zero_init_residual=False: the host would zero the weight of BCN, which is not its output scale'
     )
     assert cfg.model.backbone.zero_init_residual is False
-    assert cfg.model.pretrained == 'open-mmlab://resnet50_v1c'  # building the model twice must leave the config alone
+    assert cfg.model.pretrained == 'open-mmlab://resnet50_v1c'  # Building the model twice must not change the config.
     assert cfg.model.backbone.get('pretrained') is None
     drop_pretrained(cfg)
     assert cfg.model.pretrained is None
@@ -163,7 +163,7 @@ def test_a_config_that_mmsegmentation_ships_is_switched_as_it_is(name):
     assert 'zero_init_residual' not in '\n'.join(switch_norm(switched, 'gn-ws'))
 
 
-def test_a_recipe_of_a_user_gets_conv_cfg_where_it_has_none():
+def test_a_recipe_of_a_user_without_conv_cfg_gets_one():
     cfg = stock_config()
     report = switch_norm(cfg, 'gn-ws', FRAGMENTS)
     assert report[2] == ('rewritten: model.backbone, model.decode_head, model.auxiliary_head.0, model.auxiliary_head.1')
@@ -177,8 +177,8 @@ def test_a_recipe_of_a_user_gets_conv_cfg_where_it_has_none():
     assert count_convs(build_model(cfg)).keys() == {'plain'}
 
 
-def test_a_head_that_does_not_pass_its_conv_cfg_on_is_refused():
-    """mmseg's own head of DeepLabV3+ gives it to 4 of its 14 normalised convolutions."""
+def test_a_head_that_does_not_pass_its_conv_cfg_on_is_rejected():
+    """mmseg's own head of DeepLabV3+ passes it to 4 of its 14 normalised convolutions."""
     cfg = stock_config()
     cfg.model.decode_head.update(type='DepthwiseSeparableASPPHead', c1_in_channels=64, c1_channels=32)
     with pytest.raises(
@@ -194,17 +194,17 @@ def test_a_head_that_does_not_pass_its_conv_cfg_on_is_refused():
     ('part', 'key', 'layer', 'message'),
     [
         ('backbone', 'norm_cfg', dict(type='BN', num_groups=32),
-         'BN takes no num_groups; was it left of another layer?'),
+         'BN does not accept num_groups: remove keys of another layer'),
         ('decode_head', 'norm_cfg', dict(type='GN', num_groups=32, momentum=0.1, rate=0.1),
-         'GN takes no momentum, rate; was it left of another layer?'),
+         'GN does not accept momentum, rate: remove keys of another layer'),
         ('backbone', 'conv_cfg', dict(type='Conv2d', variant='bit'),
-         'Conv2d takes no variant; was it left of another layer?'),
+         'Conv2d does not accept variant: remove keys of another layer'),
         ('decode_head', 'norm_cfg', dict(type='BNC'), "no layer is registered as 'BNC'"),
         ('backbone', 'conv_cfg', dict(type='Conv2dAdaptivePadding'),
          "'Conv2dAdaptivePadding' is neither a plain nor a standardised convolution"),
     ],
 )  # fmt: skip
-def test_stale_and_unknown_keys_are_refused(part, key, layer, message):
+def test_stale_and_unknown_keys_are_rejected(part, key, layer, message):
     cfg = stock_config()
     cfg.model[part][key] = layer
     for check in (check_layer_configs, lambda cfg: switch_norm(cfg, 'gn', FRAGMENTS)):
@@ -212,21 +212,21 @@ def test_stale_and_unknown_keys_are_refused(part, key, layer, message):
             check(cfg)
 
 
-def test_keys_that_layers_take_are_accepted():
+def test_keys_of_the_layers_are_accepted():
     cfg = stock_config()
     cfg.model.backbone.norm_cfg = dict(type='BCN', num_groups=32, rate=0.1, warmup=True, affine='channel', eps=1e-3)
     cfg.model.backbone.conv_cfg = dict(type='WSConv2d', variant='bit', eps=1e-6, padding_mode='reflect')
     check_layer_configs(cfg)
 
 
-def test_an_unknown_norm_and_a_model_without_norms_are_refused():
+def test_an_unknown_norm_and_a_model_without_norms_are_rejected():
     with pytest.raises(ValueError, match=r"^norm policy 'bncws': one of bn, "):
         switch_norm(stock_config(), 'bncws', FRAGMENTS)
     cfg = stock_config()
     cfg.model.pop('auxiliary_head')
     for part in ('backbone', 'decode_head'):
         cfg.model[part].pop('norm_cfg')
-    with pytest.raises(ValueError, match=r'^the model of this recipe has no norm_cfg: there is no norm to switch$'):
+    with pytest.raises(ValueError, match=r'^the model of this recipe has no norm_cfg: --norm needs one$'):
         switch_norm(cfg, 'gn', FRAGMENTS)
 
 
@@ -240,7 +240,7 @@ def test_an_unknown_norm_and_a_model_without_norms_are_refused():
         ('https://example.org/resnet50_v1c.pth', 'gn-ws', 'https://example.org/resnet50_v1c.pth'),
     ],
 )
-def test_pretrained_files_follow_the_norm_where_their_names_say_one(file, norm, new):
+def test_pretrained_files_with_a_norm_in_their_name_follow_the_norm(file, norm, new):
     cfg = stock_config()
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=file)
     assert exchange_pretrained(cfg, norm) == ({} if file == new else {file: new})
@@ -262,7 +262,7 @@ def test_the_shape_of_a_recipes_input(recipe, shape):
     assert input_shape(load(recipe)) == shape
 
 
-def test_a_recipe_that_says_no_size_is_refused():
+def test_a_recipe_without_a_size_is_rejected():
     cfg = stock_config()
     cfg.model.data_preprocessor.pop('size')
     with pytest.raises(ValueError, match=r'^the recipe does not give the size of its inputs: set --input-shape$'):

@@ -60,7 +60,7 @@ def test_a_killed_run_ends_with_the_same_bits(task, processes, workers, whole, d
     assert different == []
     assert values > 400
     output = (tmp_path / 'output0.txt').read_text()
-    assert f'going on at iteration {begin}: {begin * processes} samples seen, next sample ids ' in output
+    assert f'resuming at iteration {begin}: {begin * processes} samples seen, next sample ids ' in output
     accumulated = begin % runs.ACCUMULATION
     said = f'the gradients of {accumulated} of {runs.ACCUMULATION} micro-batches are restored'
     assert (said in output) == (accumulated > 0)
@@ -76,9 +76,9 @@ def test_another_number_of_processes_goes_on_in_the_same_order(whole, data, tmp_
     output = (work_dir / 'output0.txt').read_text()
     assert (
         '1 instead of 2 device(s): accumulation 8 instead of 4 keeps 8 samples per optimizer step, and the order of '
-        'the data goes on'
+        'the data continues'
     ) in output
-    assert 'going on at iteration 24: 24 samples seen, next sample ids ' in output
+    assert 'resuming at iteration 24: 24 samples seen, next sample ids ' in output
     assert seen(work_dir, 1) == seen(two, 2)[24:]
     assert runs.resumed_from(work_dir) == 40
     before, after = (runs.last_checkpoint(folder)['optimizer']['param_groups'][0]['lr'] for folder in (two, work_dir))

@@ -85,7 +85,7 @@ def test_an_index_keeps_its_seed_on_the_way_to_a_worker():
 def test_what_cannot_be_sampled_is_refused():
     with pytest.raises(ValueError, match=r'^the training data have 0 samples: at least 1 is expected$'):
         sampler_of(0)
-    with pytest.raises(ValueError, match=r'^num_samples=-1: 0 or more are expected$'):
+    with pytest.raises(ValueError, match=r'^num_samples=-1: 0 or more is expected$'):
         sampler_of(3).skip(-1)
 
 

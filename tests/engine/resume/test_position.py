@@ -75,7 +75,7 @@ def test_a_run_that_goes_on_reads_what_would_have_come_next_and_nothing_else(tra
     assert rest == asked[6:]
     assert_equal(*(load(f'{runner.work_dir}/iter_6.pth')['state_dict'] for runner in (whole, resumed)))
     following = ', '.join(map(str, resumed.train_dataloader.sampler.upcoming(6, 8)))
-    assert f'going on at iteration 3: 6 samples seen, next sample ids {following}, ...' in log_of(resumed)
+    assert f'resuming at iteration 3: 6 samples seen, next sample ids {following}, ...' in log_of(resumed)
     assert 'the gradients of 1 of 2 micro-batches are restored' in log_of(resumed)
     checkpoint = load(file)
     assert [set(gradients) for gradients in checkpoint['accumulated_gradients']] == [
@@ -91,10 +91,8 @@ def test_going_on_after_a_million_iterations_reads_no_more(trained, tmp_path):
     file = changed(f'{trained[0].work_dir}/iter_4.pth', tmp_path / 'file', after_a_million)
     resumed, asked = run(tmp_path / 'run', iters=MILLION + 2, accumulation=2, load_from=file, resume=True)
     assert asked == resumed.train_dataloader.sampler.upcoming(2 * MILLION, 4)
-    assert 'going on at iteration 1,000,000: 2,000,000 samples seen, next sample ids' in log_of(resumed)
-    assert ('the run is to have 500,001 optimizer steps, and was to have 3 when the checkpoint was written') in log_of(
-        resumed
-    )
+    assert 'resuming at iteration 1,000,000: 2,000,000 samples seen, next sample ids' in log_of(resumed)
+    assert ('the run has 500,001 optimizer steps, and had 3 when the checkpoint was written') in log_of(resumed)
 
 
 def test_another_batch_is_refused(trained, tmp_path):
@@ -110,8 +108,8 @@ def test_another_batch_is_refused(trained, tmp_path):
             run(tmp_path / f'{len(settings)}', iters=6, load_from=file, resume=True, **settings)
         assert str(error.value) == (
             f'the checkpoint was trained with effective batch 4 = 1 device(s) x 2 x accumulation 2, and this run has '
-            f'{batch}. To go on: --global-batch 4 --per-device 2. To start anew from its weights: no --resume, and '
-            '--cfg-options load_from=FILE'
+            f'{batch}. To continue: --global-batch 4 --per-device 2. To start a new run from its weights: '
+            '--cfg-options load_from=FILE instead of --resume'
         )
 
 
@@ -119,7 +117,7 @@ def test_a_new_run_may_take_the_weights_with_any_batch(trained, tmp_path):
     file = f'{trained[0].work_dir}/iter_3.pth'
     runner, asked = run(tmp_path / 'new', iters=1, batch_size=3, load_from=file)
     assert asked == runner.train_dataloader.sampler.upcoming(0, 3)
-    assert 'going on' not in log_of(runner)
+    assert 'resuming at' not in log_of(runner)
 
 
 def test_other_data_other_precision_and_missing_gradients_are_said(trained, tmp_path):
@@ -130,12 +128,12 @@ def test_other_data_other_precision_and_missing_gradients_are_said(trained, tmp_
     file = changed(f'{trained[0].work_dir}/iter_3.pth', tmp_path / 'file', edit)
     resumed, _ = run(tmp_path / 'run', length=23, iters=6, accumulation=2, load_from=file, resume=True)
     assert (
-        'the training data have 23 samples, and had 24 when the checkpoint was written: they come in another order '
-        'from here on'
+        'the training data have 23 samples, and had 24 when the checkpoint was written: their order differs from '
+        'here on'
     ) in log_of(resumed)
     assert (
         'the run trains with OptimWrapper, and trained with Bf16OptimWrapper when the checkpoint was written: the '
-        'precision is another one from here on (--amp)'
+        'precision changes from here on (--amp)'
     ) in log_of(resumed)
     assert (
         'the checkpoint is from the middle of an accumulation and lacks gradients of its 1 device(s): the next step '
@@ -147,8 +145,8 @@ def test_augmentation_without_seeds_is_said(trained, tmp_path):
     settings = dict(iters=5, accumulation=2, load_from=f'{trained[0].work_dir}/iter_4.pth', resume=True)
     resumed, _ = run(tmp_path / 'run', wrap=lambda data: data, **settings)
     said = (
-        'the training data are not wrapped in SeededSamples, which tools/train.py does: their augmentation is not that '
-        'of the run before'
+        'the training data are not wrapped in SeededSamples, as tools/train.py does: their augmentation differs from '
+        'that of the run before'
     )
     assert said in log_of(resumed)
     assert said not in log_of(run(tmp_path / 'wrapped', **settings)[0])
@@ -238,8 +236,8 @@ def test_the_middle_of_an_accumulation_stays_with_its_devices():
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the text is compared in full
         fit_to_run(checkpoint, position(4, accumulation=2))
     assert str(error.value) == (
-        'the checkpoint is from the middle of an accumulation (2 of 4 micro-batches on 2 device(s)), which cannot go '
-        'on with 4: resume with 2, or from a checkpoint of an iteration that 4 divides'
+        'the checkpoint is from the middle of an accumulation (2 of 4 micro-batches on 2 device(s)), which cannot '
+        'continue on 4: resume on 2, or from a checkpoint of an iteration that 4 divides'
     )
 
 
@@ -419,7 +417,7 @@ def test_a_finished_run_says_that_nothing_is_left(trained, tmp_path):
     resumed, asked = run(tmp_path / 'run', iters=6, accumulation=2, load_from=file, resume=True)
     said = 'the checkpoint is of iteration 6, and the run has 6: nothing is left to train'
     assert said in log_of(resumed)
-    assert 'going on' not in log_of(resumed)
+    assert 'resuming at' not in log_of(resumed)
     assert asked == []
 
 

@@ -9,7 +9,7 @@ from mmseg.registry import HOOKS
 from mmseg.structures import SegDataSample
 from PIL import Image
 
-from wsbcn_mm.engine.data.browsing import GAP
+from wsbcn_mm.engine.data.sheets import GAP
 from wsbcn_mm.segmentation import OverlayHook
 from wsbcn_mm.segmentation.evaluation.overlays import side_by_side
 

@@ -206,7 +206,7 @@ def test_sliding_windows_are_averaged_where_they_overlap(data, model) -> None:
 @pytest.mark.parametrize(
     ('name', 'sizes'),
     [
-        ('cityscapes-512x1024', [dict(scale=(1024, 512)), dict(scale=(2048, 1024))]),
+        ('cityscapes', [dict(scale=(1024, 512)), dict(scale=(2048, 1024))]),
         ('cityscapes-769x769', [dict(scale=(1024, 512)), dict(scale=(2049, 1025))]),
         ('voc12aug-513x513', [dict(scale_factor=0.5), dict(scale_factor=1.0)]),
     ],

@@ -84,7 +84,9 @@ def test_missing_and_damaged_archives_are_named(tree: Path) -> None:
         prepare(tree)
     with zipfile.ZipFile(tree / 'gtFine_trainvaltest.zip', 'w') as archive:
         archive.writestr('gtFine/../../secret.png', b'')
-    with pytest.raises(ValueError, match=r"has the member 'gtFine/../../secret.png', outside the folder"):
+    with pytest.raises(
+        ValueError, match=r"has the member 'gtFine/../../secret.png', which is outside the target folder"
+    ):
         prepare(tree)
     assert not (tree.parent / 'secret.png').exists()
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from wsbcn_mm.engine.data.browsing import GAP, LINE_HEIGHT
+from wsbcn_mm.engine.data.sheets import GAP, LINE_HEIGHT
 from wsbcn_mm.video.evaluation.strips import ClipStripHook, class_name, strip
 
 

@@ -1,4 +1,4 @@
-"""Make another project's checkpoint file one of a recipe's."""
+"""Convert another project's checkpoint file to one of a recipe's model."""
 
 from pathlib import Path
 
@@ -24,23 +24,26 @@ def convert_file(
     """Write another project's checkpoint as one of a recipe's model.
 
     Args:
-        cfg: Recipe, which starts from no file of its own.
-        part: 'backbone', by names that its init_cfg loads, or the whole 'model'.
+        file: Checkpoint of another project.
+        out: File to write, .pth or .safetensors.
+        cfg: Recipe that starts from no file.
+        part: 'backbone', with the names that its init_cfg loads, or the whole 'model'.
         source, allow_mismatch: See `import_checkpoint`.
-        trust: See `read_checkpoint`. Of a file of this package its weights and plain meta are written as they are.
+        trust: See `read_checkpoint`. A file of this package keeps its weights and plain meta data.
 
     Returns:
-        What was done, for people: entries by stage, and every one that was not matched.
+        A report: entries by stage, and every entry that was not matched.
 
     Raises:
-        FileNotFoundError, FileExistsError: For a file to read that is not there, or one to write that is.
+        FileNotFoundError: If `file` does not exist.
+        FileExistsError: If `out` exists.
         ValueError: As `read_checkpoint` and `import_checkpoint`, and for a file that needs no conversion.
     """
     refuse_existing(out)
     read = read_checkpoint(file, trust=trust)
     if 'fingerprint' in read.meta:
         if not trust:
-            raise ValueError('it already says what it was trained with: it needs no conversion')
+            raise ValueError('it already has a fingerprint: it needs no conversion')
         left_out: list[str] = []
         write_checkpoint(out, read.state, to_plain(read.meta, 'meta', left_out))
         return f'{file} -> {out}: {len(read.state)} entries as they were; left out: {", ".join(left_out) or "nothing"}'
@@ -70,8 +73,8 @@ def convert_file(
     write_checkpoint(out, found.state, meta)
     lines = [
         f'{file}: {SOURCES[imported.source].title} ({imported.comparison.theirs}) -> {imported.comparison.ours}',
-        *(f'taken all the same: {line}' for line in imported.comparison.differences),
-        *([f'beside the weights, not read: {", ".join(read.ignored)}'] if read.ignored else []),
+        *(f'loaded anyway: {line}' for line in imported.comparison.differences),
+        *([f'not read, beside the weights: {", ".join(read.ignored)}'] if read.ignored else []),
         found.describe(),
         *(["2D weights: start from them with init_cfg type 'Inflated2d'"] if flat else []),
         f'-> {out}: {len(found.state)} entries, {100 * found.backbone_coverage():.0f} % of the backbone',

@@ -1,4 +1,4 @@
-"""Publish what a run trained: weights without code or optimizer, and beside them what one must know to use them."""
+"""Publish a trained model: weights without code or optimizer, their config, and a card of facts."""
 
 import json
 from pathlib import Path
@@ -10,24 +10,24 @@ from .guards import class_list_in
 from .reading import read_checkpoint, refuse_existing, sha256, write_checkpoint
 
 OF_THE_RUN = ('experiment_name', 'load_from', 'launcher', 'resume', 'work_dir')
-"""Keys of a resolved config that say where and how one run ran."""
+"""Keys of a resolved config that only concern one run."""
 
 
 def publish(checkpoint: str | Path, metrics: str | Path, out: str | Path) -> list[Path]:
-    """Write OUT.safetensors, OUT.py (the config it was trained with) and OUT.json (all else) from a checkpoint.
+    """Write OUT.safetensors, OUT.py (its config) and OUT.json (everything else) from a checkpoint.
 
     `tools/test.py OUT.py OUT.safetensors` evaluates them. The JSON has the class list, its hash, the norm recipe (the
     fingerprint of every layer), the metrics, iteration and seed, and the SHA-256 of the weights.
 
     Args:
+        checkpoint: Checkpoint of a run.
         metrics: The metrics.json that tools/test.py wrote for this checkpoint.
-        out: What the files are called, with or without `.safetensors`.
+        out: Name of the files, with or without `.safetensors`.
 
     Raises:
-        FileExistsError: If one of the files exists already.
-        FileNotFoundError: If the checkpoint or the metrics are not there.
-        ImportError: Without the package safetensors.
-        ValueError: If the checkpoint does not say what it was trained with, or the metrics are not names and numbers.
+        FileExistsError: If one of the files already exists. FileNotFoundError: If the checkpoint or the metrics do not
+            exist. ImportError: Without the package safetensors. ValueError: If the checkpoint lacks its config, classes
+            or fingerprint, or the metrics are not names and numbers.
     """
     out = Path(str(out).removesuffix('.safetensors'))
     weights, recipe, card = (out.parent / f'{out.name}{suffix}' for suffix in ('.safetensors', '.py', '.json'))
@@ -51,7 +51,7 @@ def publish(checkpoint: str | Path, metrics: str | Path, out: str | Path) -> lis
         weights, state, dict(fingerprint=meta['fingerprint'], dataset_meta=data, classes_sha256=classes_sha256)
     )
     cfg.dump(recipe)
-    told: dict[str, Any] = dict(
+    facts: dict[str, Any] = dict(
         weights=weights.name,
         sha256=sha256(weights),
         config=recipe.name,
@@ -62,16 +62,16 @@ def publish(checkpoint: str | Path, metrics: str | Path, out: str | Path) -> lis
         seed=meta.get('seed'),
         norm_recipe=meta['fingerprint'],
     )
-    card.write_text(json.dumps(told, indent=2) + '\n')
+    card.write_text(json.dumps(facts, indent=2) + '\n')
     return [weights, recipe, card]
 
 
 def read_metrics(path: str | Path) -> dict[str, float]:
-    """{name: number} of a metrics.json.
+    """Read {name: number} from a metrics.json.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is anything else, or empty.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it holds anything else, or nothing.
     """
     path = Path(path)
     if not path.is_file():
@@ -79,7 +79,7 @@ def read_metrics(path: str | Path) -> dict[str, float]:
     try:
         metrics = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f'{path} is no JSON: {error}') from None
+        raise ValueError(f'{path}: JSON is expected: {error}') from None
     if not isinstance(metrics, dict) or not metrics or not all(isinstance(v, (int, float)) for v in metrics.values()):
         raise ValueError(f'{path} is {str(metrics)[:60]}: names and numbers are expected, as tools/test.py writes them')
     return metrics

@@ -1,1 +1,1 @@
-"""The data path that both tasks share: loader speed, progress, archives and contact sheets."""
+"""Data code that both tasks share: loading speed, the watchdog, archives, preparation and contact sheets."""

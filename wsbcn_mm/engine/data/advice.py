@@ -1,4 +1,4 @@
-"""Does loading keep up with the model, and if not, what would help?"""
+"""Judge whether data loading keeps up with the model, and advise what would help."""
 
 import math
 from typing import Any
@@ -12,19 +12,19 @@ from ..runner import effective_batch
 from .speed import SampleTime, pipelines_of, time_samples, usable_cores
 
 FINE = 0.1
-"""Share of a step that waiting for data may take."""
+"""Fraction of a step that may be spent waiting for data."""
 
 SHORT_SIDE = 256
-"""Of the video copies that are advised, pixels: what the recipes' crops of 224 pixels are cut from in tests."""
+"""Pixels of the short side of the advised video copies: the recipes' tests cut crops of 224 pixels from this size."""
 
 
 def describe_wait(waited: float, step: float) -> str:
-    """'data 71 % of the step (0.710 of 1.000 s)'."""
+    """Return 'data 71 % of the step (0.710 of 1.000 s)'."""
     return f'data {100 * waited / step:.0f} % of the step ({waited:.3f} of {step:.3f} s)'
 
 
 def bound_by(sample: SampleTime) -> str:
-    """'decode-bound' or 'augment-bound', with the shares that say so.
+    """Return 'decode-bound' or 'augment-bound', with the shares of the time.
 
     >>> from wsbcn_mm.engine.data.speed import Stage
     >>> bound_by(SampleTime((Stage('DecodeClip', 0.06), Stage('FlipClip', 0.02)), 0.08, 10))
@@ -40,34 +40,34 @@ def bound_by(sample: SampleTime) -> str:
 
 
 def workers_needed(sample: SampleTime, rate: float) -> int:
-    """Workers that make `rate` samples per second, if each has a core."""
+    """Return the number of workers, with a core each, that load `rate` samples per second."""
     return math.ceil(round(rate * sample.seconds, 6))
 
 
 def remedies(sample: SampleTime, *, workers: int, rate: float, cores: int) -> list[str]:
-    """What would let the loader make `rate` samples per second.
+    """Return advice on how the loader can reach `rate` samples per second.
 
     Args:
-        sample: What one takes.
-        workers: Of the loader now; 0 is the training process itself.
-        rate: Samples per second that the model could take.
-        cores: That these workers share.
+        sample: Time to load one sample.
+        workers: Current workers of the loader; 0 is the training process itself.
+        rate: Samples per second that the model could consume.
+        cores: Cores that these workers share.
     """
     needed = workers_needed(sample, rate)
     if needed > cores:
-        found = [f'{amount(rate)} samples/s need {needed} workers with a core each, and there are {cores} cores']
+        found = [f'{amount(rate)} samples/s need {needed} workers with a core each; {cores} cores are available']
     elif needed > workers:
-        found = [f'num_workers={needed} instead of {workers} would make {amount(rate)} samples/s, on {cores} cores']
+        found = [f'num_workers={needed} instead of {workers} would load {amount(rate)} samples/s on {cores} cores']
     else:
         found = [
-            f'{needed} of the {workers} workers would make {amount(rate)} samples/s with a core each and a fast disk: '
-            f'look for what else runs on the {cores} cores, and where the files are'
+            f'{needed} of the {workers} workers would load {amount(rate)} samples/s with a core each and a fast disk: '
+            f'check the other load on the {cores} cores and the speed of the disk'
         ]
     return found + smaller_copies(sample)
 
 
 def smaller_copies(sample: SampleTime) -> list[str]:
-    """The advice to decode smaller videos, where decoding prevails and they are larger than needed."""
+    """Advise smaller copies of the videos, if decoding dominates and the frames are larger than needed."""
     if sample.frame_size is None or sample.decoding < 0.5 or min(sample.frame_size) <= SHORT_SIDE:
         return []
     height, width = sample.frame_size
@@ -80,15 +80,15 @@ def smaller_copies(sample: SampleTime) -> list[str]:
 def judge_training(
     waited: float, step: float, *, batch: int, workers: int, cores: int, sample: SampleTime | None
 ) -> str:
-    """Verdict in one line on iterations that took `step` seconds, `waited` of them for data.
+    """Return a verdict in one line on iterations that took `step` seconds, `waited` of them for data.
 
     Args:
         waited: Mean seconds between the end of a step and its next batch.
         step: Mean seconds of an iteration, waiting included.
         batch: Samples per iteration of this process.
-        workers: Of the loader.
-        cores: That these workers share.
-        sample: What a sample takes; None if it is not known.
+        workers: Workers of the loader.
+        cores: Cores that these workers share.
+        sample: Time to load one sample; None if unknown.
     """
     wait = describe_wait(waited, step)
     if waited < FINE * step:
@@ -103,53 +103,53 @@ def judge_training(
 def judge_loader(
     sample: SampleTime, speed: float, *, workers: int, cores: int, batch: int, step: float | None
 ) -> list[str]:
-    """Verdict in lines on a loader that makes `speed` samples per second.
+    """Return a verdict in lines on a loader that loads `speed` samples per second.
 
     Args:
-        sample: What one takes.
-        speed: Samples per second that the workers made, when nothing else was to do.
-        workers: Of the loader.
-        cores: That these workers share.
+        sample: Time to load one sample.
+        speed: Samples per second of the workers, when nothing else runs.
+        workers: Workers of the loader.
+        cores: Cores that these workers share.
         batch: Samples per iteration of one device.
         step: Seconds of an iteration without loading, if known.
     """
-    alone = amount(1 / sample.seconds)
-    makes = f'num_workers={workers} on {cores} cores makes {amount(speed)} samples/s, one thread alone {alone}'
+    one_thread = amount(1 / sample.seconds)
+    makes = f'num_workers={workers} on {cores} cores loads {amount(speed)} samples/s, a single thread {one_thread}'
     if step is None:
         return [
             bound_by(sample),
             makes,
             *smaller_copies(sample),
-            'fine or not depends on the model: --step-time SECONDS',
+            'whether this is enough depends on the model: set --step-time SECONDS',
         ]
     rate = batch / step
     if speed > (1 - FINE) * rate:
-        return [f'fine: the model takes {amount(rate)} samples/s', makes, f'if anything, it is {bound_by(sample)}']
+        return [f'fine: the model consumes {amount(rate)} samples/s', makes, bound_by(sample)]
     wait = f'expected: {describe_wait(batch / speed - step, batch / speed)}'
     return [f'{wait}, {bound_by(sample)}', makes, *remedies(sample, workers=workers, rate=rate, cores=cores)]
 
 
 def amount(number: float) -> str:
-    """Three digits, or all before the point."""
+    """Format a number with three significant digits, or as an integer from 100 on."""
     return f'{number:,.0f}' if number >= 100 else f'{number:.3g}'
 
 
 @HOOKS.register_module()
 class DataSpeedHook(Hook):
-    """Log once how much of an iteration goes into waiting for data, and if it is 10 % or more, why and what to do.
+    """Log once which share of an iteration is spent waiting for data. From 10 % on, log the cause and the remedies.
 
-    The first iterations, in which workers start and libraries choose algorithms, do not count. Only where data are
-    short some samples are loaded and timed in this process, which takes at most a few seconds.
+    The first iterations do not count: workers start and libraries choose algorithms. Only if loading is too slow, the
+    hook times some samples in this process, which takes at most a few seconds.
 
     Args:
-        iterations: After how many iterations of this run.
-        skipped: How many at the start do not count.
+        iterations: Iterations of this run after which the hook logs.
+        skipped: Iterations at the start that do not count.
 
     Raises:
         ValueError: Unless 0 <= skipped < iterations.
     """
 
-    # after IterTimerHook, which measures
+    # After IterTimerHook, which measures.
     priority = 'LOW'
 
     def __init__(self, iterations: int = 100, skipped: int = 10) -> None:
@@ -182,6 +182,6 @@ class DataSpeedHook(Hook):
             sample=time_samples(loader.dataset, 16, at_most=3.0) if short and pipelines_of(loader.dataset) else None,
         )
         if short:
-            runner.logger.warning(f'{verdict}. tools/benchmark_data.py RECIPE has all stages')
+            runner.logger.warning(f'{verdict}. tools/benchmark_data.py RECIPE times every stage')
         else:
             runner.logger.info(verdict)

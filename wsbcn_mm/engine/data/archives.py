@@ -1,4 +1,4 @@
-"""Unpack what was downloaded, once: files that are there in full are left alone."""
+"""Unpack downloaded archives once: complete files are skipped."""
 
 import bz2
 import gzip
@@ -22,16 +22,16 @@ from rich.progress import Progress
 from ..files import write_atomically
 
 NOTES = '.unpacked'
-"""Folder of what each archive had, so that one of many gigabytes is not read again to find that nothing is missing."""
+"""Folder with the list of files of each archive: it saves reading many gigabytes again to find nothing missing."""
 
 END_OF_TAR = 1024
-"""Zero bytes that a tar ends with."""
+"""Number of zero bytes that end a tar."""
 
 COMPRESSED: dict[bytes, Callable[..., Any]] = {b'\x1f\x8b': gzip.open, b'BZh': bz2.open, b'\xfd7zXZ\x00': lzma.open}
 
 
 class Member(NamedTuple):
-    """A file in an archive: its path there, its bytes when unpacked, and what opens it for reading."""
+    """A file in an archive: its path there, its unpacked size in bytes, and a function that opens it for reading."""
 
     name: str
     size: int
@@ -39,7 +39,7 @@ class Member(NamedTuple):
 
 
 class Joined(io.RawIOBase):
-    """The bytes of several files, one after the other."""
+    """The concatenated bytes of several files."""
 
     def __init__(self, parts: Sequence[Path]) -> None:
         self._parts = iter(parts)
@@ -67,23 +67,23 @@ class Joined(io.RawIOBase):
 
 
 def unpack(archive: Path | Sequence[Path], folder: Path, prefixes: tuple[str, ...], progress: Progress) -> int:
-    """Write the wanted files of a `.zip` or `.tar`, compressed or not, below a folder.
+    """Unpack selected files of a `.zip` or `.tar`, compressed or not, into a folder.
 
-    A file of the right size is left alone, so that an interrupted run goes on where it was. An archive is read again
-    only if it or one of its files has changed.
+    A file of the right size is skipped, so that an interrupted run continues where it stopped. An archive is read
+    again only if it or one of its files has changed.
 
     Args:
-        archive: The archive, or the files that a tar was cut into, in order.
-        folder: Its paths are taken to be below this folder.
+        archive: The archive, or the parts of a split tar, in order.
+        folder: Folder that the paths in the archive are relative to.
         prefixes: Members whose paths begin with one of these are unpacked.
         progress: Bar for the number of members.
 
     Returns:
-        How many files were written.
+        The number of files written.
 
     Raises:
-        ValueError: For a file that is no such archive, is damaged or has no wanted file, or a member that would land
-            outside the folder.
+        ValueError: For a file that is not such an archive, is damaged or has no member with these prefixes, and for a
+            member outside the folder.
     """
     parts = [archive] if isinstance(archive, Path) else list(archive)
     name = str(parts[0]) if len(parts) == 1 else f'{parts[0]} to {parts[-1].name}'
@@ -108,41 +108,41 @@ def unpack(archive: Path | Sequence[Path], folder: Path, prefixes: tuple[str, ..
         raise ValueError(f'{name} is damaged ({error}): the download may be incomplete') from error
     if not sizes:
         below = f' below {" or ".join(prefixes)}' if any(prefixes) else ''
-        raise ValueError(f'{name} has no files{below}: it is another archive')
+        raise ValueError(f'{name} has no files{below}: this is not the expected archive')
     content = dict(stamps=stamps, prefixes=list(prefixes), sizes=sizes)
     write_atomically(note, json.dumps(content).encode())
     return written
 
 
 def numbered_parts(folder: Path, stem: str) -> list[Path]:
-    """Files `<stem>-00`, `<stem>-01`, ... of a folder, which together are one archive; empty if there are none.
+    """Return the parts `<stem>-00`, `<stem>-01`, ... of a split archive in a folder; empty if there are none.
 
     Raises:
-        FileNotFoundError: If one before the last is missing.
+        FileNotFoundError: If a part before the last one is missing.
     """
     parts = sorted(path for path in folder.glob(f'{stem}-[0-9][0-9]') if path.is_file())
     expected = [folder / f'{stem}-{number:02}' for number in range(int(parts[-1].name[-2:]) + 1)] if parts else []
     missing = [path.name for path in expected if path not in parts]
     if missing:
         raise FileNotFoundError(
-            f'{len(parts)} parts of {stem} are in {folder}, and {", ".join(missing)} missing: they are one archive '
-            'that was cut up, and are needed all'
+            f'{folder} has {len(parts)} parts of {stem}, but lacks {", ".join(missing)}: the archive is split, and '
+            'all parts are needed'
         )
     return parts
 
 
 def _has_size(file: str | Path, size: int) -> bool:
     try:
-        found = os.stat(file)  # once, and of a plain string: an archive may have five million files
+        found = os.stat(file)  # One call, on a plain string: an archive may have five million files.
     except (FileNotFoundError, NotADirectoryError):
         return False
     return stat.S_ISREG(found.st_mode) and found.st_size == size
 
 
 def _write(member: Member, archive: str, folder: Path) -> int:
-    """Write one file, if it is not there in full; gives how many were written."""
+    """Write one file, unless it is complete; return the number of files written."""
     if PurePosixPath(member.name).is_absolute() or '..' in PurePosixPath(member.name).parts:
-        raise ValueError(f'{archive} has the member {member.name!r}, outside the folder that it is unpacked into')
+        raise ValueError(f'{archive} has the member {member.name!r}, which is outside the target folder')
     file = folder / member.name
     if _has_size(file, member.size):
         return 0
@@ -166,7 +166,7 @@ def _members(parts: Sequence[Path], name: str, stack: ExitStack) -> Iterable[Mem
     except tarfile.ReadError as error:
         raise ValueError(f'{name} is neither a zip nor a tar archive: the download may be incomplete') from error
     if not opener and not _ends_with_zeros(parts[-1]):
-        raise EOFError('its end is missing')
+        raise EOFError('the end is missing')
     return _tar_members(archive, content)
 
 
@@ -186,5 +186,5 @@ def _tar_members(archive: tarfile.TarFile, content: Any) -> Iterator[Member]:
     for info in archive:
         if info.isfile():
             yield Member(info.name.removeprefix('./'), info.size, partial(archive.extractfile, info))
-    while content.read(1 << 20):  # to the end, where a compressed file has its checksum
+    while content.read(1 << 20):  # The checksum of a compressed file is at its end.
         pass

@@ -1,4 +1,4 @@
-"""What every command that prepares a data set shows, and how it ends."""
+"""Progress, report and exit code of the commands that prepare a data set."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,12 +10,12 @@ PROBLEMS_SHOWN = 30
 
 
 def exit_code_of(prepare: Callable[[Path, Console], list[str]], root: Path) -> int:
-    """Prepare the data set in `root`, say whether it is complete, and give 1 if it is not or cannot be read, else 0."""
+    """Prepare the data set in `root` and print whether it is complete. Return 0 if it is, 1 if not or on an error."""
     console = Console()
     try:
         problems = prepare(root, console)
     except (OSError, ValueError) as error:
-        # A full disk has no name of its own.
+        # The error of a full disk names no file.
         place = f': {root}' if isinstance(error, OSError) and error.errno and not error.filename else ''
         console.print(f'{type(error).__name__}: {error}{place}', highlight=False, markup=False, soft_wrap=True)
         return 1
@@ -24,13 +24,13 @@ def exit_code_of(prepare: Callable[[Path, Console], list[str]], root: Path) -> i
 
 
 def progress_bar(console: Console | None = None) -> Progress:
-    """A bar with the number of files and the time left."""
+    """Return a bar with the number of files and the remaining time."""
     columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, TimeRemainingColumn(), console=console)
 
 
 def print_report(console: Console, lines: Sequence[str], problems: Sequence[str], manifest: Path) -> None:
-    """Print what was found, and the first of the problems; the manifest has them all."""
+    """Print `lines`, then the first problems; the manifest has all of them."""
     shown = [*lines, *(f'wrong: {line}' for line in problems[:PROBLEMS_SHOWN])]
     if len(problems) > PROBLEMS_SHOWN:
         shown.append(f'and {len(problems) - PROBLEMS_SHOWN} more, all in {manifest}')

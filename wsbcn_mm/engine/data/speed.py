@@ -1,4 +1,4 @@
-"""How fast training samples are made: by each transform of a dataset in one thread, and by a loader's workers."""
+"""Measure how fast training samples load: each transform in one thread, and the workers of a loader."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from ..resume.order import seed_samples, seeded
 
 DECODING = ('Load', 'Decode')
-"""How the names of transforms begin that read and decode files."""
+"""Prefixes of the names of transforms that read and decode files."""
 
 
 class Stage(NamedTuple):
@@ -27,7 +27,7 @@ class Stage(NamedTuple):
 
     Attributes:
         name: Its type.
-        seconds: What it takes of a sample, on average.
+        seconds: Mean time per sample.
     """
 
     name: str
@@ -35,17 +35,17 @@ class Stage(NamedTuple):
 
     @property
     def decodes(self) -> bool:
-        """Whether it reads and decodes files; others change what was read."""
+        """Whether the transform reads and decodes files; the others augment."""
         return self.name.startswith(DECODING)
 
 
 class SampleTime(NamedTuple):
-    """What a sample takes in one thread.
+    """Time to load one sample in one thread.
 
     Attributes:
-        stages: In the order of the pipeline.
-        seconds: Of a whole sample, with what lies between the stages.
-        samples: How many were timed.
+        stages: The transforms, in the order of the pipeline.
+        seconds: Mean time per sample, including what runs between the stages.
+        samples: Number of timed samples.
         frame_size: (height, width) of the first video frames that were decoded; None for images.
     """
 
@@ -56,22 +56,22 @@ class SampleTime(NamedTuple):
 
     @property
     def decoding(self) -> float:
-        """Share of the time that decoding takes."""
+        """Fraction of the time spent on decoding."""
         return sum(stage.seconds for stage in self.stages if stage.decodes) / self.seconds
 
 
 def time_samples(dataset: Any, samples: int, *, at_most: float = float('inf')) -> SampleTime:
     """Load samples of a dataset in this process, in one thread, and time every transform of its pipelines.
 
-    The random generators are put back afterwards.
+    The random generators are restored afterwards.
 
     Args:
-        dataset: With pipelines of mmengine, its own or those of the datasets in it.
-        samples: How many to time, spread at random; one more before them, for what only the first one needs.
-        at_most: Seconds after which no further sample is begun.
+        dataset: A dataset that has mmengine pipelines, or wraps datasets that have them.
+        samples: Number of samples to time, drawn at random. One more is loaded first, as a warm-up.
+        at_most: Seconds after which no further sample starts.
 
     Raises:
-        ValueError: For a number of samples below 1, or a dataset without a pipeline.
+        ValueError: If `samples` is below 1, or the dataset has no pipeline.
     """
     if samples < 1:
         raise ValueError(f'samples={samples}: at least 1 is needed')
@@ -95,7 +95,7 @@ def time_recipe(cfg: Config, workers: int, samples: int) -> tuple[SampleTime, fl
     """Time a recipe's training data.
 
     Returns:
-        What a sample takes in this process, and the samples per second of a loader with this many workers when nothing
+        The time of a sample in this process, and the samples per second of a loader with this many workers when nothing
         else runs.
     """
     cfg = deepcopy(cfg)
@@ -109,7 +109,7 @@ def time_recipe(cfg: Config, workers: int, samples: int) -> tuple[SampleTime, fl
 
 
 def loader_speed(loader: DataLoader, samples: int) -> float:
-    """Samples per second. What workers make ahead while the first of them start does not count."""
+    """Return the samples per second of a loader, without the batches that it prefetches while its workers start."""
     batches = iter(loader)
     ahead = loader.num_workers * (loader.prefetch_factor or 0)
     for _ in range(ahead + 1):
@@ -121,13 +121,13 @@ def loader_speed(loader: DataLoader, samples: int) -> float:
 
 
 def usable_cores() -> int:
-    """CPU cores that this process may use, divided among the processes that torchrun started on this machine."""
+    """Return the CPU cores of this process: those it may use, divided by the torchrun processes on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return max(cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1)), 1)
 
 
 class _Clock:
-    """Seconds by position and name of a transform."""
+    """Seconds of each transform, by position and name."""
 
     def __init__(self) -> None:
         self.seconds: dict[tuple[int, str], float] = {}
@@ -150,13 +150,13 @@ class _Clock:
 
 @contextmanager
 def _timed_pipelines(dataset: Any) -> Iterator[_Clock]:
-    """Time the transforms of all pipelines in a dataset; transforms at one position and of one name count together."""
+    """Time the transforms of all pipelines in a dataset. Those with the same position and name are added up."""
     clock, before = _Clock(), []
     for pipeline in pipelines_of(dataset):
         before.append((pipeline, pipeline.transforms))
         pipeline.transforms = [clock.timed(i, transform) for i, transform in enumerate(pipeline.transforms)]
     if not before:
-        raise ValueError(f'{type(dataset).__name__} has no pipeline whose transforms could be timed')
+        raise ValueError(f'{type(dataset).__name__} has no pipeline: only datasets with a pipeline can be timed')
     try:
         yield clock
     finally:
@@ -165,7 +165,7 @@ def _timed_pipelines(dataset: Any) -> Iterator[_Clock]:
 
 
 def pipelines_of(dataset: Any) -> list[Any]:
-    """Pipelines of a dataset and of those that it wraps or joins, each once."""
+    """Return the pipelines of a dataset and of the datasets that it wraps or joins, each once."""
     wrapped = [*getattr(dataset, 'datasets', ()), *([dataset.dataset] if hasattr(dataset, 'dataset') else [])]
     if wrapped:
         found = [pipeline for one in wrapped for pipeline in pipelines_of(one)]
@@ -175,7 +175,7 @@ def pipelines_of(dataset: Any) -> list[Any]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """As in a loader's worker."""
+    """Limit torch and OpenCV to one thread, as in a loader's worker."""
     cv2 = sys.modules.get('cv2')
     before = torch.get_num_threads(), cv2.getNumThreads() if cv2 else 0
     torch.set_num_threads(1)

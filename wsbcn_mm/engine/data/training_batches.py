@@ -1,4 +1,4 @@
-"""A few training batches that are the same whenever they are asked for, to measure on."""
+"""A few reproducible training batches, for measurements."""
 
 from typing import Any
 
@@ -9,24 +9,24 @@ from ..resume.order import AUGMENTATION, SampleIndex, SeededSamples, seed_of
 
 
 def training_batches(loader: DataLoader, samples: int, *, rank: int = 0, ranks: int = 1) -> DataLoader:
-    """Samples spread evenly over a loader's data, in batches of its size; every pass over them gives the same numbers.
+    """Return samples spread evenly over a loader's data, in batches of its size. Every pass gives the same numbers.
 
-    Augmentation is a function of the sample alone. Order and random numbers of `loader`, and of everything else in this
-    process, are left alone.
+    Augmentation depends only on the sample. The order and the random numbers of `loader`, and of everything else in
+    this process, do not change.
 
     Args:
         loader: Loader of the training data.
-        samples: How many, of all ranks; all there are if there are fewer.
-        rank, ranks: Which share of them to give.
+        samples: Number of samples over all ranks; the whole data if it has fewer.
+        rank, ranks: Share of the samples to return.
 
     Raises:
-        ValueError: For fewer than one sample, or for data without a length.
+        ValueError: If `samples` is below 1, or the data have no length.
     """
     if samples < 1:
         raise ValueError(f'samples={samples}: at least one is needed')
     data: Any = loader.dataset
     if not hasattr(data, '__len__'):
-        raise ValueError(f'the training data ({type(data).__name__}) have no length to choose samples from')
+        raise ValueError(f'the training data ({type(data).__name__}) have no length: a dataset with a length is needed')
     chosen = range(0, len(data), max(1, len(data) // samples))[:samples][rank::ranks]
     return DataLoader(
         data if isinstance(data, SeededSamples) else SeededSamples(data),
@@ -40,5 +40,5 @@ def training_batches(loader: DataLoader, samples: int, *, rank: int = 0, ranks: 
 
 
 def losses(model: Any, batch: Any) -> object:
-    """A forward of all parts that training uses."""
+    """Run the forward pass of training and return its losses."""
     return model(**model.data_preprocessor(batch, True), mode='loss')

@@ -1,4 +1,4 @@
-"""Say which files the data loader is stuck on."""
+"""Report the files on which a data loader hangs."""
 
 import logging
 import threading
@@ -15,14 +15,17 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader, get_worker_info
 
+SLOTS = 257
+"""Rows of the table of a dataset: the training process, and 256 workers."""
+
 
 @HOOKS.register_module()
 class LoaderWatchdogHook(Hook):
-    """While no batch comes for `patience` seconds, log what each loader process has been on and for how long.
+    """If no batch arrives for `patience` seconds, log the item of each loader process and for how long it has run.
 
-    It says so again whenever the wait has doubled, and stops nothing. What the processes are on is known for data
-    sets with a `whereabouts` (`Whereabouts`). A thread looks at the clock, so loading in the training process
-    itself (`num_workers=0`) is watched as long as it lets other threads run.
+    The hook logs again whenever the wait has doubled. It does not stop the run. The items are known for datasets with
+    a `whereabouts` (`Whereabouts`). A thread watches the clock, so loading in the training process itself
+    (`num_workers=0`) is watched as long as it lets other threads run.
 
     Args:
         patience: Seconds without a batch before the first message.
@@ -31,11 +34,11 @@ class LoaderWatchdogHook(Hook):
         ValueError: If `patience` is not positive.
     """
 
-    priority = 'LOWEST'  # what other hooks do between two batches is no waiting
+    priority = 'LOWEST'  # The time of other hooks between two batches does not count as waiting.
 
     def __init__(self, patience: float = 120.0) -> None:
         if not patience > 0:
-            raise ValueError(f'patience={patience!r}: seconds above 0 are needed')
+            raise ValueError(f'patience={patience!r}: a number of seconds above 0 is expected')
         self.patience = patience
         self._waiting: tuple[str, DataLoader, float] | None = None
         self._training = False
@@ -82,57 +85,54 @@ class LoaderWatchdogHook(Hook):
             self._wait('train', runner.train_dataloader)
 
     def _wait_for_next(self, name: str, loader: DataLoader, batch_idx: int) -> None:
-        if batch_idx + 1 < len(loader):  # behind the last one comes the metric, not a batch
+        if batch_idx + 1 < len(loader):  # The last batch is followed by the metric, not by a batch.
             self._wait(name, loader)
 
     def _wait(self, name: str, loader: DataLoader) -> None:
         self._waiting = (name, loader, time.monotonic())
 
     def _watch(self, runner: 'weakref.ref[Runner]') -> None:
-        said, threshold = None, self.patience
+        reported, threshold = None, self.patience
         while not self._stop.wait(min(self.patience / 4, 5.0)) and runner() is not None:
             waiting = self._waiting
-            if waiting is None or waiting is not said:
-                said, threshold = waiting, self.patience
+            if waiting is None or waiting is not reported:
+                reported, threshold = waiting, self.patience
             if waiting is not None and time.monotonic() - waiting[2] > threshold:
                 threshold = 2 * (time.monotonic() - waiting[2])
                 print_log(describe_wait(*waiting), 'current', logging.WARNING)
 
 
 def describe_wait(name: str, loader: DataLoader, since: float) -> str:
-    """What a loader that gives no batch is on, in one line.
+    """Describe in one line what the processes of a loader that returns no batch are working on.
 
     Args:
-        name: Of the loader.
+        name: Name of the loader.
         loader: The loader.
-        since: When the wait began, in seconds of `time.monotonic`.
+        since: Start of the wait, in seconds of `time.monotonic`.
     """
     text = f'no batch from the {name} loader for {time.monotonic() - since:.0f} s'
     dataset: Any = loader.dataset
     if getattr(dataset, 'whereabouts', None) is None:
-        return f'{text}; what its {loader.num_workers} workers are on is not known for a {type(dataset).__name__}'
+        return f'{text}; the files of its {loader.num_workers} workers are unknown for a {type(dataset).__name__}'
     busy = [
         f'{"this process" if one.worker is None else f"worker {one.worker}"} on '
         f'{_path(dataset.get_data_info(one.item))!r} for {one.seconds:.0f} s'
         for one in dataset.whereabouts.now()
     ]
-    return f'{text}: {"; ".join(busy) or f"its {loader.num_workers} workers are on no file"}'
+    return f'{text}: {"; ".join(busy) or f"its {loader.num_workers} workers are idle"}'
 
 
 def _path(info: dict[str, Any]) -> Any:
     return info.get('path') or info.get('img_path') or info.get('sample_idx')
 
 
-SLOTS = 257
-
-
 class Whereabout(NamedTuple):
-    """A process at work.
+    """An item that a process is working on.
 
     Attributes:
-        worker: number of the loader worker; None for the training process itself.
-        item: index in its dataset.
-        seconds: since when.
+        worker: Number of the loader worker; None for the training process itself.
+        item: Index in its dataset.
+        seconds: Time since its start.
     """
 
     worker: int | None
@@ -141,15 +141,15 @@ class Whereabout(NamedTuple):
 
 
 class Whereabouts:
-    """A table in shared memory, one row per loading process; made before the workers, who inherit it."""
+    """A table in shared memory, one row per loading process. It is created before the workers, which inherit it."""
 
     def __init__(self) -> None:
-        # Index + 1, or 0 for none, and the time: the clock is the same in all processes.
+        # Index + 1, or 0 for none, and the start time. All processes share the clock.
         self._rows = torch.zeros(SLOTS, 2, dtype=torch.float64).share_memory_()
 
     @contextmanager
     def on(self, index: int) -> Iterator[None]:
-        """Note the item that is worked on in the block."""
+        """Record the item that the block works on."""
         worker = get_worker_info()
         row = self._rows[0 if worker is None else 1 + worker.id % (SLOTS - 1)]
         row[1] = time.monotonic()
@@ -160,7 +160,7 @@ class Whereabouts:
             row[0] = 0
 
     def now(self) -> list[Whereabout]:
-        """The processes that are at work, those longest at it first."""
+        """Return the items in work, longest first."""
         rows, time_now = self._rows.tolist(), time.monotonic()
         busy = [
             Whereabout(slot - 1 if slot else None, int(index) - 1, time_now - since)
@@ -171,7 +171,7 @@ class Whereabouts:
 
 
 class WatchedItems:
-    """Mixin for mmengine datasets that keeps their whereabouts."""
+    """Mixin for mmengine datasets that records their whereabouts."""
 
     def full_init(self) -> None:
         if not hasattr(self, 'whereabouts'):

@@ -1,1 +1,1 @@
-"""Evaluation: metrics that are exact over any number of processes."""
+"""Metrics that give the same exact result over any number of processes."""

@@ -1,4 +1,4 @@
-"""Confusion matrices: counted in integers on the device, written as CSV."""
+"""Count confusion matrices in integers on the device; write them as CSV and as pictures."""
 
 import csv
 import textwrap
@@ -11,15 +11,22 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+MOST_LABELLED = 40
+"""With more classes than this, the axes have no class names."""
+MOST_WRITTEN = 24
+"""With more classes than this, the cells have no numbers."""
+PAIRS = 20
+INK, PALE = '#1f2933', '#9aa5b1'
+
 
 def count_pairs(truth: Tensor, predicted: Tensor, num_classes: int, counted: Tensor | None = None) -> Tensor:
-    """How often each class was taken for each.
+    """Count how often each class was predicted as each class.
 
     Args:
         truth: Class ids, any shape and integer type.
-        predicted: Likewise.
-        num_classes: K; ids that are counted must be 0 to K - 1.
-        counted: Which elements count, bool, of the same shape; all of them if None.
+        predicted: Class ids of the same shape.
+        num_classes: K. Counted ids must be 0 to K - 1.
+        counted: Mask of the elements to count, bool, of the same shape; None counts all.
 
     Returns:
         (K, K) int64 on the device of `truth`; rows are true classes, columns predicted ones.
@@ -32,13 +39,13 @@ def count_pairs(truth: Tensor, predicted: Tensor, num_classes: int, counted: Ten
 
 
 def write_confusion(file: Path, confusion: Tensor, names: Sequence[str]) -> None:
-    """A CSV of counts: a line for each true class, a column for each predicted one."""
+    """Write the counts as CSV: a line for each true class, a column for each predicted class."""
     rows = [[name, *counts] for name, counts in zip(names, confusion.tolist(), strict=True)]
     write_csv(file, ['true class', *names], rows)
 
 
 def write_csv(file: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A CSV file with a header."""
+    """Write a CSV file with a header."""
     with file.open('w', newline='', encoding='utf-8') as text:
         writer = csv.writer(text, lineterminator='\n')
         writer.writerow(header)
@@ -46,17 +53,17 @@ def write_csv(file: Path, header: Sequence[str], rows: Sequence[Sequence[object]
 
 
 class Confused(NamedTuple):
-    """One class taken for another."""
+    """One class predicted as another."""
 
     truth: int
     predicted: int
     times: int
     share: float
-    """Of all samples of the true class, 0 to 1."""
+    """Fraction of all samples of the true class, 0 to 1."""
 
 
 def most_confused(confusion: Tensor, at_most: int) -> list[Confused]:
-    """The pairs of different classes that were confused most often, the most frequent first."""
+    """Return the pairs of different classes that were confused most often, most frequent first."""
     num_classes = len(confusion)
     wrong = confusion.clone().fill_diagonal_(0).flatten()
     counts, cells = wrong.sort(descending=True, stable=True)
@@ -70,34 +77,26 @@ def most_confused(confusion: Tensor, at_most: int) -> list[Confused]:
 
 
 def class_names(dataset_meta: dict | None, num_classes: int) -> list[str]:
-    """The dataset's class names, or numbers where it has none."""
+    """Return the dataset's class names; 'class 0', 'class 1', ... if it has none."""
     return list((dataset_meta or {}).get('classes') or [f'class {label}' for label in range(num_classes)])
 
 
 def ratio(part: Tensor, whole: Tensor) -> Tensor:
-    """`part / whole` of integers in float64, nan where `whole` is 0."""
+    """Return `part / whole` of integers in float64; nan where `whole` is 0."""
     return torch.where(whole > 0, part.double() / whole.double(), torch.nan)
 
 
-MOST_LABELLED = 40
-"""With more classes than this the axes have no names."""
-MOST_WRITTEN = 24
-"""With more classes than this the cells have no numbers."""
-PAIRS = 20
-INK, PALE = '#1f2933', '#9aa5b1'
-
-
 def draw_confusion(file: Path, confusion: Tensor, names: Sequence[str], unit: str) -> None:
-    """Save a PNG: a line for each true class, in percent of that class; absent classes are left blank.
+    """Save a PNG with a line for each true class, in percent of that class. Lines of absent classes are blank.
 
-    Few classes have their names at the axes and the percentages in the cells. Many have neither, and the pairs that
-    were confused most often stand beside the matrix.
+    With few classes, the axes have their names and the cells the percentages. With many classes, the pairs that were
+    confused most often are listed beside the matrix instead.
 
     Args:
-        file: Where the picture goes.
+        file: Path of the PNG.
         confusion: (K, K) counts; rows are true classes.
         names: K names.
-        unit: What is counted, such as 'pixels'.
+        unit: Unit of the counts, such as 'pixels'.
     """
     num_classes = len(confusion)
     share = 100 * ratio(confusion, confusion.sum(1, keepdim=True).expand_as(confusion))
@@ -140,7 +139,7 @@ def _cells(num_classes: int) -> list[tuple[int, int]]:
 def _list_pairs(axes, confusion: Tensor, names: Sequence[str], unit: str) -> None:
     axes.axis('off')
     pairs = most_confused(confusion, PAIRS)
-    axes.text(0, 1, f'Confused most often ({unit})' if pairs else 'Nothing is confused', color=INK, va='top')
+    axes.text(0, 1, f'Confused most often ({unit})' if pairs else 'No confusions', color=INK, va='top')
     for place, pair in enumerate(pairs):
         true, predicted = (textwrap.shorten(names[label], 56, placeholder='…') for label in pair[:2])
         height = 0.95 - place * 0.95 / PAIRS

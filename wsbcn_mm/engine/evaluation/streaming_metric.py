@@ -1,4 +1,4 @@
-"""Metrics that are sums of integers over samples, each of which counts exactly once."""
+"""Metrics that sum integers over samples, and count each sample exactly once."""
 
 import logging
 from collections import Counter
@@ -18,29 +18,29 @@ NO_PADDING = (
     "set sampler=dict(type='DefaultSampler', shuffle=False, round_up=False) in val_dataloader and test_dataloader"
 )
 NAMED = 3
-"""How many samples an error names."""
+"""Number of samples that an error names."""
 
 
 class StreamingMetric(BaseMetric):
-    """A metric that keeps integer totals, on the device of the predictions, and one id per sample.
+    """A metric that keeps integer totals on the device of the predictions, and one id per sample.
 
-    A subclass counts in `process` through `add`, `scored` and `not_readable`, and implements `compute_metrics`, from
-    totals to results, and `report`. Nothing else is kept, so the memory does not grow with the set but for the ids.
-    `process` talks to no other rank; `evaluate` adds up the totals of all ranks, and since sums of integers have no
-    order, the result is the same to the last bit whatever the number of ranks and the batch.
+    A subclass counts in `process`, through `add`, `scored` and `not_readable`. It implements `compute_metrics`, from
+    totals to results, and `report`. Only the ids grow with the dataset. `process` does not communicate; `evaluate` adds
+    up the totals of all ranks. Sums of integers do not depend on their order, so the result is bit-equal for any number
+    of ranks and any batch.
 
-    A sum cannot forget a sample that was counted twice. Samplers must therefore not pad: `round_up=False` for
-    mmengine's `DefaultSampler`.
+    A sample that was counted twice cannot be removed from a sum. Samplers must therefore not pad: set `round_up=False`
+    for mmengine's `DefaultSampler`.
 
     Args:
-        allow_missing: Go on with a warning if samples of the dataset were not scored.
-        out_dir: Folder for the files of `report`; if None, `evaluation` beside the log of the run, and without such a
-            log no files. While training each evaluation has a folder `iter_<iteration>` in it.
+        allow_missing: Warn, instead of raising an error, if samples of the dataset were not scored.
+        out_dir: Folder for the files of `report`. The default is `evaluation` beside the log of the run; without a log
+            no files are written. During training, each evaluation writes to a subfolder `iter_<iteration>`.
         collect_device: Unused, kept for mmengine's signature.
-        prefix: Before the names of the results.
+        prefix: Prefix of the names of the results.
 
     Raises:
-        ValueError: In `evaluate`, if a sample was scored twice, or was not scored, or none was.
+        ValueError: In `evaluate`, if a sample was scored twice, if a sample was not scored, or if none was.
     """
 
     unit = 'samples'
@@ -60,29 +60,29 @@ class StreamingMetric(BaseMetric):
         self.unreadable: list[Hashable] = []
 
     def add(self, name: str, counts: Tensor) -> None:
-        """Add to the total of this name; `counts` is int64 and has the same shape at each call."""
+        """Add `counts` to the total `name`. `counts` is int64 and has the same shape in each call."""
         if name in self.totals:
             self.totals[name] += counts
         else:
             self.totals[name] = counts.clone()
 
     def scored(self, sample_id: Hashable) -> None:
-        """Note that a sample's counts have been added."""
+        """Record that the counts of a sample have been added."""
         self.results.append(sample_id)
 
     def not_readable(self, sample_id: Hashable) -> None:
-        """Note a sample of the dataset that could not be read and is not scored."""
+        """Record a sample of the dataset that could not be read and is not scored."""
         self.unreadable.append(sample_id)
 
     def compute_metrics(self, totals: dict[str, Tensor]) -> dict[str, float]:
-        """Results of the totals over all ranks, which are on the CPU."""
+        """Return the results from the totals over all ranks, which are on the CPU."""
         raise NotImplementedError
 
     def report(self, totals: dict[str, Tensor], metrics: dict[str, float], folder: Path | None) -> None:
-        """Log and write what the results do not say; runs in the main process alone."""
+        """Log and write details beyond the results. Runs only in the main process."""
 
     def evaluate(self, size: int) -> dict[str, float]:
-        """Gather the counts of all ranks, check that each sample counted once, and compute.
+        """Gather the counts of all ranks, check that each sample counted once, and compute the results.
 
         Args:
             size: Number of samples in the dataset.
@@ -106,24 +106,24 @@ class StreamingMetric(BaseMetric):
         return {f'{self.prefix}/{name}' if self.prefix else name: value for name, value in metrics.items()}
 
     def _coverage(self, scored: list, unreadable: list, size: int) -> tuple[str, bool]:
-        """What was scored, in one line, and whether it is all there is.
+        """Return the numbers of scored and missing samples in one line, and whether none is missing.
 
         Raises:
-            ValueError: As `evaluate`.
+            ValueError: As in `evaluate`.
         """
         times = Counter([*scored, *unreadable])
         repeated = [sample_id for sample_id, count in times.items() if count > 1]
         if repeated:
             raise ValueError(
                 f'{len(repeated)} of {size} {self.unit} were scored more than once (the first: {_named(repeated)}). '
-                f'Samplers that pad do this: {NO_PADDING}'
+                f'The sampler pads: {NO_PADDING}'
             )
         if not scored:
             reason = f'all {len(unreadable)} are unreadable' if unreadable else 'the dataset or the loader is empty'
             raise ValueError(f'none of {size} {self.unit} was scored: {reason}')
         missing = size - len(times)
         if missing < 0:
-            raise ValueError(f'{len(times)} {self.unit} were evaluated, of a dataset of {size}')
+            raise ValueError(f'{len(times)} {self.unit} were evaluated, but the dataset has {size}')
         if missing and not self.allow_missing:
             named = [index for index in range(size) if index not in times] if isinstance(scored[0], int) else []
             raise ValueError(
@@ -143,26 +143,26 @@ class StreamingMetric(BaseMetric):
                 folder.mkdir(parents=True, exist_ok=True)
             self.report(totals, metrics, folder)
         except OSError as error:
-            print_log(f'files of the evaluation are not complete: {error}', 'current', logging.WARNING)
+            print_log(f'the files of the evaluation are incomplete: {error}', 'current', logging.WARNING)
         else:
             if folder is not None:
                 print_log(f'per-class results and confusion matrix: {folder}', 'current')
 
 
 def evaluation_folder(out_dir: str | Path | None) -> Path | None:
-    """Where the files of an evaluation go; None without a folder and without a run that has a log."""
+    """Return the folder for the files of an evaluation; None if `out_dir` is None and the run has no log."""
     if out_dir is None:
         log = MMLogger.get_current_instance().log_file
         if log is None:
             return None
         out_dir = Path(log).parent / 'evaluation'
     iteration = MessageHub.get_current_instance().get_info('iter')
-    # mmengine counts the iteration that is running, from 0.
+    # mmengine counts the running iteration from 0.
     return Path(out_dir) if iteration is None else Path(out_dir) / f'iter_{iteration + 1}'
 
 
 def mean_of_present(values: Tensor) -> tuple[float, int]:
-    """Mean in percent over the classes that have a value (are not nan), and how many they are."""
+    """Return the mean in percent over the values that are not nan, and their number."""
     present = values[~values.isnan()]
     return 100 * present.mean().item() if len(present) else torch.nan, len(present)
 
@@ -173,11 +173,11 @@ def _named(ids: list) -> str:
 
 @HOOKS.register_module()
 class EvaluationPaddingHook(Hook):
-    """Refuse a sampler that pads the evaluation of a `StreamingMetric`, which would find out only at its end.
+    """Reject a sampler that pads the evaluation of a `StreamingMetric`, which would fail only at its end.
 
     Raises:
-        ValueError: Before training and before an evaluation, for a `DefaultSampler` with `round_up` whose dataset the
-            number of processes does not divide.
+        ValueError: Before training and before an evaluation, for a `DefaultSampler` with `round_up`, if the number of
+            processes does not divide the number of samples.
     """
 
     priority = 'VERY_HIGH'
@@ -194,13 +194,13 @@ class EvaluationPaddingHook(Hook):
 
 
 def refuse_padding(loop) -> None:
-    """Raise ValueError if this loop's sampler would pad, and its metric counts each sample."""
+    """Raise ValueError if the sampler of `loop` would pad and one of its metrics is a `StreamingMetric`."""
     if not any(isinstance(metric, StreamingMetric) for metric in loop.evaluator.metrics):
         return
     processes, samples = get_world_size(), len(loop.dataloader.dataset)
     copies = -samples % processes
     if copies and getattr(loop.dataloader.sampler, 'round_up', False):
         raise ValueError(
-            f'{processes} processes cannot share {samples} samples evenly, and the sampler of {type(loop).__name__} '
-            f'would have {copies} of them scored twice: {NO_PADDING}'
+            f'{processes} processes cannot share {samples} samples evenly: the sampler of {type(loop).__name__} would '
+            f'pad, and {copies} samples would be scored twice; {NO_PADDING}'
         )

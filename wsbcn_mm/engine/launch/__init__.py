@@ -1,1 +1,1 @@
-"""Processes: starting them under python, torchrun and srun, and what several of them need."""
+"""Launch: start one or several processes under python, torchrun or srun, and check what several need."""

@@ -1,8 +1,8 @@
 """Shard weights, gradients and the optimizer's state over the ranks (torch's FSDP2) under the stock Runner.
 
-The Runner builds, initialises, loads and resumes a model with whole parameters, as it always does; they are sharded
-when all that is done, and made whole again for checkpoints, which are those of any other run. Running statistics stay
-whole on every rank.
+The Runner builds, initialises, loads and resumes the model with whole parameters, as usual. The first training step
+shards them. Checkpoints contain whole parameters again, like those of any other run. Running statistics stay whole on
+every rank.
 """
 
 from collections import defaultdict
@@ -30,9 +30,9 @@ from ..runner import effective_batch, unwrapped_model
 
 @MODEL_WRAPPERS.register_module()
 class FullyShard(nn.Module):
-    """Stands where DistributedDataParallel would; the first training step shards the model.
+    """Replace DistributedDataParallel by a wrapper that shards the model in the first training step.
 
-    By then all hooks have prepared training with whole parameters. `FullyShardHook` goes with it.
+    By then, all hooks have prepared training with whole parameters. The wrapper requires `FullyShardHook`.
 
     Args:
         module: The model.
@@ -60,10 +60,10 @@ class FullyShard(nn.Module):
 
 
 def shard(model: nn.Module, optimizer: Optimizer) -> None:
-    """Shard the parameters of a model, the same on all ranks, and what an optimizer has of them.
+    """Shard the parameters of a model and their optimizer state. The parameters must be the same on all ranks.
 
-    Each block (`wsbcn_mm.microbatch.activation_memory.find_blocks`) is gathered by itself when it runs, the rest with
-    the model.
+    Each block (`wsbcn_mm.microbatch.activation_memory.find_blocks`) is gathered separately when it runs, the remaining
+    parameters with the model.
     """
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     device = next(model.parameters()).device.type
@@ -82,7 +82,7 @@ def shard(model: nn.Module, optimizer: Optimizer) -> None:
 
 
 def _sharded_like(parameter: Tensor, value: Any) -> Any:
-    """An entry of an optimizer's state, cut as the parameter is if it has its shape."""
+    """Shard an entry of an optimizer's state like its parameter, if the two have the same shape."""
     if isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape:
         return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
     return value
@@ -90,7 +90,7 @@ def _sharded_like(parameter: Tensor, value: Any) -> Any:
 
 @torch.no_grad()
 def whole(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a state dict that are or hold sharded tensors, whole and on the CPU. All ranks have to call it."""
+    """Return the entries of a state dict that contain sharded tensors, whole and on the CPU. All ranks must call it."""
     sharded = {
         name: entry for name, entry in state.items() if any(isinstance(one, DTensor) for one in tree_iter(entry))
     }
@@ -98,9 +98,9 @@ def whole(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def keep_whole(model: nn.Module, keep: bool) -> None:
-    """Gather a sharded model's parameters, on all ranks, and keep them until this is undone.
+    """Gather a sharded model's parameters on all ranks if `keep`, else shard them again.
 
-    Forward passes then send nothing, so that ranks may run different numbers of them.
+    While the parameters are kept, forward passes do not communicate: ranks may run different numbers of them.
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -113,15 +113,17 @@ def keep_whole(model: nn.Module, keep: bool) -> None:
 
 @HOOKS.register_module()
 class FullyShardHook(Hook):
-    """What `model_wrapper_cfg=dict(type='FullyShard')` needs; `prepare_launch` adds it to such a recipe.
+    """Gather whole parameters for checkpoints and validation under `model_wrapper_cfg=dict(type='FullyShard')`.
 
-    Checkpoints have whole parameters and optimizer states, as those of any other run: SafeCheckpointHook asks all ranks
-    for their shares before rank 0 writes, and the whole ones are in place before any other hook looks. For validation
-    the parameters are gathered once, since ranks may have different numbers of samples.
+    `prepare_launch` adds this hook to such a recipe.
+
+    Checkpoints have whole parameters and optimizer states, like those of any other run. SafeCheckpointHook collects the
+    shards of all ranks before rank 0 writes, and this hook puts the whole tensors in place before any other hook reads
+    the checkpoint. For validation the parameters are gathered once, since ranks may have different numbers of samples.
 
     Raises:
-        ValueError: Beside what needs whole parameters in training: moving averages of weights, several optimizers,
-            mmengine's own CheckpointHook, checkpoints in the middle of an accumulation.
+        ValueError: If the recipe uses a feature that needs whole parameters in training: moving averages of weights,
+            several optimizers, mmengine's own CheckpointHook, or checkpoints in the middle of an accumulation.
     """
 
     priority = 'HIGHEST'
@@ -153,7 +155,7 @@ class FullyShardHook(Hook):
 
 
 def refuse_what_needs_whole_parameters(runner: Runner) -> None:
-    """Raise ValueError where a hook or the optimizer would meet shards and take them for parameters."""
+    """Raise ValueError if a hook or the optimizer would mistake shards for whole parameters."""
     reason = None
     accumulation = effective_batch(runner).accumulation
     if isinstance(runner.optim_wrapper, OptimWrapperDict):
@@ -162,8 +164,8 @@ def refuse_what_needs_whole_parameters(runner: Runner) -> None:
         if isinstance(hook, EMAHook):
             reason = f'{type(hook).__name__} averages whole parameters'
         elif isinstance(hook, CheckpointHook) and not isinstance(hook, SafeCheckpointHook):
-            reason = f'{type(hook).__name__} would save the shards of rank 0 alone: SafeCheckpointHook is needed'
+            reason = f'{type(hook).__name__} would save only the shards of rank 0: use SafeCheckpointHook'
         elif isinstance(hook, CheckpointHook) and not hook.by_epoch and hook.interval % accumulation:
-            reason = f'checkpoints every {hook.interval} iterations fall into accumulations of {accumulation}'
+            reason = f'checkpoints every {hook.interval} iterations interrupt accumulations of {accumulation}'
     if reason:
-        raise ValueError(f"model_wrapper_cfg type='FullyShard' does not go with this recipe: {reason}")
+        raise ValueError(f"model_wrapper_cfg type='FullyShard' does not support this recipe: {reason}")

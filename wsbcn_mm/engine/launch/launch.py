@@ -1,4 +1,4 @@
-"""Start processes the same way on CPU, on one GPU and on many: by `python`, `torchrun` or `srun`."""
+"""Prepare a run for its launcher: `python`, `torchrun` or `srun`, on CPU, one GPU or several."""
 
 import os
 from collections.abc import Mapping, MutableMapping
@@ -11,47 +11,30 @@ from mmengine.logging import print_log
 from torch.distributed.constants import default_pg_timeout
 
 from ..recipe.tree import dicts_in
-from .slurm import find_store, job_and_step, open_store, ports_of, same_world, slurm_to_torchrun, tasks_of_srun
+from .rendezvous import find_store, open_store, same_world
+from .slurm import job_and_step, ports_of, slurm_to_torchrun, tasks_of_srun
 
 LAUNCHERS = ('auto', 'none', 'pytorch', 'slurm')
 OF_TORCHRUN = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
 
 
-def detect_launcher(environ: Mapping[str, str]) -> str:
-    """'pytorch' under torchrun, 'slurm' in an srun step of several tasks, else 'none'.
-
-    torchrun comes first, since it may itself run under srun. A shell that Slurm gave out is no srun task.
-
-    Raises:
-        ValueError: If `environ` has a world of several processes, but not which of them this is.
-    """
-    if 'RANK' in environ or 'LOCAL_RANK' in environ:
-        return 'pytorch'
-    if environ.get('WORLD_SIZE', '1') != '1':
-        raise ValueError(
-            f'WORLD_SIZE={environ["WORLD_SIZE"]} without RANK: this process does not know which one it is. Start with '
-            'torchrun (tools/dist_train.sh), or unset WORLD_SIZE for a single process'
-        )
-    return 'slurm' if tasks_of_srun(environ) > 1 else 'none'
-
-
 def prepare_launch(cfg: Config, launcher: str = 'auto', *, local_rank: int | None = None) -> None:
-    """Make `cfg` and the environment fit the launcher and the devices at hand. Call before the Runner is built.
+    """Fit `cfg` and the environment to the launcher and the available devices. Call before the Runner is built.
 
-    With several processes their process group is started here: mmengine's own start-up takes CUDA for granted, and
-    finds no free port under Slurm. It is of `env_cfg.dist_cfg`, but gloo without CUDA or without NCCL.
+    With torchrun or srun, this function starts the process group. mmengine's own start-up requires CUDA, and does not
+    find a free port under Slurm. The process group follows `env_cfg.dist_cfg`, but uses gloo without CUDA or NCCL.
 
     Args:
         cfg: A recipe. Changed in place.
         launcher: One of `LAUNCHERS`.
-        local_rank: What the predecessor of torchrun gives as an argument, for LOCAL_RANK where that is not set.
+        local_rank: Default for LOCAL_RANK, which the predecessor of torchrun passes as an argument.
 
     Raises:
-        ValueError: For an unknown launcher, an environment that is not the launcher's or contradicts itself, more
-            processes than GPUs, or a norm that needs a GPU where there is none.
+        ValueError: For an unknown launcher, an environment that lacks the launcher's variables or contradicts itself,
+            more processes than GPUs, or a norm that needs a GPU where none is available.
     """
     if launcher not in LAUNCHERS:
-        raise ValueError(f'launcher={launcher!r} is unknown: choose one of {", ".join(LAUNCHERS)}')
+        raise ValueError(f'launcher={launcher!r}: one of {", ".join(LAUNCHERS)} is expected')
     if local_rank is not None:
         os.environ.setdefault('LOCAL_RANK', str(local_rank))
     if launcher == 'auto':
@@ -76,19 +59,40 @@ def prepare_launch(cfg: Config, launcher: str = 'auto', *, local_rank: int | Non
     del store
 
 
+def detect_launcher(environ: Mapping[str, str]) -> str:
+    """Return 'pytorch' under torchrun, 'slurm' in an srun step of several tasks, else 'none'.
+
+    torchrun takes precedence, since it may itself run under srun. The shell of a Slurm allocation does not count as an
+    srun task.
+
+    Raises:
+        ValueError: If `environ` has a WORLD_SIZE of several processes and no rank.
+    """
+    if 'RANK' in environ or 'LOCAL_RANK' in environ:
+        return 'pytorch'
+    if environ.get('WORLD_SIZE', '1') != '1':
+        raise ValueError(
+            f'WORLD_SIZE={environ["WORLD_SIZE"]} without RANK: the rank of this process is unknown. Start with '
+            'torchrun (tools/dist_train.sh), or unset WORLD_SIZE for a single process'
+        )
+    return 'slurm' if tasks_of_srun(environ) > 1 else 'none'
+
+
 def say_unused_tasks(launcher: str, environ: Mapping[str, str]) -> None:
-    """Say it where Slurm gave the job several tasks, and this process will train alone."""
+    """Log a hint if the Slurm job has several tasks, but only this process will train."""
     tasks = environ.get('SLURM_NTASKS', '1')
     if launcher == 'none' and tasks != '1':
-        print_log(f'one process trains: Slurm has {tasks} tasks for this job, which start with srun before python')
+        print_log(
+            f'training in one process, although this Slurm job has {tasks} tasks: start them with srun before python'
+        )
 
 
 def refuse_one_of_many(environ: Mapping[str, str]) -> None:
-    """Raise ValueError where torchrun started several processes that would not know of each other."""
+    """Raise ValueError if torchrun started several processes, which launcher='none' would not connect."""
     if 'RANK' in environ and environ.get('WORLD_SIZE', '1') != '1':
         raise ValueError(
-            f"launcher='none' in process {environ['RANK']} of {environ['WORLD_SIZE']} that torchrun started: each "
-            'would train by itself and write over the others. Leave --launcher out, or start with python'
+            f"launcher='none' in process {environ['RANK']} of {environ['WORLD_SIZE']} of torchrun: each process would "
+            'train separately and overwrite the files of the others. Omit --launcher, or start with python'
         )
 
 
@@ -96,24 +100,24 @@ def become_torchrun(environ: MutableMapping[str, str]) -> dist.TCPStore | None:
     """Set torchrun's variables in an srun task.
 
     Returns:
-        Rank 0's store at MASTER_PORT, to be kept until the process group is there; None on other ranks, and where
-        MASTER_PORT was set already.
+        Rank 0's store at MASTER_PORT, to keep until the process group exists. None on other ranks, and if MASTER_PORT
+        was already set.
 
     Raises:
-        ValueError: Outside srun, or if the ranks do not meet.
+        ValueError: Outside srun, or if the ranks do not find each other.
     """
     variables = slurm_to_torchrun(environ)
     if not tasks_of_srun(environ):
         raise ValueError(
-            "launcher='slurm' in a shell that Slurm gave out, not in an srun task: put srun before python, or start "
-            'with tools/slurm_train.sh'
+            "launcher='slurm' in a Slurm allocation, but outside an srun task: put srun before python, or start with "
+            'tools/slurm_train.sh'
         )
     store = None
     if 'MASTER_PORT' not in environ:
         job, ports = '.'.join(map(str, job_and_step(environ))), ports_of(environ)
         rank, host = int(variables['RANK']), variables['MASTER_ADDR']
         if rank == 0:
-            print_log(f'srun: {variables["WORLD_SIZE"]} processes of job {job} meet on {host}')
+            print_log(f'srun: {variables["WORLD_SIZE"]} processes of job {job} connect to {host}')
             store = open_store(ports, job, int(variables['WORLD_SIZE']))
         port = store.port if store else find_store(host, ports, job, rank)
         variables['MASTER_PORT'] = str(port)
@@ -122,7 +126,7 @@ def become_torchrun(environ: MutableMapping[str, str]) -> dist.TCPStore | None:
 
 
 def check_torchrun(environ: Mapping[str, str]) -> None:
-    """Raise ValueError unless `environ` has what torchrun sets, and it agrees."""
+    """Raise ValueError unless `environ` has the variables of torchrun with consistent values."""
     missing = [name for name in OF_TORCHRUN if name not in environ]
     if missing:
         raise ValueError(
@@ -131,26 +135,27 @@ def check_torchrun(environ: Mapping[str, str]) -> None:
         )
     for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_PORT'):
         if not environ[name].isdecimal():
-            raise ValueError(f'{name}={environ[name]!r} is no number from 0 on: torchrun would have set one')
+            raise ValueError(f'{name}={environ[name]!r}: a non-negative integer is expected, as torchrun sets it')
     rank, world_size = int(environ['RANK']), int(environ['WORLD_SIZE'])
     if rank >= world_size:
         raise ValueError(
-            f'RANK={rank} with WORLD_SIZE={world_size}: ranks go from 0 to {world_size - 1}. Start all processes with '
-            'the same torchrun (tools/dist_train.sh)'
+            f'RANK={rank} with WORLD_SIZE={world_size}: a rank from 0 to {world_size - 1} is expected. Start all '
+            'processes with the same torchrun (tools/dist_train.sh)'
         )
 
 
 def check_gpu(local_rank: int) -> None:
-    """Raise ValueError if this process has no GPU to itself."""
+    """Raise ValueError if this machine does not have a GPU for each process."""
     devices = torch.cuda.device_count()
     if local_rank >= devices:
         raise ValueError(
-            f'process {local_rank + 1} of this machine has no GPU: it sees {devices}. Start as many processes as GPUs'
+            f'LOCAL_RANK={local_rank}: a number below the {devices} visible GPUs is expected. Start at most one '
+            'process per GPU'
         )
 
 
 def wrap_on_cpu(cfg: Config) -> None:
-    """Let DistributedDataParallel, or a wrapper of its kind that the recipe names, expect no GPU."""
+    """Configure DistributedDataParallel, or the recipe's own wrapper of that kind, for CPU."""
     asked = cfg.get('model_wrapper_cfg') or {}
     if 'DataParallel' in asked.get('type', 'DataParallel'):
         wrapper = dict(
@@ -162,7 +167,7 @@ def wrap_on_cpu(cfg: Config) -> None:
 
 
 def start_process_group(cfg: Config, on_gpu: bool) -> None:
-    """Let all processes meet at MASTER_ADDR and MASTER_PORT."""
+    """Start the process group through MASTER_ADDR and MASTER_PORT."""
     settings = dict((cfg.get('env_cfg') or {}).get('dist_cfg') or {})
     backend = settings.pop('backend', 'nccl')
     settings.pop('init_backend', None)
@@ -173,7 +178,7 @@ def start_process_group(cfg: Config, on_gpu: bool) -> None:
     if on_gpu:
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
     store = None
-    if not dist.is_torchelastic_launched():  # torchrun has told all its processes the same
+    if not dist.is_torchelastic_launched():  # torchrun gives all its processes the same WORLD_SIZE
         rank, world_size, port = (int(os.environ[name]) for name in ('RANK', 'WORLD_SIZE', 'MASTER_PORT'))
         timeout = settings.get('timeout', default_pg_timeout)
         store = same_world(os.environ['MASTER_ADDR'], port, rank, world_size, timeout)
@@ -182,12 +187,12 @@ def start_process_group(cfg: Config, on_gpu: bool) -> None:
 
 
 def refuse_sync_batch_norm(cfg: Config) -> None:
-    """Raise ValueError where several processes on CPU would meet a SyncBatchNorm."""
+    """Raise ValueError if a recipe for several processes on CPU uses SyncBatchNorm."""
     reason = f'sync_bn={cfg.sync_bn!r}' if cfg.get('sync_bn') else None
     if any(node.get('type') in ('SyncBN', 'MMSyncBN') for node in dicts_in(cfg.get('model') or {})):
         reason = "norm_cfg type='SyncBN'"
     if reason:
         raise ValueError(
-            f"{reason} runs on GPUs only, and there is none: use dict(type='BCN', statistics='sync'), "
-            'which shares statistics on CPU too'
+            f"{reason} needs GPUs, and none is available: use dict(type='BCN', statistics='sync'), "
+            'which also shares statistics on CPU'
         )

@@ -1,8 +1,8 @@
-"""Resolve a recipe for the devices at hand: the batch, and the learning rate and the counts that follow from it.
+"""Adapt a recipe to the available devices: the batch, and the learning rate and the counts that follow from it.
 
-A recipe says what it was tuned for in mmengine's key, `auto_scale_lr = dict(base_batch_size=16, rule='linear',
-enable=False)`: the samples of one optimizer step over all devices and micro-batches, and how the learning rate follows
-another number of them (`wsbcn_mm.microbatch.batch_plan.LR_RULES`).
+A recipe declares the batch that it was tuned for in mmengine's key `auto_scale_lr = dict(base_batch_size=16,
+rule='linear', enable=False)`. `base_batch_size` is the number of samples of one optimizer step, over all devices and
+micro-batches. `rule` is how the learning rate follows another number (`wsbcn_mm.microbatch.batch_plan.LR_RULES`).
 """
 
 import math
@@ -20,40 +20,42 @@ from ...microbatch.batch_plan import EffectiveBatch, lr_factor, rescale_count, s
 PER_STEP = 'ParamSchedulerPerStepHook'
 WARM_UPS = ('LinearLR', 'ConstantLR')
 COUNTS = ('begin', 'end', 'milestones', 'step_size', 'T_max', 'total_steps', 'periods')
-"""What schedulers of mmengine count in iterations."""
+"""Settings of mmengine's schedulers that count iterations."""
 LEARNING_RATES = ('eta_min', 'eta_max')
 
 
 def world_size(cfg: Config) -> int:
-    """Number of processes that will train, one per device, of a config that `prepare_launch` has seen."""
+    """Return the number of training processes, one per device, of a config from `prepare_launch`."""
     return int(os.environ['WORLD_SIZE']) if cfg.launcher == 'pytorch' else 1
 
 
 def plan_batch(
     cfg: Config, devices: int, *, global_batch: int | None = None, per_device: int | None = None
 ) -> list[str]:
-    """Make `cfg` train with this batch, for as many samples as before, and say what became of it.
+    """Make `cfg` train with this batch, for the same number of samples, and return a report.
 
-    Given a number, accumulation follows from it, and what is left out stays as the recipe has it. The learning rate
-    follows the recipe's rule; iterations, validations, checkpoints and iteration-based schedules are converted by
-    samples, rounded to whole optimizer steps. Under accumulation schedules then count optimizer steps
-    (`ParamSchedulerPerStepHook`), all else forward passes, as in mmengine. Epochs stay epochs.
+    If `global_batch` or `per_device` is given, accumulation follows from it, and the other keeps the recipe's value.
+    The learning rate follows the recipe's rule. Iterations, validations, checkpoints and iteration-based schedules are
+    converted by samples, and rounded to whole optimizer steps. Under accumulation, schedules then count optimizer steps
+    (`ParamSchedulerPerStepHook`), and the other counts forward passes, as in mmengine. Epochs stay epochs.
 
-    Given none, the recipe's own numbers hold; one line says so if the effective batch is another than they were tuned
-    for, and one if the learning rate's schedule is not as long as the run. Only `auto_scale_lr.enable=True` lets the
-    learning rate follow there, accumulation included, which mmengine's own scaling leaves out.
+    If neither is given, the recipe's numbers do not change. A line reports an effective batch for which the recipe was
+    not tuned, and another line a learning-rate schedule that is not as long as the run. Only with
+    `auto_scale_lr.enable=True` does the learning rate follow the batch. This counts accumulation, unlike mmengine's own
+    scaling.
 
     Args:
-        cfg: A recipe. Changed in place; `cfg.batch_plan` then has the numbers of the table as plain data.
-        devices: Processes that train, one per device.
+        cfg: A recipe, changed in place. `cfg.batch_plan` then has the numbers of the table as plain data.
+        devices: Training processes, one per device.
         global_batch: Samples per optimizer step, over all devices and micro-batches.
         per_device: Samples per forward pass on each device.
 
     Returns:
-        Lines of a table, the recipe's numbers beside this run's; empty for a recipe of a form this does not read.
+        Lines of a table with the numbers of the recipe and of this run; empty for a recipe of an unsupported form.
 
     Raises:
-        ValueError: If the numbers do not divide, with the nearest that do, or the recipe cannot be converted.
+        ValueError: If the numbers do not divide (the message names the nearest that do), or the recipe cannot be
+            converted.
     """
     asked = global_batch is not None or per_device is not None
     unread = unread_key(cfg)
@@ -66,7 +68,7 @@ def plan_batch(
     rule = scaling.get('rule', 'linear')
     if asked and base is None:
         raise ValueError(
-            '--global-batch and --per-device need to know the batch that the recipe was tuned for: add '
+            '--global-batch and --per-device need the batch that the recipe was tuned for: add '
             '--cfg-options auto_scale_lr.base_batch_size=N'
         )
     batch = EffectiveBatch(devices, cfg.train_dataloader.batch_size, accumulation_of(cfg))
@@ -94,7 +96,7 @@ def plan_batch(
 
 
 def unread_key(cfg: Config) -> str | None:
-    """What a recipe lacks whose batch can be planned."""
+    """Return what the recipe lacks for a batch plan; None if it lacks nothing."""
     if not isinstance((cfg.get('train_dataloader') or {}).get('batch_size'), int):
         return 'train_dataloader.batch_size'
     if not isinstance(((cfg.get('optim_wrapper') or {}).get('optimizer') or {}).get('lr'), (int, float)):
@@ -116,13 +118,13 @@ def iteration_schedulers_of(cfg: Config) -> list[dict]:
 
 
 def forwards_per_tick(cfg: Config) -> int:
-    """Forward passes, on each device, between two steps of an iteration-based scheduler."""
+    """Return the forward passes per device between two steps of an iteration-based scheduler."""
     hook = (cfg.get('default_hooks') or {}).get('param_scheduler') or {}
     return accumulation_of(cfg) if hook.get('type') == PER_STEP else 1
 
 
 def figures(cfg: Config, samples_per_step: int) -> dict[str, Any]:
-    """What a config says of batch, learning rate and length, as plain data; `steps` are optimizer steps."""
+    """Return batch, learning rate and length of a config as plain data. `steps` are optimizer steps."""
     accumulation, loop = accumulation_of(cfg), cfg.train_cfg
     steps_per_tick = Fraction(forwards_per_tick(cfg), accumulation)
     found: dict[str, Any] = dict(
@@ -159,10 +161,10 @@ def plain(number: Fraction) -> int | float:
 
 
 def convert_counts(cfg: Config, base: int, batch: EffectiveBatch) -> None:
-    """Set batch and accumulation, and convert what is counted in iterations to the same number of samples.
+    """Set batch and accumulation, and convert counts of iterations to the same number of samples.
 
     Raises:
-        ValueError: For a scheduler that cannot be converted, or that would end within its first optimizer step.
+        ValueError: If a scheduler cannot be converted, or would end within its first optimizer step.
     """
     forwards, ticks = accumulation_of(cfg), forwards_per_tick(cfg)
     to_steps = Fraction(base, forwards * batch.samples)
@@ -175,7 +177,7 @@ def convert_counts(cfg: Config, base: int, batch: EffectiveBatch) -> None:
             refuse_counts_by_mmengine(scheduler)
     if 'max_iters' in cfg.train_cfg:
         if 'dynamic_intervals' in cfg.train_cfg:
-            raise ValueError('--global-batch and --per-device do not convert train_cfg.dynamic_intervals: leave it out')
+            raise ValueError('--global-batch and --per-device do not convert train_cfg.dynamic_intervals: remove it')
         for name in ('max_iters', 'val_begin', 'val_interval'):
             if name in cfg.train_cfg:
                 cfg.train_cfg[name] = rescale_count(cfg.train_cfg[name], to_steps) * batch.accumulation
@@ -190,14 +192,14 @@ def convert_counts(cfg: Config, base: int, batch: EffectiveBatch) -> None:
 
 
 def convert_scheduler(scheduler: dict, ratio: Fraction, batch: EffectiveBatch) -> None:
-    """Multiply what it counts by `ratio`.
+    """Multiply the counts of `scheduler` by `ratio`.
 
     Raises:
-        ValueError: If it cannot be converted, or would last a single optimizer step.
+        ValueError: If it cannot be converted, or would last only one optimizer step.
     """
     kind = scheduler['type']
     if kind.startswith('Exponential') and ratio != 1:
-        raise ValueError(f'{kind} decays with every iteration, which --global-batch and --per-device do not convert')
+        raise ValueError(f'{kind} decays in every iteration: --global-batch and --per-device do not support it')
     for name in COUNTS:
         if isinstance(scheduler.get(name), int):
             scheduler[name] = rescale_count(scheduler[name], ratio)
@@ -206,21 +208,21 @@ def convert_scheduler(scheduler: dict, ratio: Fraction, batch: EffectiveBatch) -
     if 'end' in scheduler and scheduler['end'] - scheduler.get('begin', 0) < 2:
         raise ValueError(
             f'{kind} would last {scheduler["end"] - scheduler.get("begin", 0)} optimizer step(s) at a global batch of '
-            f'{batch.samples}, and at least 2 are needed: take a smaller --global-batch'
+            f'{batch.samples}, but needs at least 2: use a smaller --global-batch'
         )
 
 
 def refuse_counts_by_mmengine(scheduler: dict) -> None:
-    """Raise ValueError where mmengine would count forward passes for a scheduler that is to count optimizer steps."""
+    """Raise ValueError if mmengine would count forward passes for a scheduler that must count optimizer steps."""
     if scheduler.get('convert_to_iter_based') or not (scheduler.get('by_epoch', True) or 'end' in scheduler):
         raise ValueError(
-            f'{scheduler["type"]} leaves it to mmengine to count its iterations, which are forward passes and not '
-            "optimizer steps: under accumulation give it by_epoch=False and an 'end', or epochs alone"
+            f'{scheduler["type"]} lets mmengine count its iterations, which are forward passes, not optimizer steps: '
+            "under accumulation set by_epoch=False and 'end', or use only epochs"
         )
 
 
 def scale_learning_rates(cfg: Config, factor: float) -> None:
-    """Of the optimizer, and the bounds that schedulers of the learning rate give as such."""
+    """Scale the learning rate of the optimizer, and the bounds of the learning-rate schedulers."""
     cfg.optim_wrapper.optimizer.lr *= factor
     for scheduler in schedulers_of(cfg):
         for name in LEARNING_RATES:
@@ -229,7 +231,7 @@ def scale_learning_rates(cfg: Config, factor: float) -> None:
 
 
 def table(recipe: dict[str, Any], run: dict[str, Any]) -> list[str]:
-    """Names, and the recipe's numbers beside this run's."""
+    """Format a table: names, the recipe's numbers and this run's."""
     rows = [('', 'recipe', 'this run')]
     rows += [(name.replace('_', ' '), text(recipe.get(name)), text(value)) for name, value in run.items()]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
@@ -243,44 +245,44 @@ def text(value: Any) -> str:
 
 
 def misfit_of_schedule(run: dict[str, Any]) -> list[str]:
-    """One line on a learning rate whose schedule is longer or shorter than the run; none where it fits."""
+    """Return one line if the learning-rate schedule is longer or shorter than the run, else none."""
     ends = run.get('schedule_ends_steps', [])
     last, steps = max([run['warm_up_steps'], *ends]), math.ceil(run.get('optimizer_steps', 0))
     if not steps or last == steps or (last < steps and not ends):
         return []
-    consequence = 'its schedule is cut off' if last > steps else f'from step {text(last)} on it stays as it is'
+    consequence = 'the schedule is cut off' if last > steps else f'it is constant from step {text(last)} on'
     return [
-        f'the learning rate is scheduled for {text(last)} optimizer steps, and this run has {steps}: {consequence} '
-        "('end' in param_scheduler)"
+        f'the learning rate is scheduled for {text(last)} optimizer steps, but this run has {steps}: {consequence} '
+        "(set 'end' in param_scheduler)"
     ]
 
 
 def difference(base: int, devices: int, recipe: dict[str, Any], run: dict[str, Any]) -> str:
-    """One line on an effective batch that the recipe was not tuned for."""
+    """Return one line on an effective batch that the recipe was not tuned for."""
     before, now = text(recipe['learning_rate']), text(run['learning_rate'])
-    rate = f'{before} stays' if before == now else f'{before} becomes {now}'
+    rate = f'stays {before}' if before == now else f'changes from {before} to {now}'
     seen = (
-        f', {run["iterations"]} iterations see {text(run["samples"])} samples instead of {text(recipe["samples"])}'
+        f', {run["iterations"]} iterations process {text(run["samples"])} samples instead of {text(recipe["samples"])}'
         if 'samples' in run
         else ''
     )
     try:
         split_batch(base, devices, run['per_device'])
-        advice = f'--global-batch {base} keeps what the recipe means'
+        advice = f'--global-batch {base} restores the batch of the recipe'
     except ValueError as error:
         advice = str(error)
     return (
-        f'effective batch {run["effective_batch"]}, the recipe is tuned for {base}: learning rate {rate}{seen}; '
-        f'{advice}'
+        f'effective batch {run["effective_batch"]}, but the recipe is tuned for {base}: the learning rate {rate}'
+        f'{seen}; {advice}'
     )
 
 
 @HOOKS.register_module()
 class ParamSchedulerPerStepHook(ParamSchedulerHook):
-    """Step the iteration-based schedulers after each optimizer step; mmengine's own does so after each forward pass.
+    """Step the iteration-based schedulers after each optimizer step; mmengine's hook steps after each forward pass.
 
-    The learning rates that k accumulated micro-batches train with are then those of the batch they stand for, bit by
-    bit. It goes in the place of mmengine's: `default_hooks=dict(param_scheduler=dict(type=...))`.
+    The learning rates of k accumulated micro-batches are then bit-equal to those of one batch of the same samples. The
+    hook replaces mmengine's: `default_hooks=dict(param_scheduler=dict(type=...))`.
     """
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:

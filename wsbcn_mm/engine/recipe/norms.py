@@ -1,7 +1,7 @@
-"""Switch the norm of a recipe: every conv_cfg and norm_cfg of its model at once, checked on the model that they build.
+"""Switch the norm of a recipe: rewrite every conv_cfg and norm_cfg of its model, and check the model that they build.
 
-A recipe's norm stands in several places, because configs copy by value. One forgotten place, or one key left of the old
-norm, is a model that no name describes.
+A recipe has its norm in several places, because configs copy by value. One missed place, or one key left from the old
+norm, gives a model that no name describes.
 """
 
 import inspect
@@ -24,78 +24,35 @@ from .tree import PRETRAINED, dicts_in
 STANDARDISED = ('ConvWS', 'ConvAWS', 'WSConv1d', 'WSConv2d', 'WSConv3d')
 PLAIN = ('Conv', 'Conv1d', 'Conv2d', 'Conv3d')
 
-
-def parts_with_norm(node: Any, path: str = 'model') -> Iterator[tuple[str, dict[str, Any]]]:
-    """Path and dict of every part of a model config that has a norm_cfg."""
-    if isinstance(node, dict):
-        if isinstance(node.get('norm_cfg'), dict):
-            yield path, node
-        for key, child in node.items():
-            if key not in ('norm_cfg', 'conv_cfg'):
-                yield from parts_with_norm(child, f'{path}.{key}')
-    elif isinstance(node, (list, tuple)):
-        for i, child in enumerate(node):
-            yield from parts_with_norm(child, f'{path}.{i}')
-
-
-def check_layer_configs(cfg: Config) -> None:
-    """Refuse a conv_cfg or norm_cfg of the model with a key that its layer does not take, left of another one.
-
-    Raises:
-        ValueError: For such a key, an unknown type, or a convolution that is neither plain nor standardised.
-    """
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-        for path, part in parts_with_norm(cfg.model):
-            for name in ('norm_cfg', 'conv_cfg'):
-                if isinstance(part.get(name), dict):
-                    _check_layer_config(f'{path}.{name}', part[name])
-
-
-def _check_layer_config(path: str, layer_cfg: Mapping[str, Any]) -> None:
-    kind = layer_cfg.get('type')
-    with MODELS.switch_scope_and_registry(None) as registry:
-        layer = kind if inspect.isclass(kind) else registry.get(str(kind))
-    if layer is None:
-        raise ValueError(f'{path}: no layer is registered as {kind!r}')
-    known = {'type', 'requires_grad'}
-    for base in layer.__mro__:  # what a class hands on as **kwargs, its bases take
-        known.update(inspect.signature(vars(base).get('__init__', object)).parameters)
-    unknown = [key for key in layer_cfg if key not in known]
-    if unknown:
-        raise ValueError(f'{path}: {kind} takes no {", ".join(unknown)}; was it left of another layer?')
-    if issubclass(layer, CONVS) and kind not in (*PLAIN, *STANDARDISED):
-        raise ValueError(f'{path}: {kind!r} is neither a plain nor a standardised convolution')
-
-
 FRAGMENTS = Path(__file__).parents[2] / '.mim' / 'configs' / '_base_' / 'norms'
 
 OF_ANY_NORM = ('requires_grad', 'eps')
-"""Keys of a norm_cfg that every norm has: they stay."""
+"""Keys of a norm_cfg that every norm has. They are kept."""
 
 PRETRAINED_NAME = re.compile(r'_(bn|gn|gn_ws|bn_ws|bcn|bcn_ws)(?=\.\w+$)')
-"""Where a recipe's pretrained file says which norm it is of."""
+"""The part of the name of a pretrained file that is its norm."""
 
 
 def switch_norm(cfg: Config, norm: str, fragments: Path = FRAGMENTS, *, num_groups: int | None = None) -> list[str]:
     """Rewrite the model of a recipe for another norm, in place.
 
-    The new keys come from the fragment of the norm. `num_groups` of a recipe that has it stays, and so do the keys that
-    any norm has, or all keys where the type of the norm stays. Files of pretrained weights that name the old norm are
-    exchanged for those of the new one. The model is then built, without memory for its weights, and run once to see
-    that every layer is what the name says.
+    The new keys come from the fragment of the norm. The recipe's `num_groups` and the keys that every norm has are
+    kept. All keys are kept if the type of the norm does not change. Pretrained files with the old norm in their name
+    are replaced by those of the new norm. The model is then built on the meta device and run once, to check that every
+    layer is what the name promises.
 
     Args:
         cfg: A recipe.
-        norm: One of `wsbcn_mm.surgery.policies.POLICIES`; `-backbone` after it confines WS to the backbone.
-        fragments: Folder of the norm fragments; by default the package's own.
-        num_groups: Of GroupNorm and BatchChannelNorm, in place of the recipe's and the fragment's.
+        norm: One of `wsbcn_mm.surgery.policies.POLICIES`. The suffix `-backbone` limits WS to the backbone.
+        fragments: Folder of the norm fragments.
+        num_groups: Groups of GroupNorm and BatchChannelNorm; by default the recipe's, else the fragment's.
 
     Returns:
-        What was changed, line by line.
+        The changes, one per line.
 
     Raises:
-        ValueError: For an unknown norm, for keys that a layer does not take, and for a model that does not become what
-            the norm's name says, because a part of it does not pass its keys on.
+        ValueError: For an unknown norm, for keys that a layer does not accept, and for a model that differs from the
+            norm's name, because a part does not pass its keys on.
     """
     policy = get_policy(norm)
     check_layer_configs(cfg)
@@ -117,7 +74,7 @@ def switch_norm(cfg: Config, norm: str, fragments: Path = FRAGMENTS, *, num_grou
             part['zero_init_residual'] = False
             kept.append(f'{path}.zero_init_residual=False')
     if not rewritten:
-        raise ValueError('the model of this recipe has no norm_cfg: there is no norm to switch')
+        raise ValueError('the model of this recipe has no norm_cfg: --norm needs one')
     for key in fragment:
         if key in cfg:
             cfg[key] = fragment[key]
@@ -132,18 +89,60 @@ def switch_norm(cfg: Config, norm: str, fragments: Path = FRAGMENTS, *, num_grou
         f'norms: {_counts(count_norms(before))} -> {_counts(count_norms(model))}',
         f'convolutions: {_counts(count_convs(before))} -> {_counts(count_convs(model))}',
         f'rewritten: {", ".join(rewritten)}',
-        *([f'dropped, as the new norm does not have them: {", ".join(dict.fromkeys(dropped))}'] if dropped else []),
+        *([f'dropped, not keys of the new norm: {", ".join(dict.fromkeys(dropped))}'] if dropped else []),
         *([f'{", ".join(kept)}: the host would zero the weight of BCN, which is not its output scale'] if kept else []),
         *(f'pretrained weights: {old} -> {new}' for old, new in files.items()),
     ]
 
 
+def check_layer_configs(cfg: Config) -> None:
+    """Reject a conv_cfg or norm_cfg with a key that its layer does not accept, such as one left from another layer.
+
+    Raises:
+        ValueError: For such a key, for an unknown type, and for a convolution that is neither plain nor standardised.
+    """
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        for path, part in parts_with_norm(cfg.model):
+            for name in ('norm_cfg', 'conv_cfg'):
+                if isinstance(part.get(name), dict):
+                    _check_layer_config(f'{path}.{name}', part[name])
+
+
+def _check_layer_config(path: str, layer_cfg: Mapping[str, Any]) -> None:
+    kind = layer_cfg.get('type')
+    with MODELS.switch_scope_and_registry(None) as registry:
+        layer = kind if inspect.isclass(kind) else registry.get(str(kind))
+    if layer is None:
+        raise ValueError(f'{path}: no layer is registered as {kind!r}')
+    known = {'type', 'requires_grad'}
+    for base in layer.__mro__:  # A class may pass **kwargs on to its bases.
+        known.update(inspect.signature(vars(base).get('__init__', object)).parameters)
+    unknown = [key for key in layer_cfg if key not in known]
+    if unknown:
+        raise ValueError(f'{path}: {kind} does not accept {", ".join(unknown)}: remove keys of another layer')
+    if issubclass(layer, CONVS) and kind not in (*PLAIN, *STANDARDISED):
+        raise ValueError(f'{path}: {kind!r} is neither a plain nor a standardised convolution')
+
+
+def parts_with_norm(node: Any, path: str = 'model') -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield path and dict of every part of a model config that has a norm_cfg."""
+    if isinstance(node, dict):
+        if isinstance(node.get('norm_cfg'), dict):
+            yield path, node
+        for key, child in node.items():
+            if key not in ('norm_cfg', 'conv_cfg'):
+                yield from parts_with_norm(child, f'{path}.{key}')
+    elif isinstance(node, (list, tuple)):
+        for i, child in enumerate(node):
+            yield from parts_with_norm(child, f'{path}.{i}')
+
+
 def norm_config(old: Mapping[str, Any], wanted: Mapping[str, Any], num_groups: int | None) -> dict[str, Any]:
-    """The wanted norm_cfg with what the old one says of any norm, of groups, or of the same type of norm."""
+    """Return the wanted norm_cfg, with the old keys of every norm, of groups, and of the same type of norm."""
     new = dict(wanted)
     if old['type'] == new['type']:
         same = old.get('statistics') == new.get('statistics')
-        # `warmup` is for estimated statistics: the fragment of another kind leaves it out.
+        # `warmup` applies to estimated statistics. Fragments of the other kinds omit it.
         stays = [key for key in old if key != 'statistics' and (same or key != 'warmup')]
         new |= {key: old[key] for key in stays}
     if 'num_groups' in new:
@@ -152,7 +151,7 @@ def norm_config(old: Mapping[str, Any], wanted: Mapping[str, Any], num_groups: i
 
 
 def zeroes_last_norms(cfg: Config, part: Mapping[str, Any]) -> bool:
-    """Whether a host's backbone starts the last norm of each block with weight 0; ours zero BCN's output scale."""
+    """Return whether a host's backbone zeroes the weight of each block's last norm; ours zero BCN's output scale."""
     with (
         DefaultScope.overwrite_default_scope(cfg.get('default_scope')),
         MODELS.switch_scope_and_registry(None) as known,
@@ -167,7 +166,7 @@ def zeroes_last_norms(cfg: Config, part: Mapping[str, Any]) -> bool:
 
 
 def exchange_pretrained(cfg: Config, norm: str) -> dict[str, str]:
-    """Name the pretrained files of another norm, where the file's name says which norm it is of; returns old: new."""
+    """Replace pretrained files whose names contain a norm by those of `norm`. Return {old: new}."""
     ours = norm.removesuffix(BACKBONE_SUFFIX).replace('syncbn', 'bn').replace('bcnsync', 'bcn').replace('-', '_')
     files: dict[str, str] = {}
     for node in dicts_in(cfg.model):

@@ -1,4 +1,4 @@
-"""Keep the gradients of an unfinished accumulation in checkpoints."""
+"""Keep the gradients of an incomplete accumulation in checkpoints, from all ranks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,49 +17,17 @@ from ..runner import effective_batch, unwrapped_model
 State = dict[str, Tensor]
 
 
-def gather_states(state: Mapping[str, Tensor]) -> list[State]:
-    """The states of all ranks in their order, on rank 0 and its CPU; none elsewhere. All ranks have to call it.
-
-    They come one tensor at a time, so that a GPU needs room for a single one.
-    """
-    own = {name: tensor.detach().to('cpu', copy=True) for name, tensor in state.items()} if get_rank() == 0 else {}
-    if get_world_size() == 1:
-        return [own]
-    device = get_comm_device()
-    described = all_gather_object({name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()})
-    if get_rank() > 0:
-        for tensor in state.values():
-            dist.send(tensor.detach().to(device).contiguous(), 0)
-        return []
-    return [own] + [
-        {name: _received(shape, dtype, device, rank) for name, (shape, dtype) in described[rank].items()}
-        for rank in range(1, get_world_size())
-    ]
-
-
-def _received(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, rank: int) -> Tensor:
-    tensor = torch.empty(shape, dtype=dtype, device=device)
-    dist.recv(tensor, rank)
-    return tensor.cpu()
-
-
-def accumulating(runner: Runner) -> bool:
-    """Whether the last forward pass was in the middle of an accumulation, on every rank."""
-    wrapper = runner.optim_wrapper
-    return isinstance(wrapper, OptimWrapper) and not wrapper.should_update()
-
-
 KEY = 'accumulated_gradients'
-"""Entry of a checkpoint, there only if it was written in the middle of an accumulation: name -> gradient, by rank."""
+"""Entry of a checkpoint from the middle of an accumulation: name -> gradient, one dict per rank."""
 
 
 @HOOKS.register_module()
 class AccumulatedGradientsHook(Hook):
-    """Save and restore what the micro-batches of an optimizer step that is not yet complete have added up.
+    """Save and restore the accumulated gradients of an optimizer step that is not complete.
 
-    Only a checkpoint from the middle of an accumulation has such gradients. They are of the size of the model for each
-    rank, since ranks add up their own until the step; SafeCheckpointHook brings them together. (mmengine starts the
-    rest of that step from zero, and warns of it; its warning remains.)
+    Only a checkpoint from the middle of an accumulation has them. Each rank accumulates its own, so they take the size
+    of the model per rank; SafeCheckpointHook gathers them. (mmengine warns that it starts the rest of that step from
+    zero; the warning remains.)
     """
 
     def __init__(self) -> None:
@@ -97,6 +65,38 @@ class AccumulatedGradientsHook(Hook):
 
 
 def gradients(runner: Runner) -> dict[str, Tensor]:
-    """Name -> gradient of this rank, for the parameters that have one."""
+    """Return name -> gradient of this rank, for the parameters that have one."""
     with torch.no_grad():
         return {name: p.grad for name, p in unwrapped_model(runner).named_parameters() if p.grad is not None}
+
+
+def accumulating(runner: Runner) -> bool:
+    """Whether the last forward pass was in the middle of an accumulation."""
+    wrapper = runner.optim_wrapper
+    return isinstance(wrapper, OptimWrapper) and not wrapper.should_update()
+
+
+def gather_states(state: Mapping[str, Tensor]) -> list[State]:
+    """Return the states of all ranks, in order and on the CPU, on rank 0, and nothing elsewhere; a collective call.
+
+    Tensors are sent one at a time, so a GPU needs room for only one.
+    """
+    own = {name: tensor.detach().to('cpu', copy=True) for name, tensor in state.items()} if get_rank() == 0 else {}
+    if get_world_size() == 1:
+        return [own]
+    device = get_comm_device()
+    described = all_gather_object({name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()})
+    if get_rank() > 0:
+        for tensor in state.values():
+            dist.send(tensor.detach().to(device).contiguous(), 0)
+        return []
+    return [own] + [
+        {name: _received(shape, dtype, device, rank) for name, (shape, dtype) in described[rank].items()}
+        for rank in range(1, get_world_size())
+    ]
+
+
+def _received(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, rank: int) -> Tensor:
+    tensor = torch.empty(shape, dtype=dtype, device=device)
+    dist.recv(tensor, rank)
+    return tensor.cpu()

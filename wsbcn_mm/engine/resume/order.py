@@ -1,4 +1,4 @@
-"""The order of training samples, as a function of seed and position alone."""
+"""The order of samples and all random numbers as functions of seed and position, so that no generator state is kept."""
 
 import random
 from collections.abc import Iterator, Sized
@@ -18,23 +18,23 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 ORDER, AUGMENTATION, MODEL = range(3)
-"""What numbers are for: the order of an epoch, the augmentation of a sample, the model in an iteration."""
+"""Purposes of random numbers: the order of an epoch, the augmentation of a sample, the model in an iteration."""
 
 
 def seed_of(purpose: int, *which: int) -> int:
-    """A seed of 64 bits; others are unrelated to it if any of the numbers differs (numpy's SeedSequence)."""
+    """Return a seed of 64 bits, unrelated to the seeds of all other numbers (numpy's SeedSequence)."""
     return int(np.random.SeedSequence((purpose, *which)).generate_state(1, np.uint64)[0])
 
 
 def seed_all(seed: int) -> None:
-    """Seed Python's, numpy's and torch's global generators, those of GPUs included."""
+    """Seed the global generators of Python, numpy and torch, including those of GPUs."""
     _seed_python_and_numpy(seed)
     torch.manual_seed(seed)
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the global generators of the CPU for a block, and put them back afterwards."""
+    """Seed the global generators of the CPU for a block, and restore them afterwards."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     _seed_python_and_numpy(seed)
     torch.default_generator.manual_seed(seed)
@@ -52,7 +52,7 @@ def _seed_python_and_numpy(seed: int) -> None:
 
 
 class SampleIndex(int):
-    """The index of a sample in its dataset, which knows the seed of its augmentation; it survives loader workers."""
+    """Index of a sample that carries the seed of its augmentation, also through loader workers."""
 
     seed: int
 
@@ -67,20 +67,20 @@ class SampleIndex(int):
 
 @DATA_SAMPLERS.register_module()
 class GlobalOrderSampler(InfiniteSampler):
-    """One endless order of samples for all processes together, begun anywhere at no cost.
+    """One endless order of samples for all processes, which can start at any position at no cost.
 
-    The sample at position p of it is ``permutation(seed, p // N)[p % N]`` of the N samples; process r of w takes the
-    positions r, r + w, r + 2 w, ... So a micro-batch of all processes is the next stretch of the order, however many
-    they are. What it hands out is a `SampleIndex`, with a seed made of (seed, epoch, index).
+    The sample at position p is `permutation(seed, p // N)[p % N]` of the N samples; process r of w takes the positions
+    r, r + w, r + 2 w, ... So a micro-batch of all processes is the next stretch of the order, for any number of
+    processes. The sampler yields a `SampleIndex` with a seed made of (seed, epoch, index).
 
-    Takes the place of mmengine's InfiniteSampler, whose arguments it has. `skip`, by which the training loop goes on
-    after `--resume`, costs nothing; a permutation costs O(N) once per epoch (0.3 s for ten million samples). It is
-    torch.randperm's: another version of torch may have another one.
+    It replaces mmengine's InfiniteSampler and takes the same arguments. `skip`, which the training loop calls after
+    `--resume`, is free; a permutation costs O(N) once per epoch (0.3 s for ten million samples). It comes from
+    torch.randperm, which may differ between versions of torch.
 
     Args:
-        dataset: What is sampled; only its length counts.
-        shuffle: False for the same order 0 ... N - 1 in every epoch.
-        seed: The same in all processes; drawn and shared where None.
+        dataset: Data set to sample; only its length counts.
+        shuffle: False for the order 0 ... N - 1 in every epoch.
+        seed: Seed of all processes; None draws and shares one.
 
     Raises:
         ValueError: For a dataset without samples, or a negative position.
@@ -94,19 +94,19 @@ class GlobalOrderSampler(InfiniteSampler):
         if not self.size:
             raise ValueError('the training data have 0 samples: at least 1 is expected')
         self.start = 0
-        """Samples of this process that are left out."""
+        """Number of samples of this process to skip."""
 
     def __iter__(self) -> Iterator[SampleIndex]:
         return self.indices_from(self.start * self.world_size + self.rank, self.world_size)
 
     def skip(self, num_samples: int) -> None:
-        """Begin after so many samples of this process, counted from the start of the order."""
+        """Start after `num_samples` samples of this process, counted from the beginning of the order."""
         if num_samples < 0:
-            raise ValueError(f'num_samples={num_samples}: 0 or more are expected')
+            raise ValueError(f'num_samples={num_samples}: 0 or more is expected')
         self.start = num_samples
 
     def indices_from(self, position: int, step: int = 1) -> Iterator[SampleIndex]:
-        """The samples at `position`, `position + step`, ... of the order, without end."""
+        """Yield the samples at `position`, `position + step`, ... of the order, endlessly."""
         while True:
             epoch, place = divmod(position, self.size)
             for index in map(int, self._permutation(epoch)[place::step].numpy()):
@@ -114,7 +114,7 @@ class GlobalOrderSampler(InfiniteSampler):
                 position += step
 
     def upcoming(self, position: int, count: int) -> list[int]:
-        """Indices of the next `count` samples of all processes."""
+        """Return the indices of the next `count` samples of all processes."""
         return [int(index) for index in islice(self.indices_from(position), count)]
 
     def _permutation(self, epoch: int) -> Tensor:
@@ -124,17 +124,16 @@ class GlobalOrderSampler(InfiniteSampler):
         return torch.randperm(self.size, generator=generator)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the base class's generator, which cannot be pickled and is not used."""
+        """Leave out the generator of the base class, which cannot be pickled and is not used."""
         return {name: value for name, value in vars(self).items() if name != 'indices'}
 
 
 @HOOKS.register_module()
 class IterationSeedHook(Hook):
-    """Seed Python's, numpy's and torch's generators, on GPUs too, before every training iteration.
+    """Seed the generators of Python, numpy and torch, including those of GPUs, before every training iteration.
 
-    Dropout and the like then draw the same numbers in an iteration whatever came before it: validation, another number
-    of loader workers, or a kill and `--resume`. So checkpoints need not hold the generators' states. Ranks draw
-    different numbers.
+    Dropout then draws the same numbers in an iteration, whatever came before: validation, another number of loader
+    workers, or a kill and `--resume`. Checkpoints need no generator states. Ranks draw different numbers.
     """
 
     priority = 'VERY_HIGH'
@@ -148,13 +147,13 @@ SAMPLER = 'GlobalOrderSampler'
 
 @DATASETS.register_module()
 class SeededSamples(Dataset):
-    """A dataset whose random numbers come from the seed in the index that it is asked for.
+    """Data set whose random numbers come from the seed of the requested `SampleIndex`.
 
-    Python's, numpy's and torch's global generators are put back afterwards, so that loading in the training process
-    leaves the model's numbers alone. A plain int is passed on as it is. All else is the dataset's own.
+    The global generators of Python, numpy and torch are restored afterwards, so that loading in the training process
+    does not change the model's random numbers. A plain int is passed on unchanged. Everything else is the data set's.
 
     Args:
-        dataset: A dataset, or the config of one.
+        dataset: A data set, or its config.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -170,14 +169,14 @@ class SeededSamples(Dataset):
             return self.dataset[int(index)]
 
     def __getattr__(self, name: str) -> Any:
-        # Not for special methods: torch would find a `__getitems__` that goes past the seeds, pickle what is not there.
+        # Not for special methods: torch would find a `__getitems__` that bypasses the seeds, and pickle would fail.
         if name == 'dataset' or name.startswith('__'):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
 
 def seed_samples(cfg: Config) -> None:
-    """Wrap the training data of a config in `SeededSamples`, if its sampler hands out the seeds."""
+    """Wrap the training data of a config in `SeededSamples`, if its sampler provides the seeds."""
     loader = cfg.get('train_dataloader') or {}
     if (loader.get('sampler') or {}).get('type') == SAMPLER and loader.dataset.get('type') != SeededSamples.__name__:
         loader.dataset = dict(type=SeededSamples.__name__, dataset=loader.dataset)

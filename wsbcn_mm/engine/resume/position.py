@@ -1,4 +1,4 @@
-"""Where a run stands in its data, what batch it has, and how it goes on with other devices."""
+"""Resume a run at its position in the data, with its batch, also on another number of devices."""
 
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
@@ -19,27 +19,30 @@ from .order import GlobalOrderSampler, SeededSamples
 KEY = 'position'
 """Entry of a checkpoint's `meta`."""
 
+SHOWN = 8
+"""Number of sample ids in the log."""
+
 UNREADABLE = (BadZipFile, EOFError, LookupError, OSError, RuntimeError, TypeError, UnpicklingError, ValueError)
-"""What files raise that are damaged, need code, or are no checkpoints."""
+"""Errors of files that are damaged, need code, or are not checkpoints."""
 
 
 class Position(NamedTuple):
-    """What a checkpoint says of the run that wrote it, beside its iteration."""
+    """What a checkpoint records about the run that wrote it, beside its iteration."""
 
     devices: int
     per_device: int
     accumulation: int
     scheduler_ticks: int
-    """Steps of an iteration-based scheduler in one optimizer step."""
+    """Steps of an iteration-based scheduler per optimizer step."""
     last_iteration: int
-    """Number of iterations that it was to have."""
+    """Planned number of iterations."""
     samples: int
-    """Length of the training data."""
+    """Number of training samples."""
     sampler_seed: int | None
     recipe: dict[str, int] | None = None
-    """`planned_recipe`; None where nothing was planned."""
+    """Result of `planned_recipe`; None if no batch was planned."""
     optim_wrapper: str | None = None
-    """Name of its class, which tells the precision; None in checkpoints that do not say."""
+    """Class name, which reveals the precision; None in checkpoints without it."""
 
     @property
     def batch(self) -> EffectiveBatch:
@@ -51,22 +54,25 @@ class Position(NamedTuple):
 
 
 def samples_seen(iteration: int, batch: EffectiveBatch) -> int:
-    """By all devices."""
+    """Return the number of samples that all devices have seen."""
     return iteration * batch.devices * batch.per_device
 
 
 def fit_to_run(checkpoint: dict[str, Any], now: Position) -> str | None:
-    """Have a checkpoint, changed in place, count as a run with other devices does, and say what that changes.
+    """Convert the counts of a checkpoint, in place, to a run on another number of devices.
 
-    Its iteration, and what its schedulers count, become those of the same optimizer step.
+    The iteration and the counts of the schedulers become those of the same optimizer step.
 
     Args:
-        checkpoint: As loaded, with a Position in its meta; others are left alone.
-        now: Of the run that goes on from it.
+        checkpoint: A loaded checkpoint. Without a Position in its meta it is left unchanged.
+        now: Position of the run that resumes from it.
+
+    Returns:
+        One line on what changed; None if nothing did.
 
     Raises:
-        ValueError: If the batch is another one, or the checkpoint is from the middle of an accumulation, which cannot
-            be divided among other devices.
+        ValueError: If the batch differs, or if the checkpoint is from the middle of an accumulation, which cannot be
+            divided among other devices.
     """
     meta = checkpoint['meta']
     if KEY not in meta:
@@ -79,39 +85,39 @@ def fit_to_run(checkpoint: dict[str, Any], now: Position) -> str | None:
     if iterations:
         raise ValueError(
             f'the checkpoint is from the middle of an accumulation ({iterations} of {was.accumulation} micro-batches '
-            f'on {was.devices} device(s)), which cannot go on with {now.devices}: resume with {was.devices}, or from a '
+            f'on {was.devices} device(s)), which cannot continue on {now.devices}: resume on {was.devices}, or from a '
             f'checkpoint of an iteration that {was.accumulation} divides'
         )
     meta['iter'] = done * now.accumulation
     if was.scheduler_ticks != now.scheduler_ticks:
         for state in scheduler_states(checkpoint):
-            count_schedule_anew(state, was.scheduler_ticks, now.scheduler_ticks)
+            convert_scheduler_state(state, was.scheduler_ticks, now.scheduler_ticks)
     return (
         f'{now.devices} instead of {was.devices} device(s): accumulation {now.accumulation} instead of '
-        f'{was.accumulation} keeps {now.batch.samples} samples per optimizer step, and the order of the data goes on'
+        f'{was.accumulation} keeps {now.batch.samples} samples per optimizer step, and the order of the data continues'
     )
 
 
 def refuse_other_batch(was: EffectiveBatch, now: EffectiveBatch) -> None:
-    """Raise ValueError unless the batch is the same, or divided among other devices."""
+    """Raise ValueError unless the batch is the same, or the same batch divided among other devices."""
     if was == now or (was.devices != now.devices and was.samples == now.samples):
         return
     raise ValueError(
-        f'the checkpoint was trained with effective batch {was}, and this run has {now}. To go on: --global-batch '
-        f'{was.samples} --per-device {was.per_device}. To start anew from its weights: no --resume, and --cfg-options '
-        'load_from=FILE'
+        f'the checkpoint was trained with effective batch {was}, and this run has {now}. To continue: --global-batch '
+        f'{was.samples} --per-device {was.per_device}. To start a new run from its weights: --cfg-options '
+        'load_from=FILE instead of --resume'
     )
 
 
 def scheduler_states(checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of the schedulers that count iterations."""
+    """Return the states of the schedulers that count iterations."""
     states = checkpoint.get('param_schedulers') or []
     flat = [one for several in states.values() for one in several] if isinstance(states, dict) else states
     return [state for state in flat if not state.get('by_epoch', True)]
 
 
-def count_schedule_anew(state: dict[str, Any], was: int, now: int) -> None:
-    """Convert what a scheduler has counted; begin, end and milestones are left to the new run's config."""
+def convert_scheduler_state(state: dict[str, Any], was: int, now: int) -> None:
+    """Convert the counts of a scheduler; begin, end and milestones come from the new run's config."""
     for name in (*COUNTS, 'total_iters', 'cumulative_periods', '_schedule_phases'):
         state.pop(name, None)
     for name in ('last_step', '_global_step'):
@@ -121,10 +127,10 @@ def count_schedule_anew(state: dict[str, Any], was: int, now: int) -> None:
 def plan_batch_as_before(
     cfg: Config, devices: int, *, global_batch: int | None = None, per_device: int | None = None
 ) -> list[str]:
-    """`plan_batch`, but a run that goes on and is given no numbers keeps the batch and the length that it had.
+    """Plan the batch as `plan_batch`, but let a resumed run without given numbers keep its batch and length.
 
-    That goes for other devices, and for a recipe whose batch `plan_batch` had changed. On the same devices a recipe
-    that has been changed since holds as it is, and `fit_to_run` judges it.
+    This concerns other devices, and recipes whose batch `plan_batch` had changed. On the same devices, a recipe that
+    was edited since is used as it is, and `fit_to_run` checks it.
     """
     was = position_to_resume(cfg) if global_batch is None and per_device is None else None
     if was is None:
@@ -137,19 +143,19 @@ def plan_batch_as_before(
     if was.devices == devices and (planned is None or (as_it_is and base == batch)):
         return plan_batch(cfg, devices)
     if base is not None:
-        # A recipe that ran as it is, whatever it was tuned for, keeps length and learning rate.
+        # A recipe that ran unchanged keeps its length and learning rate, whatever batch it was tuned for.
         cfg.auto_scale_lr = {**(cfg.get('auto_scale_lr') or {}), 'base_batch_size': base}
     return plan_batch(cfg, devices, global_batch=batch, per_device=was.per_device)
 
 
 def planned_recipe(cfg: Config) -> dict[str, int] | None:
-    """Of a config that `plan_batch` has seen: the recipe's own factors, and the batch that its counts are for."""
+    """Return the recipe's own factors and the batch of its counts, from a config that `plan_batch` has seen."""
     plan = cfg.get('batch_plan')
     return plan and dict(base=plan.base, per_device=plan.recipe.per_device, accumulation=plan.recipe.accumulation)
 
 
 def position_to_resume(cfg: Config) -> Position | None:
-    """Of the local checkpoint that a config resumes from, where there is one that can be read and has it."""
+    """Return the position in the local checkpoint that a config resumes from; None without a readable one."""
     if not cfg.get('resume'):
         return None
     named = cfg.get('load_from')
@@ -163,19 +169,16 @@ def position_to_resume(cfg: Config) -> Position | None:
     return None
 
 
-SHOWN = 8
-
-
 @HOOKS.register_module()
 class ResumePositionHook(Hook):
-    """Write a run's place in the order of its data into checkpoints, and have `--resume` go on there.
+    """Write a run's position in the order of its data into checkpoints, and let `--resume` continue there.
 
-    Nothing is read twice or skipped: training's first batch is the one that would have come next. With another number
-    of devices the order goes on too, if the effective batch is the same (`fit_to_run`). Iteration-based loops only;
-    those by epochs are left to mmengine.
+    No sample is read twice or skipped: the first batch is the one that would have come next. The order also continues
+    on another number of devices if the effective batch is the same (`fit_to_run`). Only for iteration-based loops;
+    mmengine handles those by epochs.
 
     Raises:
-        ValueError: If the run to resume had another batch, or cannot be divided among other devices where it stopped.
+        ValueError: If the run to resume had another batch, or stopped where it cannot be divided among other devices.
     """
 
     priority = 'VERY_HIGH'
@@ -210,33 +213,34 @@ class ResumePositionHook(Hook):
             if was.samples != now.samples:
                 runner.logger.warning(
                     f'the training data have {now.samples:,} samples, and had {was.samples:,} when the checkpoint was '
-                    'written: they come in another order from here on'
+                    'written: their order differs from here on'
                 )
             if was.optimizer_steps != now.optimizer_steps:
                 runner.logger.warning(
-                    f'the run is to have {now.optimizer_steps:,} optimizer steps, and was to have '
-                    f'{was.optimizer_steps:,} when the checkpoint was written'
+                    f'the run has {now.optimizer_steps:,} optimizer steps, and had {was.optimizer_steps:,} when the '
+                    'checkpoint was written'
                 )
             if was.optim_wrapper not in (None, now.optim_wrapper):
                 runner.logger.warning(
                     f'the run trains with {now.optim_wrapper}, and trained with {was.optim_wrapper} when the '
-                    'checkpoint was written: the precision is another one from here on (--amp)'
+                    'checkpoint was written: the precision changes from here on (--amp)'
                 )
             if sampler is not None and was.sampler_seed is not None:
                 sampler.seed = was.sampler_seed
         if sampler is not None and not isinstance(runner.train_dataloader.dataset, SeededSamples):
             runner.logger.warning(
-                'the training data are not wrapped in SeededSamples, which tools/train.py does: their augmentation is '
-                'not that of the run before'
+                'the training data are not wrapped in SeededSamples, as tools/train.py does: their augmentation '
+                'differs from that of the run before'
             )
         seen = samples_seen(runner.iter, now.batch)
-        order = 'in an order that the sampler does not tell'
+        order = 'in an order that the sampler does not reveal'
         if sampler is not None:
             order = f'next sample ids {", ".join(map(str, sampler.upcoming(seen, SHOWN)))}, ...'
-        runner.logger.info(f'going on at iteration {runner.iter:,}: {seen:,} samples seen, {order}')
+        runner.logger.info(f'resuming at iteration {runner.iter:,}: {seen:,} samples seen, {order}')
 
 
 def position_of(runner: Runner) -> Position:
+    """Return the position that a checkpoint of `runner` records."""
     batch, sampler = effective_batch(runner), sampler_of(runner)
     per_step = any(isinstance(hook, ParamSchedulerPerStepHook) for hook in runner.hooks)
     return Position(
@@ -251,6 +255,6 @@ def position_of(runner: Runner) -> Position:
 
 
 def sampler_of(runner: Runner) -> GlobalOrderSampler | None:
-    """The sampler of the training data, where it is ours."""
+    """Return the sampler of the training data if it is a GlobalOrderSampler."""
     sampler = runner.train_dataloader.batch_sampler.sampler
     return sampler if isinstance(sampler, GlobalOrderSampler) else None

@@ -7,7 +7,7 @@ from typing import Any
 import mmcv
 import numpy as np
 
-from ...engine.data.browsing import captioned, denormalised, fitted, legend, shortened
+from ...engine.data.sheets import captioned, denormalised, fitted, legend, shortened
 from ..data.label_map import IGNORED
 from .overlays import IGNORED_COLOUR, side_by_side
 

@@ -12,7 +12,7 @@ from mmseg.registry import HOOKS
 from mmseg.structures import SegDataSample
 from PIL import Image
 
-from ...engine.data.browsing import GAP, WHITE
+from ...engine.data.sheets import GAP, WHITE
 
 IGNORED_COLOUR = WHITE
 

@@ -57,7 +57,8 @@ def fold_for_mmseg(cfg: Config, model: nn.Module, meta: dict[str, Any], example:
 
     folder.mkdir(parents=True, exist_ok=True)
     config.dump(folder / 'folded.py')
-    torch.save({'state_dict': stock.state_dict(), 'meta': meta | {'folded': True}}, folder / 'folded.pth')
+    meta = meta | {'folded': True, 'cfg': config.pretty_text}
+    torch.save({'state_dict': stock.state_dict(), 'meta': meta}, folder / 'folded.pth')
     if 'custom_imports' in config:
         (folder / 'folded_segmentor.py').write_text(inspect.getsource(folded_segmentor))
     return report
@@ -75,8 +76,11 @@ def folded_config(cfg: Config, model: nn.Module, biased_convs: list[str]) -> Con
             default_scope='mmseg',
             model=copy.deepcopy(cfg.model.to_dict()),
             test_pipeline=[copy.deepcopy(step) for step in pipeline if step['type'] not in LABEL_LOADERS],
+            visualizer=dict(type='SegLocalVisualizer'),
         )
     )
+    # MMSegInferencer looks for the pipeline here, `inference_model` under `test_pipeline`.
+    config.test_dataloader = dict(dataset=dict(pipeline=copy.deepcopy(config.test_pipeline)))
     config.model.update(auxiliary_head=None, train_cfg=None)
     for node in dicts_in(config.model):
         kind = node.get('type')

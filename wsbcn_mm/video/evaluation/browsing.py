@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...engine.data.browsing import captioned, denormalised, fitted, shortened
+from ...engine.data.sheets import captioned, denormalised, fitted, shortened
 from .strips import class_name, strip
 
 COLUMNS = 1

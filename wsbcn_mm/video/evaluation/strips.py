@@ -12,7 +12,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from PIL import Image
 
-from ...engine.data.browsing import GAP, captioned
+from ...engine.data.sheets import GAP, captioned
 
 
 @HOOKS.register_module()

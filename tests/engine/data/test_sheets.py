@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from wsbcn_mm.engine.data.browsing import LINE_HEIGHT, MARGIN, captioned, denormalised, fitted, legend, sheet, shortened
+from wsbcn_mm.engine.data.sheets import LINE_HEIGHT, MARGIN, captioned, denormalised, fitted, legend, sheet, shortened
 
 
 def plain(height: int, width: int, colour: int) -> np.ndarray:
