@@ -7,6 +7,8 @@ env_cfg = dict(
 allow_norm_mismatch = False
 # Reject weights trained with another class list than the data's.
 allow_class_mismatch = False
+# Check images, masks and labels of segmentation data before training: docs/data_checks.md.
+check_pairs = True
 # By key, so that hooks in your own custom_hooks add to these. A key set to None switches its hook off.
 default_hooks = dict(
     checkpoint_guard=dict(type='CheckpointGuardHook'),

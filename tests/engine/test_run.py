@@ -86,3 +86,14 @@ def test_a_config_in_memory_trains_with_hooks_of_the_caller(tiny_data, tmp_path)
     )
     assert set(metrics) >= {'acc/top1', 'acc/num_clips'}
     assert cfg.mark == 'changed'
+
+
+def test_missing_images_are_found_before_the_runner(tiny_data, tmp_path):
+    suffixes = [f'{split}_dataloader.dataset.img_suffix=.jpg' for split in ('val', 'test')]
+    args = ['--work-dir', tmp_path / 'work', *options('segmentation', tiny_data, 2, *suffixes)]
+    with pytest.raises(FileNotFoundError, match=r"^val_dataloader.dataset.img_suffix='.jpg': .* has no such file"):
+        run_tool('train.py', recipe('segmentation'), *args)
+    (tmp_path / 'none.pth').touch()
+    with pytest.raises(FileNotFoundError, match=r"^test_dataloader.dataset.img_suffix='.jpg': "):
+        run_tool('test.py', recipe('segmentation'), tmp_path / 'none.pth', *args)
+    assert not (tmp_path / 'work').exists()

@@ -1,6 +1,7 @@
 """FolderSegDataset reads every layout and kind of mask, and names what does not fit before training."""
 
 import shutil
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,13 @@ import pytest
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 from PIL import Image
+from rich.console import Console
 
 from tests.segmentation.folders import COLOURS, SIZE, labels, save_image, save_mask, write_folder
 from wsbcn_mm.segmentation import FolderSegDataset
+from wsbcn_mm.segmentation.data import folder
 from wsbcn_mm.segmentation.data.folder import find_splits
+from wsbcn_mm.segmentation.data.prepare_folder import prepare_segmentation_folder
 
 LOAD = [dict(type='LoadImageFromFile'), dict(type='LoadStrictLabels')]
 PACK = [*LOAD, dict(type='PackSegInputs')]
@@ -77,6 +81,30 @@ def test_masks_of_all_splits_in_one_folder(tmp_path: Path) -> None:
     assert len(build(tmp_path, 'val')) == 2
 
 
+def test_a_mask_folder_for_all_splits_with_endings(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    for mask in sorted((tmp_path / 'masks').glob('*/*')):
+        mask.rename(tmp_path / 'masks' / f'{mask.stem}.label.png')
+    for split in ('train', 'val'):
+        (tmp_path / 'masks' / split).rmdir()
+    assert len(build(tmp_path)) == 4
+    (tmp_path / 'masks/b.label.png').unlink()
+    assert error_of(tmp_path) == wrong(
+        tmp_path,
+        'train',
+        f'images/train/b.png has no mask masks/b.label.png; nearest existing name: {tmp_path}/masks/f.label.png',
+    )
+
+
+def test_a_listed_test_split_without_masks(tmp_path: Path) -> None:
+    write_folder(tmp_path, layout='{kind}/{name}')
+    save_image(tmp_path / 'images/x.png')
+    for split, names in dict(train='a b c d', val='e f', test='x').items():
+        (tmp_path / f'{split}.txt').write_text(names.replace(' ', '\n'))
+    assert len(build(tmp_path, 'test', pipeline=LOAD[:1])) == 1
+    assert "split='test' has no masks, so it cannot be evaluated" in error_of(tmp_path, 'test')
+
+
 def test_masks_with_an_ending_of_their_own(tmp_path: Path) -> None:
     write_folder(tmp_path)
     for mask in sorted((tmp_path / 'masks').glob('*/*')):
@@ -105,13 +133,26 @@ def test_kinds_of_masks(tmp_path: Path, classes: str, draw) -> None:
     assert dataset.metainfo.get('label_ids') == ((0, 100, 255) if 'car 255' in classes else None)
 
 
-def test_a_value_outside_the_list_is_an_error_while_loading(tmp_path: Path) -> None:
-    dataset = build(write_folder(tmp_path, 'floor\nroad\n'))
-    with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is compared
-        dataset[0]
-    assert str(error.value) == (
-        f'mask {tmp_path}/masks/train/a.png has values outside classes.txt: 2 (15 pixels). Classes: 0-1; ignored: none'
+def test_a_value_outside_the_list_is_an_error_before_training_and_while_loading(tmp_path: Path, monkeypatch) -> None:
+    root = write_folder(tmp_path)
+    dataset = build(root)
+    save_mask(root / 'masks/train/c.png', np.full(SIZE, 9, np.uint8))
+    message = (
+        f'mask {root}/masks/train/c.png has values outside classes.txt: 9 (192 pixels). Classes: 0-2; ignored: none'
     )
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is compared
+        dataset[2]
+    assert str(error.value) == message
+    assert error_of(root) == wrong(root, 'train', message)
+    monkeypatch.setattr(folder, 'MASKS_READ', 2)  # a and c
+    assert error_of(root) == wrong(root, 'train', message)
+    monkeypatch.setattr(folder, 'MASKS_READ', 1)
+    assert len(build(root)) == 4
+    # What the manifest knows needs no reading.
+    prepare_segmentation_folder(root, Console(file=StringIO()))
+    monkeypatch.setattr(folder, 'read_mask', None)
+    assert error_of(root) == wrong(root, 'train', message)
+    assert len(build(root, 'val')) == 2
 
 
 def test_what_does_not_fit(tmp_path: Path) -> None:
@@ -251,6 +292,10 @@ def test_flips_of_classes_with_a_direction(tmp_path: Path) -> None:
     )
     assert build(tmp_path, pipeline=[*LOAD, dict(flip, swap_seg_labels=[(1, 2)])])
     assert build(tmp_path, pipeline=[*LOAD, dict(flip, direction='vertical')])
+    assert error_of(tmp_path, pipeline=[*LOAD, dict(type='RandomRotFlip')]) == (
+        "RandomRotFlip with the classes 'left_lung', 'Right-Lung': not accepted, because a mirror exchanges them. "
+        'RandomFlip can, with swap_seg_labels'
+    )
     (tmp_path / 'classes.txt').write_text('floor\nleft_lung\nlung\n')
     inner = dict(type='RandomChoice', transforms=[[flip], [dict(type='Resize', scale=(8, 8))]])
     assert error_of(tmp_path, pipeline=[*LOAD, inner]) == (

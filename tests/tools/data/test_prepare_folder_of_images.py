@@ -55,14 +55,16 @@ def test_what_was_found_is_said(tmp_path: Path, capsys) -> None:
 def test_a_folder_without_split_gets_one_that_stays(tmp_path: Path) -> None:
     names = {'': tuple('abcdefghij')}
     root = write_folder(tmp_path, layout='{kind}/{name}', names=names)
+    (root / 'images/notes.txt').touch()
     problems, printed = prepare(root, seed=5)
     assert problems == []
-    assert 'note: split by chance with seed 5: train.txt (8), val.txt (2)\n' in printed
+    assert 'note: split at random with seed 5: train.txt (8), val.txt (2)\n' in printed
+    assert 'note: skipped, neither images nor masks: 1 .txt\n' in printed
     lists = {split: (root / f'{split}.txt').read_text().split() for split in ('train', 'val')}
     assert sorted(lists['train'] + lists['val']) == list('abcdefghij')
     problems, printed = prepare(root)
     assert problems == []
-    assert 'split by chance' not in printed
+    assert 'split at random' not in printed
     assert {split: (root / f'{split}.txt').read_text().split() for split in lists} == lists
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is compared
         prepare(root, seed=6)
@@ -76,6 +78,20 @@ def test_a_folder_without_split_gets_one_that_stays(tmp_path: Path) -> None:
     assert problems == []
     assert 'note: 1 images are in no split: images/new.png\n' in printed
     assert 'note: 1 masks are in no split: masks/new.png\n' in printed
+
+
+def test_an_image_without_mask_is_in_the_split_and_a_problem_each_time(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, layout='{kind}/{name}')
+    (root / 'masks/c.png').rename(root / 'masks/cc.png')
+    for _ in range(2):
+        assert prepare(root)[0] == [f'images/c.png has no mask masks/c.png; nearest existing name: {root}/masks/cc.png']
+    bare = tmp_path / 'bare'
+    save_mask(bare / 'masks/a.png', labels(0))
+    (bare / 'images').mkdir()
+    (bare / 'images/a.heic').touch()
+    (bare / 'classes.txt').write_text('floor\nroad\ncar\n')
+    with pytest.raises(FileNotFoundError, match=r'^images has no image, but 1 .heic. Accepted: .jpg '):
+        prepare(bare)
 
 
 def test_images_beside_the_sub_folders(tmp_path: Path) -> None:

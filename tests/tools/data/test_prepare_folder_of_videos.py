@@ -261,7 +261,8 @@ def test_a_list(tmp_path: Path, mark: str) -> None:
     (root / 'clips.csv').write_text('\n'.join(mark.join(line) for line in lines), encoding='utf-8-sig')
     problems, printed = prepare(root, val_share=0.3)
     assert problems == []
-    assert 'note: 1 videos are in no list and are not used: videos/other.mp4\n' in printed
+    assert 'note: the videos and their labels are from clips.csv\n' in printed
+    assert 'note: 1 videos are not in any list and not used: videos/other.mp4\n' in printed
     by_split = splits(root)
     assert set(by_split) == {f'videos/{n}, a.mp4' for n in range(6)}
     for n in range(3):
@@ -285,6 +286,21 @@ def test_lists_with_splits(tmp_path: Path) -> None:
     assert problems == [f'1 of 4 videos do not exist: v/gone.mp4; nearest existing name: {root}/v/9.mp4']
     assert splits(root) == {'v/0.mp4': 'train', 'v/1.mp4': 'train', 'v/2.mp4': 'val', 'v/gone.mp4': 'val'}
     assert len(dataset(root, 'val', test_mode=True)) == 1
+
+
+def test_a_list_with_numbers_beside_a_list_of_names(tmp_path: Path) -> None:
+    root = write_clips(tmp_path, *(f'v/{n}.mp4' for n in range(4)))
+    (root / 'classes.txt').write_text('walk\nrun\n')
+    (root / 'clips.csv').write_text('path,label\n' + ''.join(f'v/{n}.mp4,{n % 2}\n' for n in range(4)))
+    problems, printed = prepare(root)
+    assert problems == []
+    assert 'note: labels are places in classes.txt, from 0\n' in printed
+    assert [row['label'] for row in rows(root)] == ['walk', 'run', 'walk', 'run']
+    (root / 'clips.csv').write_text('path,label\n' + ''.join(f'v/{n}.mp4,{n % 2 + 1}\n' for n in range(4)))
+    assert error_of(root) == (
+        f'{root}/clips.csv:3: label=2: 0 to 1 is accepted, the places in {root}/classes.txt; they must count from 0, '
+        'subtract 1 from each'
+    )
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,8 @@ def _check_dataset(name: str, node: Mapping[str, Any], ignored: set[int]) -> Non
             f'{name}.img_suffix={dataset.img_suffix!r}: {images} has no such file, but '
             f'{counted(Counter(map(suffix_of, files_below(images)))) or "none at all"}'
         )
+    if not all('img_path' in sample for sample in samples):
+        return
     _check_files(f'{name}.img_suffix={dataset.img_suffix!r}', [sample['img_path'] for sample in samples])
     if not loads_masks or not all('seg_map_path' in sample for sample in samples):
         return

@@ -4,8 +4,8 @@
     {train,val,test}/images/<name>.jpg    {train,val,test}/masks/<name>.png    classes.txt
     images/<name>.jpg    masks/<name>.png    train.txt  val.txt  test.txt      classes.txt
 
-Suffixes and deeper folders do not matter. A mask is called like its image, or all masks have the same ending more, as
-in `<name>_mask.png`.
+Suffixes and deeper folders do not matter. A mask has the name of its image, or all masks have one ending more, as in
+`<name>_mask.png`.
 """
 
 import difflib
@@ -26,11 +26,15 @@ from ...engine.data.left_right import directed, mirror_labels
 from ...engine.data.watchdog import WatchedItems
 from ...engine.files import nearest, some
 from .class_list import CLASS_FILE, IGNORED, ClassList, load_class_list
-from .masks import LOSSY, MASK_SUFFIXES, map_mask, read_mask
+from .inventory import read_manifest
+from .label_map import UNKNOWN
+from .masks import LOSSY, MASK_SUFFIXES, count_raw, map_mask, outside_list, read_mask
 from .pairs import Pair
 
 ORIENTATION = 0x0112
 """EXIF tag."""
+
+MASKS_READ = 200
 
 SUFFIXES_OF_HOST = ('img_suffix', 'seg_map_suffix', 'ann_file', 'data_prefix')
 """Arguments of mmseg's data sets that say where files are, which the folder says here."""
@@ -128,7 +132,7 @@ def pair_files(place: Place, root: Path, *, need_masks: bool = True) -> Found:
     Args:
         place: Where they are.
         root: Folder of the data set; names in messages are relative to it.
-        need_masks: Whether images without any mask folder are wrong.
+        need_masks: Whether it is wrong that none of the images has a mask.
     """
     images, skipped, problems = _by_key(place.images, IMAGES, root)
     if not images:
@@ -151,6 +155,8 @@ def pair_files(place: Place, root: Path, *, need_masks: bool = True) -> Found:
         notes.append(f'{_below(place.masks, root)}: masks are named <image>{ending}{next(iter(masks.values())).suffix}')
     pairs = [Pair(images[key], masks[key + ending]) for key in keys if key + ending in masks]
     missing = [key for key in keys if key + ending not in masks]
+    if not need_masks and not pairs:
+        return Found([Pair(images[key], None) for key in keys], problems, [], skipped + others)
     for key in missing:
         wanted = place.masks / f'{key}{ending}.png'
         problems.append(
@@ -177,6 +183,38 @@ def check_headers(pairs: Sequence[Pair], root: Path, *, damage: bool = True) -> 
         return [line for line in lines if line]
 
 
+def check_values(pairs: Sequence[Pair], root: Path, classes: ClassList) -> list[str]:
+    """Return what is wrong with the values of the masks.
+
+    Masks that `manifest.json` knows unchanged are judged by it, without being read. Of the others, `MASKS_READ` spread
+    over all of them are read.
+    """
+    known = {}
+    manifest = read_manifest(root)
+    if manifest.get('by_colour') == classes.by_colour:
+        entries = (entry for split in manifest['splits'].values() for entry in split['files'] if entry.get('mask'))
+        known = {entry['mask']: entry for entry in entries if not entry['unreadable']}
+    problems, unknown = [], []
+    for mask in (pair.label for pair in pairs if pair.label):
+        entry, found = known.get(_below(mask, root)), mask.stat()
+        if entry and entry['stamps'][1] == [found.st_size, found.st_mtime_ns]:
+            pixels = {int(raw): count for raw, count in entry['pixels'].items()}
+            problems.append(outside_list(pixels, classes, mask))
+        else:
+            unknown.append(mask)
+    with ThreadPoolExecutor(8) as pool:
+        read = unknown[:: -(-len(unknown) // MASKS_READ) or 1]
+        problems += pool.map(lambda mask: _outside(mask, classes), read)
+    return [problem for problem in problems if problem]
+
+
+def _outside(mask: Path, classes: ClassList) -> str:
+    try:
+        return outside_list(count_raw(read_mask(mask, classes.by_colour)), classes, mask)
+    except (OSError, ValueError) as error:
+        return str(error)
+
+
 def unused_files(root: Path, places: Mapping[str, Place], found: Mapping[str, Found]) -> list[str]:
     """Return images and masks of the folder that no split uses, one line for each kind."""
     used = {file for one in found.values() for pair in one.pairs for file in pair}
@@ -195,8 +233,9 @@ def unused_files(root: Path, places: Mapping[str, Place], found: Mapping[str, Fo
 class FolderSegDataset(WatchedItems, BaseSegDataset):
     """Images and masks of a folder, with strict labels; its pipeline reads the masks by `LoadStrictLabels`.
 
-    Every pair is checked before training: a missing mask or image, another size, a format that changes values. A value
-    or colour outside `classes.txt` is an error when the mask is loaded; `tools/data/prepare_folder.py` reads all masks.
+    Every pair is checked before training: a missing mask or image, another size, a format that changes values. So are
+    the values or colours of all masks that `tools/data/prepare_folder.py` has read, and of 200 of the others. A value
+    outside `classes.txt` is an error in any case when the mask is loaded.
 
     Its metainfo has the classes and colours of `classes.txt`, and `label_ids`, the values of the masks, in which
     predictions are written; none for masks of colours.
@@ -249,7 +288,7 @@ class FolderSegDataset(WatchedItems, BaseSegDataset):
             **kwargs,
         )
         values = [raw for raw, index in self.class_list.label_map.items() if index != IGNORED]
-        if not self.class_list.by_colour and max(values) <= 255:
+        if not self.class_list.by_colour and max(values) <= 255 and UNKNOWN not in values:
             self._metainfo['label_ids'] = tuple(values)
 
     def load_data_list(self) -> list[dict]:
@@ -257,7 +296,9 @@ class FolderSegDataset(WatchedItems, BaseSegDataset):
         place = place_of(root, self.split)
         found = pair_files(place, root, need_masks=self.split != 'test')
         problems = found.problems + check_headers(found.pairs, root)
-        if place.masks is None and any(kind == 'LoadStrictLabels' for kind, _ in steps_of(self.pipeline.transforms)):
+        problems = problems or check_values(found.pairs, root, self.class_list)
+        loads_labels = any(kind == 'LoadStrictLabels' for kind, _ in steps_of(self.pipeline.transforms))
+        if loads_labels and any(pair.label is None for pair in found.pairs):
             problems.append(
                 "split='test' has no masks, so it cannot be evaluated: take split='val', or write its predictions with "
                 'tools/test.py --format-only'
@@ -322,6 +363,11 @@ def _refuse_plain_flips(pipeline: Sequence[Any], names: Sequence[str]) -> None:
     mirrored = mirror_labels(names)
     pairs = [(label, other) for label, other in enumerate(mirrored) if other is not None and label < other]
     for kind, step in steps_of(pipeline):
+        if kind == 'RandomRotFlip':
+            raise ValueError(
+                f'RandomRotFlip with the classes {some(map(repr, changed))}: not accepted, because a mirror exchanges '
+                'them. RandomFlip can, with swap_seg_labels'
+            )
         if kind != 'RandomFlip':
             continue
         arguments = step if isinstance(step, Mapping) else vars(step)
@@ -421,16 +467,12 @@ def _listed(place: Place, images: Mapping[str, Path], root: Path) -> tuple[list[
 
 
 def _common_ending(images: Mapping[str, Path], masks: Mapping[str, Path]) -> str:
-    """Return what all masks have behind the names of their images; '' if some are called like their images."""
-    if not masks or any(key in images for key in masks):
+    """Return what most masks have behind the names of their images; '' if some have the names of their images."""
+    if any(key in images for key in masks):
         return ''
-    endings = None
-    for key in masks:
-        own = {key[cut:] for cut in range(1, len(key)) if key[:cut] in images}
-        endings = own if endings is None else endings & own
-        if not endings:
-            return ''
-    return min(endings or {''}, key=len)
+    endings = Counter(key[cut:] for key in masks for cut in range(1, len(key)) if key[:cut] in images)
+    ending, times = max(endings.items(), key=lambda item: item[1], default=('', 0))
+    return ending if 2 * times > len(images) else ''
 
 
 def _nearest_file(wanted: Path, files: Mapping[str, Path]) -> str:

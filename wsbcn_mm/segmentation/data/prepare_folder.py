@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ...engine.checkpoint.reading import sha256
-from ...engine.data.file_kinds import counted, files_below
+from ...engine.data.file_kinds import IMAGES, counted, files_below, suffix_of
 from ...engine.data.preparation import print_report, progress_bar
 from ...engine.data.splits import check_shares, sources_by, sources_in_two_splits, stratified_split
 from ...engine.files import nearest, some, update_atomically
@@ -55,7 +55,7 @@ def prepare_segmentation_folder(
         What is wrong, one line each; an empty list for a data set that can be trained on.
 
     Raises:
-        FileNotFoundError: If images, masks or `classes.txt` do not exist, naming the nearest thing that does. Without
+        FileNotFoundError: If images or `classes.txt` do not exist, naming the nearest thing that does. Without
             `classes.txt` the message has the values of the masks.
         ValueError: For a malformed list of classes, contradictory splits, or arguments that are out of range or ask for
             another split than the folder has.
@@ -78,7 +78,7 @@ def prepare_segmentation_folder(
         notes += _write_split(root, shares, seed or 0, group_by)
         places = find_splits(root)
     found = {split: pair_files(place, root, need_masks=split != 'test') for split, place in places.items()}
-    problems = [line for one in found.values() for line in one.problems]
+    problems = list(dict.fromkeys(line for one in found.values() for line in one.problems))
     problems += [
         f'{root} has no split {split}: make it beside {", ".join(places)}, or remove the split to have one made'
         for split in ('train', 'val')
@@ -90,7 +90,8 @@ def prepare_segmentation_folder(
     for one in found.values():
         problems += check_headers(one.pairs, root, damage=False)  # reading finds it
         notes += one.notes
-    skipped = sum((one.skipped for one in found.values()), Counter[str]())
+    # Splits by lists share their folders.
+    skipped = sum({places[split][:2]: one.skipped for split, one in found.items()}.values(), Counter[str]())
     if skipped:
         notes.append(f'skipped, neither images nor masks: {counted(skipped)}')
     files = _read_all(root, found, classes, processes, console)
@@ -140,7 +141,9 @@ def _write_split(root: Path, shares: Mapping[str, float], seed: int, group_by: s
     """Write `train.txt` and `val.txt`, and say so."""
     check_shares(shares)
     whole = Place(root / 'images', root / 'masks', shared=True)
-    names = [key_of(pair.image, whole) for pair in pair_files(whole, root).pairs]
+    names = sorted({key_of(file, whole) for file in files_below(whole.images) if suffix_of(file) in IMAGES})
+    if not names:
+        raise FileNotFoundError(pair_files(whole, root).problems[0])
     sources = sources_by(group_by, names) if group_by else names
     splits = stratified_split([''] * len(names), sources, shares, seed)
     counts = Counter(splits)
@@ -148,10 +151,8 @@ def _write_split(root: Path, shares: Mapping[str, float], seed: int, group_by: s
         chosen = [name for name, own in zip(names, splits, strict=True) if own == split]
         if chosen:
             update_atomically(root / f'{split}.txt', ''.join(f'{name}\n' for name in chosen).encode())
-    if not names:
-        return []
     files = ', '.join(f'{split}.txt ({counts[split]})' for split in counts)
-    return [f'split by chance with seed {seed}' + f' and group_by={group_by!r}' * bool(group_by) + f': {files}']
+    return [f'split at random with seed {seed}' + f' and group_by={group_by!r}' * bool(group_by) + f': {files}']
 
 
 def _read_all(

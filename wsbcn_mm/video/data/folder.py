@@ -242,7 +242,9 @@ def _by_lists(root: Path, lists: Sequence[Path]) -> Listing:
         )
     others = [file for file in files_below(root) if file.relative_to(root).as_posix() not in seen]
     unlisted = [file.relative_to(root).as_posix() for file in others if may_be_video(file)]
-    notes = [f'{len(unlisted)} videos are in no list and are not used: {some(unlisted)}'] if unlisted else []
+    notes = [f'the videos and their labels are from {" and ".join(file.name for file in lists)}']
+    if unlisted:
+        notes.append(f'{len(unlisted)} videos are not in any list and not used: {some(unlisted)}')
     return Listing(clips, Counter(), problems + _one_name(clips), notes, list(lists))
 
 

@@ -60,6 +60,7 @@ def prepare_video_folder(
     if not listing.clips:
         skipped = counted(listing.skipped) or 'no other files'
         raise ValueError('. '.join([f'{root} has no videos in class folders, but {skipped}', *listing.problems]))
+    listing = _named(root, listing)
     classes = _classes(root, listing)
     notes, problems = list(listing.notes), list(listing.problems)
     sources = _sources(listing.clips, group_by)
@@ -76,9 +77,9 @@ def prepare_video_folder(
         hint = '; videos as folders of frames need a video file each' * bool(set(listing.skipped) & set(IMAGES))
         notes.append(f'skipped, no videos: {counted(listing.skipped)}{hint}')
     notes += _same_content(root, rows)
-    frameless = [row.path for row in rows if row.status == OK and row.frames == 1]
-    if frameless:
-        notes.append(f'{len(frameless)} videos have one frame only: {some(frameless)}')
+    stills = [row.path for row in rows if row.status == OK and row.frames == 1]
+    if stills:
+        notes.append(f'{len(stills)} videos have one frame only: {some(stills)}')
     lines = [f'{len(classes)} classes, in the order of {CLASS_FILE}', *_describe(rows, classes)]
     print_report(console, [*lines, *(f'note: {note}' for note in notes)], problems, root / MANIFEST)
     return problems
@@ -94,6 +95,28 @@ def _tried(root: Path, listing: Listing, processes: int, deadline: float) -> Lis
     none = {clip.path for clip in unknown if facts[str(root / clip.path)].status != OK}
     skipped = listing.skipped + Counter(suffix_of(Path(path)) for path in none)
     return listing._replace(clips=[clip for clip in listing.clips if clip.path not in none], skipped=skipped)
+
+
+def _named(root: Path, listing: Listing) -> Listing:
+    """Return the listing with class names in place of numbers, where a CSV has numbers and `classes.txt` has names."""
+    file = root / CLASS_FILE
+    labels = {clip.class_name for clip in listing.clips}
+    if not listing.lists or not file.is_file() or not all(label.isdigit() for label in labels):
+        return listing
+    classes = load_classes(str(file))
+    if labels & set(classes):
+        return listing
+    numbers = {int(label) for label in labels}
+    if max(numbers) >= len(classes):
+        first = next(clip for clip in listing.clips if int(clip.class_name) >= len(classes))
+        hint = '; they must count from 0, subtract 1 from each' if min(numbers) == 1 else ''
+        raise ValueError(
+            f'{first.place}: label={first.class_name}: 0 to {len(classes) - 1} is accepted, the places in {file}{hint}'
+        )
+    return listing._replace(
+        clips=[clip._replace(class_name=classes[int(clip.class_name)]) for clip in listing.clips],
+        notes=[*listing.notes, f'labels are places in {CLASS_FILE}, from 0'],
+    )
 
 
 def _classes(root: Path, listing: Listing) -> list[str]:
