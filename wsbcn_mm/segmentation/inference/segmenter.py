@@ -84,8 +84,7 @@ class Segmenter(Predictor[SegmentationResult]):
                 order may differ in the last bits from what tools/test.py scores; 1 gives the same bits.
             tile: 'auto' cuts images of more than 16.8 million pixels in square tiles of the shorter side of the
                 recipe's crop, 512 to 768; a number or (height, width) cuts every larger image in tiles of this size;
-                'off' cuts none.
-                Tiles have the image's own resolution: steps of the recipe that resize are left out.
+                'off' cuts none. Tiles have the image's own resolution: steps of the recipe that resize are left out.
             overlap: Pixels that neighbouring tiles share; by default a quarter of the shorter side.
             max_value: Value that becomes 255 in an image of more than 8 bits, which is rejected without it.
             channel_order: 'rgb' or 'bgr', of arrays of three channels. Files need none.
@@ -112,13 +111,17 @@ class Segmenter(Predictor[SegmentationResult]):
 
         images = (loaded for _, loaded in prepared(inputs, prepare, on_error))
         with ExitStack() as once:
+            opened = False
             for batch in batches(images, batch_size, shape):
                 if batch[0].tile[0]:
                     # Large images need the memory that standardised filters would take.
                     once.close()
+                    opened = False
                     yield self._in_tiles(batch[0], overlap, batch_size, advance)
                     continue
-                once.enter_context(standardize_once(self.model))
+                if not opened:
+                    once.enter_context(standardize_once(self.model))
+                    opened = True
                 for result in self._whole(batch, keep_logits):
                     advance(1.0)
                     yield result
@@ -144,8 +147,8 @@ class Segmenter(Predictor[SegmentationResult]):
         self, loaded: Loaded, overlap: int | None, batch_size: int, advance: Callable[[float], None]
     ) -> SegmentationResult:
         (height, width), (tile_h, tile_w) = loaded.image.shape[:2], loaded.tile
-        tile_h, tile_w = min(tile_h, height), min(tile_w, width)
         overlap = min(tile_h, tile_w) // 4 if overlap is None else overlap
+        tile_h, tile_w = min(tile_h, height), min(tile_w, width)
         rows, columns = spans(height, tile_h, overlap), spans(width, tile_w, overlap)
         number = len(rows) * len(columns)
 
