@@ -231,6 +231,16 @@ def test_code_in_a_checkpoint_does_not_run(trained, tmp_path):
     assert not (tmp_path / 'harm').exists()
 
 
+def test_a_type_in_a_checkpoint_does_not_name_a_function(trained, tmp_path):
+    content = torch.load(trained['video'], weights_only=True)
+    harm = f'touch {tmp_path / "harm"}'
+    content['meta']['cfg'] += f"\nmodel = dict(type='os.system', command={harm!r})\n"
+    torch.save(content, tmp_path / 'c.pth')
+    with pytest.raises(ValueError, match=r"has type='os\.system': the name of a layer or a transform is expected"):
+        load(tmp_path / 'c.pth')
+    assert not (tmp_path / 'harm').exists()
+
+
 @pytest.fixture
 def picture(tiny_data):
     return str(sorted((tiny_data / 'seg' / 'leftImg8bit' / 'val').glob('*/*.png'))[0])

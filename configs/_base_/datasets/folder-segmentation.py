@@ -13,7 +13,7 @@ train_pipeline = [
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImage'),
+    dict(type='LoadImageFromFile'),  # the loader that mmseg's MMSegInferencer exchanges
     dict(type='LoadStrictLabels'),
     dict(type='PackSegInputs'),
 ]

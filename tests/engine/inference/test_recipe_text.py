@@ -12,6 +12,7 @@ from wsbcn_mm.engine.inference.recipe_text import (
     import_custom_modules,
     inference_config,
     inference_pipeline,
+    refuse_functions,
 )
 
 
@@ -67,6 +68,26 @@ def test_modules_of_the_recipe_are_imported_or_named(tmp_path, monkeypatch):
     import_custom_modules(cfg, 'c.pth')
     assert 'own_layers' in sys.modules
     import_custom_modules(Config(dict(custom_imports=dict(imports=['folded_segmentor']))), 'c.pth')
+
+
+@pytest.mark.parametrize('kind', ['os.system', 'subprocess.Popen', 'mmengine.dump', 'mmengine.Config', 'no_such.thing'])
+def test_a_type_that_mmengine_would_call_is_refused(kind):
+    cfg = Config(dict(model=dict(type='EncoderDecoder', backbone=[dict(type=kind, command='touch harm')])))
+    with pytest.raises(
+        ValueError,
+        match=rf"^the recipe in c\.pth has type='{kind}': the name of a layer or a transform is expected; if you ",
+    ):
+        refuse_functions(cfg, 'c.pth')
+
+
+def test_layers_and_transforms_may_have_paths_and_scopes():
+    kinds = [
+        'torch.nn.ReLU',
+        'mmseg.EncoderDecoder',
+        'mmcv.transforms.Resize',
+        'mmcv.transforms.loading.LoadImageFromFile',
+    ]
+    refuse_functions(Config(dict(model=[dict(type=kind) for kind in kinds])), 'c.pth')
 
 
 def test_the_pipeline_is_that_of_the_test_without_labels():

@@ -84,6 +84,12 @@ def test_opacity_mixes_colour_and_image() -> None:
     assert row[0, -1].tolist() == [150, 50, 100]
 
 
+def test_floats_of_a_model_with_one_output_are_drawn() -> None:
+    image = np.zeros((1, 2, 3), np.uint8)
+    row = side_by_side(image, [np.array([[0.0, 1.0]], np.float32)], PALETTE[:2])
+    assert row[0, -2:].tolist() == [list(colour) for colour in PALETTE[:2]]
+
+
 def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match=r'opacity=1.5: a number from 0 to 1 is expected'):
         OverlayHook(opacity=1.5)

@@ -15,6 +15,7 @@ from wsbcn_mm.segmentation.inference.images import (
     bits_and_channels,
     image_of_array,
     image_of_file,
+    plain_flag,
 )
 
 COLOUR, GREY = dict(type='LoadImageFromFile'), dict(type='LoadImageFromFile', color_type='grayscale')
@@ -40,6 +41,17 @@ def test_transparency_is_dropped_as_in_training(tmp_path):
         Image.fromarray(image).save(tmp_path / name)
         assert bits_and_channels(tmp_path / name) == (8, 3)
         assert np.array_equal(read(tmp_path / name), cv2.imread(str(tmp_path / name)))
+
+
+@pytest.mark.parametrize('step', [COLOUR, GREY, dict(type='LoadImage')])
+@pytest.mark.parametrize('name', ['a.png', 'a.jpg'])
+def test_large_files_are_read_as_others_are(tmp_path, monkeypatch, name, step):
+    cv2.imwrite(str(tmp_path / name), textured(40, 50))
+    expected = read(tmp_path / name, step if step['type'] != 'LoadImage' else COLOUR)
+    monkeypatch.setattr('wsbcn_mm.segmentation.inference.images.LARGE', 10)
+    assert np.array_equal(image_of_file(tmp_path / name, step, None, 3), expected)
+    assert plain_flag(dict(COLOUR, to_float32=True)) is plain_flag(dict(COLOUR, color_type='unchanged')) is None
+    assert plain_flag(dict(COLOUR, imdecode_backend='pillow')) is None
 
 
 @pytest.mark.parametrize('name', ['grey.png', 'grey.tif', 'colour.png', 'colour.tif'])

@@ -99,6 +99,14 @@ def test_only_large_images_are_tiled_by_default(model, monkeypatch):
     assert model(textured(90, 90), tile=128).tiles == 1
 
 
+def test_thin_images_and_mixed_sizes(model):
+    image = textured(8, 700)
+    results = list(model.iterate([textured(90, 90), image, textured(90, 90)], tile=256))
+    assert [result.tiles for result in results] == [1, 4, 1]
+    assert results[1].class_map.shape == (8, 700)
+    assert np.array_equal(results[0].class_map, results[2].class_map)
+
+
 @pytest.mark.parametrize('tile', [0, 'N', (64,), 31, (64, 'x')])
 def test_other_tiles_are_refused(model, tile):
     with pytest.raises(

@@ -1,7 +1,6 @@
 """A loaded model as a callable: paths, arrays and lists in, results out."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -12,7 +11,6 @@ from mmengine.registry import DefaultScope
 from mmengine.runner.amp import autocast
 from torch import nn
 
-from ...layers import standardize_once
 from .inputs import expand, is_many
 from .source import Source, class_names
 
@@ -80,12 +78,6 @@ class Predictor(Generic[Result]):
         data = {key: [sample[key] for sample in packed] for key in ('inputs', 'data_samples')}
         with torch.no_grad(), autocast(enabled=self._fp16):
             return self.model.test_step(data)
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Standardise each filter once for all inputs."""
-        with standardize_once(self.model):
-            yield
 
 
 def prepared(

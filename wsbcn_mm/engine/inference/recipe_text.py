@@ -4,12 +4,16 @@ import ast
 import copy
 import math
 import re
+import sys
 from importlib import import_module
 from typing import Any
 
+from mmcv.transforms import BaseTransform
 from mmengine.config import Config
+from mmengine.utils import get_object_from_string
+from torch import nn
 
-from ..recipe.tree import drop_pretrained
+from ..recipe.tree import dicts_in, drop_pretrained
 
 NAMES = {'inf': math.inf, 'nan': math.nan}
 """Names that the text of a config may contain, beside the constants of Python."""
@@ -87,6 +91,28 @@ def import_custom_modules(cfg: Config, source: str) -> None:
                     f'{source}: its recipe imports {name!r}, which this Python does not find ({error}): '
                     'put the folder of that module on PYTHONPATH'
                 ) from None
+
+
+def refuse_functions(cfg: Config, source: str) -> None:
+    """Refuse a recipe whose `type` is the path of something else than a layer or a transform.
+
+    mmengine calls whatever object a path such as 'os.system' names, with the arguments beside it.
+
+    Raises:
+        ValueError: Naming the first such type.
+    """
+    for node in dicts_in(list(cfg.values())):
+        kind = node.get('type')
+        if not isinstance(kind, str) or '.' not in kind:
+            continue
+        known = kind.partition('.')[0] in sys.modules
+        found = get_object_from_string(kind) if known else kind
+        # None: a name with a scope, which registries know or nobody.
+        if found is not None and not (isinstance(found, type) and issubclass(found, (nn.Module, BaseTransform))):
+            raise ValueError(
+                f'the recipe in {source} has type={kind!r}: the name of a layer or a transform is expected; if you '
+                'trust it, give the recipe with --recipe FILE (recipe= in Python)'
+            )
 
 
 def inference_pipeline(cfg: Config) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from ..export import load_exported
 from ..files import nearest, require, some
 from ..recipe.load import load_recipe
 from ..recipe.model import build_model
-from .recipe_text import config_of_text, import_custom_modules, inference_config
+from .recipe_text import config_of_text, import_custom_modules, inference_config, refuse_functions
 
 Run = Callable[[Tensor], Tensor]
 
@@ -78,9 +78,8 @@ def read_source(file: str | Path, recipe: str | Path | None = None) -> Source:
                 f'{path} has no recipe in it, as checkpoints of tools/train.py have: '
                 f'give it with --recipe {hint} (recipe= in Python)'
             )
-        cfg = config_of_text(meta['cfg'], str(path))
+        cfg = stored_recipe(meta['cfg'], str(path))
     data = meta.get('dataset_meta') or meta
-    import_custom_modules(cfg, str(path))
     return Source(path, inference_config(cfg), *names_and_colours(data, cfg), meta, strip_prefix(state), None)
 
 
@@ -90,7 +89,20 @@ def recipe_of_file(recipe: str | Path) -> Config:
     text = Path(recipe).read_text()
     # mmengine imports what `custom_imports` names while it reads a file, the folded segmentor from a path that only
     # stock mmseg needs.
-    return config_of_text(text, str(recipe)) if 'folded_segmentor' in text else load_recipe(str(recipe))
+    return stored_recipe(text, str(recipe)) if 'folded_segmentor' in text else load_recipe(str(recipe))
+
+
+def stored_recipe(text: str, source: str) -> Config:
+    """Read a recipe of unknown origin: nothing in it runs, and the modules that it names are imported.
+
+    Raises:
+        ImportError: If a module does not exist here.
+        ValueError: For anything but plain data, layers and transforms.
+    """
+    cfg = config_of_text(text, source)
+    import_custom_modules(cfg, source)
+    refuse_functions(inference_config(cfg), source)
+    return cfg
 
 
 def read_exported(path: Path, cfg: Config | None) -> Source:
@@ -103,8 +115,7 @@ def read_exported(path: Path, cfg: Config | None) -> Source:
                 f'{path} needs the recipe that it was exported from: {beside.name}, which tools/export.py writes '
                 'beside it, or --recipe FILE (recipe= in Python)'
             )
-        cfg = config_of_text(facts['inference'], str(beside))
-    import_custom_modules(cfg, str(beside))
+        cfg = stored_recipe(facts['inference'], str(beside))
     classes, palette = names_and_colours(facts, cfg)
     return Source(path, inference_config(cfg), classes, palette, {}, None, load_exported(path))
 

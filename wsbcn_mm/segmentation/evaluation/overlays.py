@@ -116,5 +116,6 @@ def side_by_side(
 def colourise(label: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
     """Convert a label map (H, W) to colours (H, W, 3), uint8, RGB; values outside the palette are white."""
     colours = np.array([*palette, IGNORED_COLOUR], np.uint8)
+    label = label.astype(np.int64)  # a model with one output predicts floats
     inside = (label >= 0) & (label < len(palette))
     return colours[np.where(inside, label, len(palette))]

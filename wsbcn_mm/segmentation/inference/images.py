@@ -19,7 +19,7 @@ PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 1, 6: 3}
 """Channels without transparency, by the colour type in a PNG's header."""
 
 LARGE = 2**24
-"""Pixels from which on an image counts as large: it is decoded with less memory, and tiled by default."""
+"""Pixels above which an image is tiled by default, and bytes above which a file is decoded with less memory."""
 
 
 def image_of_file(
@@ -58,6 +58,11 @@ def image_of_file(
                     'with --max-value (max_value= in Python), such as 4095 for 12-bit values'
                 )
             return scaled_image(file, str(step.get('color_type', 'color')), max_value)
+        if Path(file).stat().st_size > LARGE and plain_flag(step) is not None:
+            # The loaders hold the content of the file, and PyAV a PNG several times, beside the image.
+            image = cv2.imread(str(file), plain_flag(step))
+            if image is not None:
+                return image
     try:
         results = load(dict(img_path=str(file), seg_fields=[], reduce_zero_label=False, label_map=None))
     except FileNotFoundError:
@@ -68,6 +73,14 @@ def image_of_file(
     if results is None or results.get('img') is None:
         raise ValueError(f'image {file} cannot be read')
     return results['img']
+
+
+def plain_flag(step: Mapping[str, Any]) -> int | None:
+    """Return the flag with which OpenCV reads from a file what a loading step makes of it; None where it differs."""
+    others = {key: value for key, value in step.items() if key not in ('type', 'color_type', 'imdecode_backend')}
+    if any(others.values()) or step.get('imdecode_backend', 'cv2') != 'cv2':
+        return None
+    return {'color': cv2.IMREAD_COLOR, 'grayscale': cv2.IMREAD_GRAYSCALE}.get(str(step.get('color_type', 'color')))
 
 
 def bits_and_channels(file: str | Path) -> tuple[int, int]:

@@ -57,6 +57,9 @@ def at_panel_size(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np
     height, width = labels.shape
     longest = max(height, width)
     if longest > LONGEST:
+        # Every other pixel, or fewer, of an image much larger: resizing copies what it is given.
+        every = max(longest // (2 * LONGEST), 1)
+        image, labels = image[::every, ::every], labels[::every, ::every]
         size = (max(round(width * LONGEST / longest), 1), max(round(height * LONGEST / longest), 1))
         return (
             cv2.resize(image, size, interpolation=cv2.INTER_AREA),

@@ -1,7 +1,7 @@
 """A trained segmentation model as a callable."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,13 +13,15 @@ from ...engine.inference.palette import distinct_colours
 from ...engine.inference.predictor import Input, OnError, Predictor, prepared
 from ...engine.inference.recipe_text import inference_pipeline
 from ...engine.inference.source import Source, input_channels
+from ...layers import standardize_once
 from ..evaluation.metrics import require_finite
-from .images import LARGE, LOADERS, as_rgb, image_of_array, image_of_file
+from .images import LARGE, as_rgb, image_of_array, image_of_file
 from .results import ClassSums, SegmentationResult
 from .tiles import ALIGN, Part, Span, blended, spans
 
 Sides = int | Sequence[int]
-SMALLEST_TILE = 512
+TILE = (512, 768)
+"""Least and largest side of a tile by default; larger ones need more memory than a large image does."""
 
 
 class Loaded(NamedTuple):
@@ -80,9 +82,9 @@ class Segmenter(Predictor[SegmentationResult]):
             inputs: Files, or arrays (H, W, channels) of bytes.
             batch_size: Neighbouring images of one size, or tiles, in one forward pass. What a batch adds up in another
                 order may differ in the last bits from what tools/test.py scores; 1 gives the same bits.
-            tile: 'auto' cuts images of more than 16.8 million pixels in tiles of the size that the recipe trains on, at
-                least 512; a number or (height, width) cuts every larger image in tiles of this size; 'off' cuts none.
-                Tiles have the image's own resolution: steps of the recipe that resize are left out.
+            tile: 'auto' cuts images of more than 16.8 million pixels in square tiles of the shorter side of the
+                recipe's crop, 512 to 768; a number or (height, width) cuts every larger image in tiles of this size;
+                'off' cuts none. Tiles have the image's own resolution: steps of the recipe that resize are left out.
             overlap: Pixels that neighbouring tiles share; by default a quarter of the shorter side.
             max_value: Value that becomes 255 in an image of more than 8 bits, which is rejected without it.
             channel_order: 'rgb' or 'bgr', of arrays of three channels. Files need none.
@@ -108,11 +110,18 @@ class Segmenter(Predictor[SegmentationResult]):
             return loaded.image.shape, loaded.tile, id(loaded) if loaded.tile[0] else 0
 
         images = (loaded for _, loaded in prepared(inputs, prepare, on_error))
-        with self._evaluating():
+        with ExitStack() as once:
+            opened = False
             for batch in batches(images, batch_size, shape):
                 if batch[0].tile[0]:
+                    # Large images need the memory that standardised filters would take.
+                    once.close()
+                    opened = False
                     yield self._in_tiles(batch[0], overlap, batch_size, advance)
                     continue
+                if not opened:
+                    once.enter_context(standardize_once(self.model))
+                    opened = True
                 for result in self._whole(batch, keep_logits):
                     advance(1.0)
                     yield result
@@ -120,11 +129,7 @@ class Segmenter(Predictor[SegmentationResult]):
     def _loaded(self, one: Input, max_value: float | None, order: str) -> Loaded:
         if isinstance(one, np.ndarray):
             return Loaded(None, image_of_array(one, self._loading, self.channels, order, max_value), (0, 0))
-        load = self._load
-        if self._loading['type'] == LOADERS[1] and Path(one).is_file() and Path(one).stat().st_size > LARGE:
-            # PyAV holds a large PNG several times.
-            load = self._compose([dict(type=LOADERS[0])])
-        image = image_of_file(one, self._loading, load, self.channels, max_value)
+        image = image_of_file(one, self._loading, self._load, self.channels, max_value)
         return Loaded(str(one), image, (0, 0))
 
     def _whole(self, batch: Sequence[Loaded], keep_logits: bool) -> Iterator[SegmentationResult]:
@@ -142,8 +147,8 @@ class Segmenter(Predictor[SegmentationResult]):
         self, loaded: Loaded, overlap: int | None, batch_size: int, advance: Callable[[float], None]
     ) -> SegmentationResult:
         (height, width), (tile_h, tile_w) = loaded.image.shape[:2], loaded.tile
-        tile_h, tile_w = min(tile_h, height), min(tile_w, width)
         overlap = min(tile_h, tile_w) // 4 if overlap is None else overlap
+        tile_h, tile_w = min(tile_h, height), min(tile_w, width)
         rows, columns = spans(height, tile_h, overlap), spans(width, tile_w, overlap)
         number = len(rows) * len(columns)
 
@@ -188,8 +193,8 @@ class Segmenter(Predictor[SegmentationResult]):
             return None
         if tile == 'auto':
             crop = self.cfg.model.get('test_cfg', {}).get('crop_size') or preprocessor_size(self.cfg.model)
-            height, width = (max(SMALLEST_TILE, side // ALIGN * ALIGN) for side in crop)
-            return height, width
+            side = min(max(min(crop) // ALIGN * ALIGN, TILE[0]), TILE[1])
+            return side, side
         sides = [tile, tile] if isinstance(tile, int) else [*tile]
         if len(sides) != 2 or not all(isinstance(side, int) and side >= ALIGN for side in sides):
             raise ValueError(f"tile={tile!r}: 'auto', 'off', or pixels from {ALIGN}, one number or (height, width)")

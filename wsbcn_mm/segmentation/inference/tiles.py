@@ -56,6 +56,8 @@ def spans(length: int, tile: int, overlap: int) -> list[Span]:
     Raises:
         ValueError: If `overlap` is not from 4 to half of `tile`.
     """
+    if tile >= length:
+        return [Span(0, length, None, None)]
     if not 4 <= overlap <= tile // 2:
         raise ValueError(f'overlap={overlap} of tile={tile}: 4 to {tile // 2} pixels, half of the tile, are accepted')
     align = ALIGN

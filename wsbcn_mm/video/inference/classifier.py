@@ -13,6 +13,7 @@ from ...engine.inference.inputs import files_below
 from ...engine.inference.predictor import Input, OnError, Predictor, prepared
 from ...engine.inference.recipe_text import inference_pipeline
 from ...engine.inference.source import Source
+from ...layers import standardize_once
 from .clips import DECODER, Frames, Sampler, frames_of_array, frames_of_file, read_in_order, starts
 from .results import ClipResult, WindowsResult
 
@@ -74,7 +75,7 @@ class ClipClassifier(Predictor[ClipResult | WindowsResult]):
         for name, value in (('window', window), ('step', step)):
             if value is not None and (value < 0 or (name == 'step' and value == 0)):
                 raise ValueError(f'{name}={value}: seconds above 0 are expected')
-        with self._evaluating():
+        with standardize_once(self.model):
             if window is not None:
                 for _, result in prepared(
                     inputs, lambda one: self._in_windows(one, window, step, fps, batch_size, advance), on_error

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import av
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from ..decoding.reader import open_video
 
 DECODER = 'DecodeClip'
 
-CHUNK_BYTES = 2**26
+CHUNK_BYTES = 2**27
 """Frames that are read at once."""
 
 
@@ -152,10 +153,14 @@ def read_in_order(frames: Frames, wanted: Sequence[Tensor]) -> Iterator[Tensor]:
 
 
 def all_in_order(frames: Frames) -> Iterator[np.ndarray]:
-    """Yield all frames, each (H, W, 3), and hold few at a time."""
-    at, count = 0, 1
-    while at < frames.total:
-        read = frames.read(torch.arange(at, min(at + count, frames.total))).numpy()
-        yield from read
-        at += len(read)
-        count = max(CHUNK_BYTES // read[0].nbytes, 1)
+    """Yield all frames, each (H, W, 3), and hold few at a time.
+
+    A file is decoded once from its start, since a reader of numbered frames seeks for each part that it reads.
+    """
+    if frames.source is None or Path(frames.source).is_dir():
+        for number in range(frames.total):
+            yield from frames.read(torch.tensor([number])).numpy()
+        return
+    with av.open(frames.source) as container:
+        for frame in container.decode(container.streams.best('video')):
+            yield np.rot90(frame.to_ndarray(format='rgb24'), frame.rotation // 90 % 4)

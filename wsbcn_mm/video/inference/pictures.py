@@ -124,7 +124,7 @@ def annotate(result: WindowsResult, frames: Frames, path: Path) -> None:
             picture = labelled(picture, scores, clock(number / result.fps))
             if number == 0:
                 stream.height, stream.width = picture.shape[:2]
-            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format='rgb24')):
+            for packet in stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format='rgb24')):
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)
