@@ -29,7 +29,7 @@ NO_VIDEOS = (
     *('.py', '.ipynb', '.sh', '.bat', '.m', '.mat', '.npy', '.npz', '.pkl', '.pickle', '.pt', '.pth', '.h5', '.hdf5'),
     *('.zip', '.tar', '.gz', '.tgz', '.bz2', '.xz', '.7z', '.rar', '.part', '.partial', '.crdownload', '.tmp', '.db'),
 )
-"""Suffixes that never mean a video. FFmpeg opens some of them all the same: a text becomes a film of its letters."""
+"""Suffixes that never mean a video. FFmpeg opens some of them anyway: a text becomes a film of its letters."""
 
 
 def files_below(folder: Path) -> list[Path]:

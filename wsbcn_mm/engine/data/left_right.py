@@ -48,7 +48,7 @@ def directed(classes: Sequence[str]) -> list[str]:
 
 
 def unpaired(classes: Sequence[str]) -> list[str]:
-    """Return the class names with a direction whose mirror image is no class, or whose direction is not understood."""
+    """Return the class names with a direction that is not understood or whose mirror image is not a class."""
     return [classes[label] for label, other in enumerate(mirror_labels(classes)) if other is None]
 
 

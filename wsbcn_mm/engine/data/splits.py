@@ -20,7 +20,7 @@ def stratified_split(
         labels: Class of each sample.
         sources: What each sample was cut from; different names where all samples are independent.
         shares: Share of the samples of each split but 'train', such as {'val': 0.2}.
-        seed: Of the random order.
+        seed: Seed of the random order.
 
     Raises:
         ValueError: For shares that are negative or leave nothing for training.

@@ -27,7 +27,7 @@ EAST_ASIAN = 0x2E80
 """First character that the font of matplotlib lacks."""
 
 EAST_ASIAN_FONTS = ('NotoSansCJK-Regular.ttc', 'wqy-zenhei.ttc', 'wqy-microhei.ttc', 'msyh.ttc', 'PingFang.ttc')
-"""Of operating systems, looked for where class names need them."""
+"""Fonts of operating systems, looked for where class names need them."""
 
 
 def font(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

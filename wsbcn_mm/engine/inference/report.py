@@ -16,7 +16,7 @@ class Report:
 
     Args:
         folder: Where they go, made if missing; files of these names are overwritten.
-        columns: Of the table.
+        columns: Columns of the table.
         facts: What the JSON says before the results.
     """
 

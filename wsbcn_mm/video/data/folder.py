@@ -29,7 +29,7 @@ from .manifest import MANIFEST
 SPLIT_FILE = 'split.csv'
 CLASS_FILE = 'classes.txt'
 COLUMNS = ('path', 'label', 'split')
-"""Of `SPLIT_FILE`."""
+"""Columns of `SPLIT_FILE`."""
 
 
 class FolderClip(NamedTuple):

@@ -18,13 +18,13 @@ FRAMES, COLUMNS = 8, 6
 
 ROWS = 3
 FRAME_WIDTH = 192
-"""Of a frame in a picture, pixels."""
+"""Width of a frame in a picture, pixels."""
 
 SHOWN = 5
 """Classes with their scores."""
 
 VIDEO_WIDTH = 1280
-"""Of an annotated video at most, pixels."""
+"""Greatest width of an annotated video, pixels."""
 
 
 def strip(result: ClipResult) -> np.ndarray:
