@@ -1,25 +1,7 @@
-# DeepLabV3+ at output stride 8: mmsegmentation's Cityscapes model.
-_base_ = './deeplab.py'
+# DeepLabV3+ at output stride 8: mmsegmentation's Cityscapes model. It adds a decoder to `deeplabv3-d8.py`.
+_base_ = './deeplabv3-d8.py'
 model = dict(
-    backbone=dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)),
     decode_head=dict(
         type='DeepLabV3PlusHead',
-        channels=512,
         c1_in_channels=256,
-        c1_channels=64,  # 48 in mmseg; with 64, 32 groups divide it and the width of the decoder's input
-        dilations=(1, 12, 24, 36),
-        dropout_ratio=0.1,
-        num_classes=19,
-        align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)),
-    auxiliary_head=dict(
-        type='FCNHead',
-        in_channels=1024,
-        in_index=2,
-        channels=256,
-        num_convs=1,
-        concat_input=False,
-        dropout_ratio=0.1,
-        num_classes=19,
-        align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4)))
+        c1_channels=64))  # 48 in mmseg; with 64, 32 groups divide it and the width of the decoder's input
