@@ -1,10 +1,11 @@
-"""Messages name the missing file and the nearest existing name."""
+"""Messages name the missing file and the nearest existing name; hashes are those of the bytes."""
 
+import hashlib
 import re
 
 import pytest
 
-from wsbcn_mm.engine.files import missing, require, some
+from wsbcn_mm.engine.files import missing, require, sha256, some
 
 
 def test_an_existing_path_passes(tmp_path):
@@ -32,3 +33,9 @@ def test_without_a_similar_name_the_last_existing_folder_is_named(tmp_path):
 def test_many_names_are_counted():
     assert some(['a', 'b']) == 'a, b'
     assert some(map(str, range(9))) == '0, 1, 2 and 6 more'
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path):
+    data = bytes(range(256)) * 5000
+    (tmp_path / 'file').write_bytes(data)
+    assert sha256(tmp_path / 'file') == hashlib.sha256(data).hexdigest()

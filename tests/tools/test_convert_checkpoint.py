@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.tools.tiny_runs import ROOT, options, recipe, run_tool
-from wsbcn_mm.engine.checkpoint.reading import read_checkpoint, sha256
+from wsbcn_mm.engine.checkpoint.reading import read_checkpoint
+from wsbcn_mm.engine.files import sha256
 
 
 def convert(*arguments):

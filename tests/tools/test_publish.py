@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from tests.tools.tiny_runs import METRIC, options, recipe, run_tool
 from wsbcn_mm.engine.checkpoint.publishing import publish
-from wsbcn_mm.engine.checkpoint.reading import read_checkpoint, sha256
+from wsbcn_mm.engine.checkpoint.reading import read_checkpoint
+from wsbcn_mm.engine.files import sha256
 
 
 @pytest.fixture(scope='module')

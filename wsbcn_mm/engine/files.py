@@ -1,7 +1,8 @@
-"""Write files atomically, and name missing files together with the nearest existing name."""
+"""Write files atomically, hash them, and name missing files together with the nearest existing name."""
 
 import difflib
 import errno
+import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -103,3 +104,12 @@ def some(names: Iterable[str]) -> str:
     listed = list(names)
     more = f' and {len(listed) - SHOWN} more' if len(listed) > SHOWN else ''
     return ', '.join(listed[:SHOWN]) + more
+
+
+def sha256(path: str | Path) -> str:
+    """Return the hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with Path(path).open('rb') as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,6 +1,5 @@
 """Checkpoints are read without running code in them; damage is reported."""
 
-import hashlib
 import re
 from zipfile import ZipFile
 
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 
 from wsbcn_mm.engine.checkpoint.damage import DamagedCheckpointError
-from wsbcn_mm.engine.checkpoint.reading import read_checkpoint, sha256
+from wsbcn_mm.engine.checkpoint.reading import read_checkpoint
 from wsbcn_mm.engine.checkpoint.writing import write_checkpoint
 
 STATE = {'conv1.weight': torch.arange(24.0).view(4, 2, 3, 1).transpose(0, 1), 'bn1.bias': torch.ones(4)}
@@ -117,9 +116,3 @@ def test_safetensors_without_the_package_names_the_install_command(tmp_path, mon
         read_checkpoint(tmp_path / 'weights.safetensors')
     with pytest.raises(ImportError, match='need the package safetensors'):
         write_checkpoint(tmp_path / 'out.safetensors', STATE, META)
-
-
-def test_sha256_is_that_of_the_bytes(tmp_path):
-    data = bytes(range(256)) * 5000
-    (tmp_path / 'file').write_bytes(data)
-    assert sha256(tmp_path / 'file') == hashlib.sha256(data).hexdigest()

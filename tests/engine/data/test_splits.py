@@ -1,12 +1,13 @@
 """Splits at random: evenly by class, together by source, the same for the same seed."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsbcn_mm.engine.data.splits import sources_by, sources_in_two_splits, stratified_split
+from wsbcn_mm.engine.data.splits import content_in_two_splits, sources_by, sources_in_two_splits, stratified_split
 
 
 def names(count: int) -> list[str]:
@@ -65,3 +66,13 @@ def test_sources_by_a_pattern() -> None:
     )
     with pytest.raises(ValueError, match=r"^group_by='\(': a regular expression is accepted \("):
         sources_by('(', ['a'])
+
+
+def test_equal_content_counts_only_between_splits_and_between_files(tmp_path: Path) -> None:
+    contents = {'a': b'one', 'b': b'one', 'c': b'two', 'd': b'two', 'e': b'longer', 'f': b'four'}
+    for name, data in contents.items():
+        (tmp_path / name).write_bytes(data)
+    splits = {'a': 'train', 'b': 'val', 'c': 'train', 'd': 'train', 'e': 'val', 'f': 'train'}
+    files = [(split, name, len(contents[name])) for name, split in splits.items()]
+    assert content_in_two_splits(tmp_path, files) == ['a = b']
+    assert content_in_two_splits(tmp_path, [*files, ('test', 'f', 4)]) == ['a = b']  # one file, listed twice

@@ -7,8 +7,9 @@ from mmengine.registry import MODELS, init_default_scope
 
 from ...surgery.checkpoint_import import SOURCES, import_checkpoint, without_time
 from ...surgery.fingerprint import fingerprint
+from ..files import sha256
 from .plain_state import to_plain
-from .reading import read_checkpoint, sha256
+from .reading import read_checkpoint
 from .writing import refuse_existing, write_checkpoint
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from mmengine.config import Config
 
+from ..files import sha256
 from .class_guard import class_list_in
-from .reading import read_checkpoint, sha256
+from .reading import read_checkpoint
 from .writing import refuse_existing, write_checkpoint
 
 OF_THE_RUN = ('experiment_name', 'load_from', 'launcher', 'resume', 'work_dir')

@@ -1,6 +1,5 @@
 """Read checkpoints of unknown origin without running code in them."""
 
-import hashlib
 import json
 import struct
 from importlib.util import find_spec
@@ -160,12 +159,3 @@ def _from_json(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
-
-
-def sha256(path: str | Path) -> str:
-    """Return the hexadecimal SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with Path(path).open('rb') as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

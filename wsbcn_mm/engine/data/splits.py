@@ -3,7 +3,10 @@
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from ..files import sha256
 
 TRAIN = 'train'
 
@@ -90,3 +93,27 @@ def sources_in_two_splits(splits: Sequence[str], sources: Sequence[str]) -> list
     for split, source in zip(splits, sources, strict=True):
         where[source].add(split)
     return [f'{source} ({" and ".join(sorted(names))})' for source, names in where.items() if len(names) > 1]
+
+
+def content_in_two_splits(root: Path, files: Iterable[tuple[str, str, int]]) -> list[str]:
+    """Return 'path = other path' for each content that several files in several splits have.
+
+    Only files of equal size in different splits are read.
+
+    Args:
+        root: The folder that the paths are in.
+        files: Split, path and size in bytes of each file.
+    """
+    by_size = defaultdict(list)
+    for split, path, size in files:
+        by_size[size].append((split, path))
+    by_content = defaultdict(list)
+    for same in by_size.values():
+        if len({split for split, _ in same}) > 1:
+            for split, path in same:
+                by_content[sha256(root / path)].append((split, path))
+    return [
+        ' = '.join(path for _, path in same[:2])
+        for same in by_content.values()
+        if len({split for split, _ in same}) > 1 and len({path for _, path in same}) > 1
+    ]

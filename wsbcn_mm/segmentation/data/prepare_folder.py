@@ -5,17 +5,22 @@ has changed since.
 """
 
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rich.console import Console
 
-from ...engine.checkpoint.reading import sha256
 from ...engine.data.file_kinds import IMAGES, counted, files_below, suffix_of
 from ...engine.data.preparation import print_report, progress_bar
-from ...engine.data.splits import check_shares, sources_by, sources_in_two_splits, stratified_split
+from ...engine.data.splits import (
+    check_shares,
+    content_in_two_splits,
+    sources_by,
+    sources_in_two_splits,
+    stratified_split,
+)
 from ...engine.files import nearest, some, update_atomically
 from .class_list import CLASS_FILE, IGNORE, ClassList, load_class_list
 from .folder import Found, Place, check_headers, find_splits, key_of, pair_files, unused_files
@@ -100,7 +105,11 @@ def prepare_segmentation_folder(
     problems += _in_two_splits(files)
     if group_by:
         problems += _leaks(places, found, group_by)
-    notes += _same_content(root, files)
+    equal = content_in_two_splits(
+        root, ((split, entry['image'], entry['stamps'][0][0]) for split, entries in files.items() for entry in entries)
+    )
+    if equal:
+        notes.append(f'{len(equal)} images have the same content in two splits: {some(equal)}')
     lines = [f'{len(classes.names)} classes, in the order of {CLASS_FILE}']
     for split, entries in files.items():
         lines += _describe(split, entries, classes)
@@ -264,23 +273,3 @@ def _leaks(places: Mapping[str, Place], found: Mapping[str, Found], group_by: st
     where = [(split, key_of(pair.image, places[split])) for split, one in found.items() for pair in one.pairs]
     shared = sources_in_two_splits([split for split, _ in where], sources_by(group_by, [key for _, key in where]))
     return [f'{len(shared)} sources of group_by={group_by!r} are in two splits: {some(shared)}'] if shared else []
-
-
-def _same_content(root: Path, files: Mapping[str, Sequence[dict]]) -> list[str]:
-    """Return a note for images of two splits whose files are equal."""
-    by_size = defaultdict(list)
-    for split, entries in files.items():
-        for entry in entries:
-            by_size[entry['stamps'][0][0]].append((split, entry['image']))
-    by_content = defaultdict(list)
-    for same in by_size.values():
-        if len({split for split, _ in same}) > 1:
-            for split, image in same:
-                by_content[sha256(root / image)].append((split, image))
-    equal = []
-    for same in by_content.values():
-        splits, images = ({entry[side] for entry in same} for side in (0, 1))
-        if len(splits) > 1 and len(images) > 1:
-            equal.append(same)
-    shown = some(' = '.join(image for _, image in same[:2]) for same in equal)
-    return [f'{len(equal)} images have the same content in two splits: {shown}'] if equal else []

@@ -7,10 +7,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ...engine.checkpoint.reading import sha256
 from ...engine.data.file_kinds import IMAGES, VIDEOS, counted, suffix_of
 from ...engine.data.preparation import print_report
-from ...engine.data.splits import check_shares, sources_by, sources_in_two_splits, stratified_split
+from ...engine.data.splits import (
+    check_shares,
+    content_in_two_splits,
+    sources_by,
+    sources_in_two_splits,
+    stratified_split,
+)
 from ...engine.files import some, update_atomically
 from .annotations import load_classes
 from .folder import CLASS_FILE, SPLIT_FILE, FolderClip, Listing, format_split, list_folder, read_split
@@ -76,7 +81,9 @@ def prepare_video_folder(
     if listing.skipped:
         hint = '; videos as folders of frames need a video file each' * bool(set(listing.skipped) & set(IMAGES))
         notes.append(f'skipped, no videos: {counted(listing.skipped)}{hint}')
-    notes += _same_content(root, rows)
+    equal = content_in_two_splits(root, ((row.split, row.path, row.bytes) for row in rows if row.status == OK))
+    if equal:
+        notes.append(f'{len(equal)} videos have the same content in two splits: {some(equal)}')
     stills = [row.path for row in rows if row.status == OK and row.frames == 1]
     if stills:
         notes.append(f'{len(stills)} videos have one frame only: {some(stills)}')
@@ -250,19 +257,3 @@ def _describe(rows: Sequence[ManifestRow], classes: Sequence[str]) -> list[str]:
 
 def _span(low: float, high: float) -> str:
     return f'{low:g}' if low == high else f'{low:g} to {high:g}'
-
-
-def _same_content(root: Path, rows: Sequence[ManifestRow]) -> list[str]:
-    """Return a note for videos of two splits whose files are equal."""
-    by_size = defaultdict(list)
-    for row in rows:
-        if row.status == OK:
-            by_size[row.bytes].append(row)
-    by_content = defaultdict(list)
-    for same in by_size.values():
-        if len({row.split for row in same}) > 1:
-            for row in same:
-                by_content[sha256(root / row.path)].append(row)
-    equal = [same for same in by_content.values() if len({row.split for row in same}) > 1]
-    shown = some(' = '.join(row.path for row in same[:2]) for same in equal)
-    return [f'{len(equal)} videos have the same content in two splits: {shown}'] if equal else []

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ...engine.checkpoint.reading import sha256
 from ...engine.data.archives import unpack
 from ...engine.data.file_kinds import counted
 from ...engine.data.preparation import print_report, progress_bar
-from ...engine.files import nearest, some, update_atomically, write_atomically
+from ...engine.files import nearest, sha256, some, update_atomically, write_atomically
 from .annotations import load_classes, load_path_label_lines
 from .inventory import Clip, describe, take_inventory
 from .kinetics_layout import (
